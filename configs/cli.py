@@ -1,0 +1,78 @@
+"""The command line that all programs share: config flags, exit codes, one message.
+
+Exit code 0: done. 2: the user's mistake, told in one message. 1: a fault, with its
+stack trace. An exception is the user's mistake when its class says `exit_code = 2`.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from configs import schema
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines `--config=configs/NAME.py` and `--config.FIELD=VALUE` for its fields."""
+    return config_flags.DEFINE_config_file(
+        "config", help_string="a file of configs/", lock_config=False
+    )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs `main` with absl's flags parsed; ends the process with the exit code."""
+    app.run(lambda _: _guard(main), flags_parser=_parse)
+
+
+def _guard(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except ValueError as error:
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code is None:
+            raise
+        _stop(str(error), exit_code)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    _check_config_fields(argv)
+    try:
+        remaining = flags.FLAGS(argv)
+        if len(remaining) > 1:
+            _stop(f"Only flags are understood. Received: {' '.join(remaining[1:])}")
+        if "config" in flags.FLAGS:
+            config: Any = flags.FLAGS["config"].value
+            if config is None:
+                _stop("--config=configs/NAME.py is missing.")
+            # A file that cannot be loaded is only reported when it is touched.
+            _ = config.data
+    except (flags.Error, OSError, AttributeError, TypeError, ValueError) as error:
+        _stop(_first_lines(error))
+    return remaining
+
+
+def _check_config_fields(argv: Sequence[str]) -> None:
+    """Names the nearest known field for each unknown `--config.FIELD`."""
+    known = list(schema.flatten(schema.Config()))
+    for argument in argv[1:]:
+        field = argument.split("=")[0].lstrip("-").removeprefix("no")
+        if not field.startswith("config."):
+            continue
+        field = field.removeprefix("config.")
+        if field not in known:
+            nearest = difflib.get_close_matches(field, known, n=1, cutoff=0)[0]
+            _stop(f"There is no config field `{field}`. Did you mean `{nearest}`?")
+
+
+def _first_lines(error: BaseException) -> str:
+    """The message without the trace that ml_collections puts into some."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if "Traceback" in str(error) else "\n".join(lines[:4])
+
+
+def _stop(message: str, exit_code: int = 2) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(exit_code)

@@ -1,0 +1,26 @@
+"""Fine-tunes DistilGPT2 (82M parameters) by its authors' recipe for WikiText-2.
+
+Command   make preprocess CONFIG=configs/distilgpt2.py INPUT=wiki.train.tokens \\
+              VALIDATION_INPUT=wiki.valid.tokens
+          make train CONFIG=configs/distilgpt2.py TPU=local
+Hardware  8 TPU cores: 8 replicas x microbatch 4
+"""
+
+from configs import schema
+
+
+def get_config() -> schema.Config:
+    return schema.Config(
+        data=schema.DataConfig(tokenizer="distilgpt2", detokenizer="wikitext"),
+        model=schema.ModelConfig(n_layer=6, initial_checkpoint="distilgpt2"),
+        optimizer=schema.OptimizerConfig(
+            name="adamw", learning_rate=2e-5, weight_decay=0.01
+        ),
+        training=schema.TrainingConfig(
+            global_batch_size=32,
+            microbatch_size=4,
+            num_epochs=6,
+            evaluation_interval=100,
+            checkpoint_interval=100,
+        ),
+    )

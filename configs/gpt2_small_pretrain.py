@@ -1,0 +1,30 @@
+"""Pretrains GPT-2 small (124M parameters) from random weights on a large corpus.
+
+Command   make preprocess CONFIG=configs/gpt2_small_pretrain.py INPUT='openwebtext/*'
+          make train CONFIG=configs/gpt2_small_pretrain.py TPU=NAME \\
+              DATA=gs://BUCKET/openwebtext WORKDIR=gs://BUCKET/run
+Hardware  a v3-128: 128 replicas x microbatch 4
+Expected  others report perplexity 21 on OpenWebText with this schedule, in 10 to 20
+          hours; it was not run here
+"""
+
+from configs import schema
+
+
+def get_config() -> schema.Config:
+    return schema.Config(
+        # 16 hosts read 16 shards each.
+        data=schema.DataConfig(tokenizer="gpt2", num_shards=256),
+        model=schema.ModelConfig(n_layer=12, n_head=12, n_embd=768, n_positions=1024),
+        optimizer=schema.OptimizerConfig(
+            name="adafactor", learning_rate=1e-4, warmup_steps=10_000
+        ),
+        training=schema.TrainingConfig(
+            global_batch_size=512,
+            microbatch_size=4,
+            num_steps=100_000,
+            evaluation_interval=5_000,
+            checkpoint_interval=1_000,
+            steps_per_execution=100,
+        ),
+    )

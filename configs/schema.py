@@ -1,0 +1,260 @@
+"""What a run is: dataclasses, one per concern, and the checks between their fields.
+
+Nothing here imports TensorFlow: a config loads in milliseconds. Every file of this
+folder builds one `Config`; `configs/cli.py` turns its fields into flags
+(`--config.optimizer.learning_rate=3e-4`).
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Optional
+
+
+class ConfigError(ValueError):
+    """The user's configuration cannot work; the message says what to change."""
+
+    exit_code = 2
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """What is tokenized, and how it becomes records."""
+
+    # Files, folders or globs, separated by commas, or `builtin:python_docs`.
+    input: str = ""
+    # Where the validation split comes from; empty: a share of `input`.
+    validation_input: str = ""
+    # Share of the documents held out, chosen by a hash of each document.
+    # None: 1 % of an input of 100 MB or more, 10 % of a smaller one. 0: no split.
+    validation_fraction: Optional[float] = None
+    # In plain text a document is a whole "file", a "line", or a "paragraph" (what
+    # stands between blank lines). JSONL has one document a line.
+    document: str = "file"
+    # The JSONL field that holds the text.
+    text_field: str = "text"
+    # "wikitext" undoes WikiText's tokenization (" @-@ " becomes "-").
+    detokenizer: str = "none"
+    # A Hugging Face name, a folder, or "train": a byte-level BPE of `vocab_size` ids
+    # learnt from the training documents.
+    tokenizer: str = "gpt2"
+    vocab_size: int = 50257
+    # "packed": the corpus is one stream of tokens, cut every `sequence_length`.
+    mode: str = "packed"
+    sequence_length: int = 1024
+    # Order of the training records on disk.
+    seed: int = 0
+    # Shards of a split; 0: one per 128 MiB, at least 8. A pod needs one per host.
+    num_shards: int = 0
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The network. The shape below is ignored when a checkpoint brings its own."""
+
+    architecture: str = "gpt2"
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_positions: int = 1024
+    # A Hugging Face folder or name to start from; empty: random weights.
+    initial_checkpoint: str = ""
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The update rule and the learning rate over the run."""
+
+    name: str = "adafactor"
+    learning_rate: float = 5e-5
+    # After the warmup: "linear" or "cosine" to `final_learning_rate` at the last step,
+    # "inverse_sqrt" (peak x sqrt(warmup / step)), or "constant". "relative_step" has no
+    # warmup: min(learning_rate, 1 / sqrt(step)), with 1e-2 in Adafactor's paper.
+    schedule: str = "linear"
+    final_learning_rate: float = 0.0
+    # The warmup takes `warmup_steps`, or, where that is 0, this share of all steps.
+    warmup_fraction: float = 0.1
+    warmup_steps: int = 0
+    # Momentum. None: off for adafactor and sgd, 0.9 for adamw.
+    beta_1: Optional[float] = None
+    # AdamW's second moment. Adafactor's decay is 1 - step^-0.8.
+    beta_2: float = 0.999
+    # Decoupled; biases and layer norms are spared.
+    weight_decay: float = 0.0
+    # Bound on the gradient's global norm; 0: none.
+    clip_norm: float = 0.0
+    # Adafactor: scale each update by the RMS of what it updates.
+    parameter_scale: bool = False
+
+
+@dataclasses.dataclass
+class TrainingConfig:
+    """Batches, length, numerics. A step is an optimizer update."""
+
+    # global_batch_size = microbatch_size x num_replicas x accumulation_steps
+    global_batch_size: int = 8
+    # Sequences that one replica holds at once. The rest is accumulated.
+    microbatch_size: int = 1
+    num_epochs: float = 1.0
+    # Overrides num_epochs where it is not 0.
+    num_steps: int = 0
+    seed: int = 0
+    # "bfloat16": matrix products in bfloat16; weights, optimizer, loss in float32.
+    precision: str = "bfloat16"
+    dropout: float = 0.1
+    # Steps between two evaluations (0: only before the first and after the last step).
+    evaluation_interval: int = 0
+    # Steps between two checkpoints (0: only after the last step).
+    checkpoint_interval: int = 0
+    # How many checkpoints stay.
+    keep_last: int = 2
+    # Steps that the device makes before the host looks again; also the interval of
+    # the metrics. Divides the two intervals above.
+    steps_per_execution: int = 10
+
+
+@dataclasses.dataclass
+class Config:
+    """A whole run: `data_pipeline` reads `data`, `trainer` reads the rest."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+
+
+_CHOICES = {
+    "data.document": ("file", "line", "paragraph"),
+    "data.detokenizer": ("none", "wikitext"),
+    "data.mode": ("packed",),
+    "model.architecture": ("gpt2",),
+    "optimizer.name": ("adafactor", "adamw", "sgd"),
+    "optimizer.schedule": (
+        "linear",
+        "cosine",
+        "inverse_sqrt",
+        "constant",
+        "relative_step",
+    ),
+    "training.precision": ("float32", "bfloat16"),
+}
+# Field -> smallest and largest value allowed; None is open.
+_RANGES: dict[str, tuple[float, Optional[float]]] = {
+    "data.sequence_length": (2, None),
+    "data.vocab_size": (257, None),
+    "data.num_shards": (0, 99_999),
+    "data.validation_fraction": (0, 0.9),
+    "model.n_layer": (1, None),
+    "model.n_head": (1, None),
+    "model.n_embd": (1, None),
+    "model.n_positions": (2, None),
+    "optimizer.learning_rate": (0, None),
+    "optimizer.final_learning_rate": (0, None),
+    "optimizer.warmup_fraction": (0, 1),
+    "optimizer.warmup_steps": (0, None),
+    "optimizer.beta_1": (0, 0.9999),
+    "optimizer.beta_2": (0, 0.99999),
+    "optimizer.weight_decay": (0, None),
+    "optimizer.clip_norm": (0, None),
+    "training.global_batch_size": (1, None),
+    "training.microbatch_size": (1, None),
+    "training.num_epochs": (0, None),
+    "training.num_steps": (0, None),
+    "training.dropout": (0, 0.9),
+    "training.evaluation_interval": (0, None),
+    "training.checkpoint_interval": (0, None),
+    "training.keep_last": (1, None),
+    "training.steps_per_execution": (1, None),
+}
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Returns {"data.input": …, "model.n_layer": …} in the order of the fields."""
+    return {
+        f"{concern}.{field}": value
+        for concern, fields in dataclasses.asdict(config).items()
+        for field, value in fields.items()
+    }
+
+
+def from_dict(values: dict[str, dict[str, Any]]) -> Config:
+    """Rebuilds what `dataclasses.asdict` made of a Config.
+
+    Raises:
+      ConfigError: a field is there that this version does not know.
+    """
+    try:
+        return Config(
+            data=DataConfig(**values["data"]),
+            model=ModelConfig(**values["model"]),
+            optimizer=OptimizerConfig(**values["optimizer"]),
+            training=TrainingConfig(**values["training"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"The stored config is not of this version of gpt2-tpu: {error}."
+        ) from error
+
+
+def validate(config: Config) -> None:
+    """Checks every field and every rule between fields.
+
+    Raises:
+      ConfigError: lists all problems at once, each with what to change.
+    """
+    problems = list(_problems(config))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _problems(config: Config) -> Iterator[str]:
+    values = flatten(config)
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            yield (
+                f"`{name}` must be one of {', '.join(choices)}. "
+                f"Received: {values[name]!r}."
+            )
+    for name, (low, high) in _RANGES.items():
+        value = values[name]
+        if value is None:
+            continue
+        if not (low <= value and (high is None or value <= high)):
+            bound = f"at least {low}" if high is None else f"from {low} to {high}"
+            yield f"`{name}` must be {bound}. Received: {value}."
+
+    data, model, training = config.data, config.model, config.training
+    if not model.initial_checkpoint:
+        if data.sequence_length > model.n_positions:
+            yield (
+                "`data.sequence_length` must not exceed `model.n_positions`. Received: "
+                f"{data.sequence_length} > {model.n_positions}. Lower the first or "
+                "raise the second."
+            )
+        if model.n_head > 0 and model.n_embd % model.n_head:
+            yield (
+                "`model.n_embd` must be a multiple of `model.n_head`. Received: "
+                f"{model.n_embd} and {model.n_head}."
+            )
+    if training.microbatch_size > 0:
+        lower = training.global_batch_size // training.microbatch_size
+        if training.global_batch_size % training.microbatch_size:
+            nearest = training.microbatch_size * max(lower, 1)
+            yield (
+                "`training.global_batch_size` must be a multiple of "
+                "`training.microbatch_size`. Received: "
+                f"{training.global_batch_size} and {training.microbatch_size}. "
+                f"Use {nearest} or {nearest + training.microbatch_size}."
+            )
+    if training.num_epochs <= 0 and training.num_steps <= 0:
+        yield (
+            "`training.num_epochs` or `training.num_steps` must be positive. "
+            f"Received: {training.num_epochs} and {training.num_steps}."
+        )
+    for name in ("evaluation_interval", "checkpoint_interval"):
+        interval = getattr(training, name)
+        if training.steps_per_execution > 0 and interval % training.steps_per_execution:
+            yield (
+                f"`training.{name}` must be a multiple of "
+                f"`training.steps_per_execution`. Received: {interval} and "
+                f"{training.steps_per_execution}. Change either."
+            )

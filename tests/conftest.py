@@ -1,0 +1,139 @@
+"""What several test files need: CPU devices, tiny datasets and models, real text."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from transformers import GPT2Config
+
+from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
+from tfrecords import manifest, order, schema, writer
+from trainer import model
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+VOCABULARY_SIZE = 97
+
+# Before TensorFlow starts: strategies of 1 to 8 replicas in one process.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 8,
+)
+
+
+def shared(path: str) -> str:
+    """A file of shared/data; skips the test where it is absent."""
+    if not (SHARED_DATA / path).exists():
+        pytest.skip(f"shared/data/{path} is not on this machine")
+    return str(SHARED_DATA / path)
+
+
+def run_program(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs `python -m module` as a user would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def write_dataset(
+    folder: pathlib.Path,
+    *,
+    train_tokens: np.ndarray,
+    validation_tokens: np.ndarray,
+    sequence_length: int,
+    num_shards: int = 3,
+) -> manifest.Manifest:
+    """Writes a dataset from given tokens, in stored order, padding the last record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = schema.token_dtype(VOCABULARY_SIZE)
+    splits = {}
+    for name, tokens in (("train", train_tokens), ("validation", validation_tokens)):
+        records = []
+        for start in range(0, len(tokens), sequence_length):
+            row = tokens[start : start + sequence_length].astype(dtype)
+            length = None if len(row) == sequence_length else len(row)
+            row = np.pad(row, (0, sequence_length - len(row)))
+            records.append(schema.serialize(row, length))
+        shards, begin = [], 0
+        for index, size in enumerate(order.shard_sizes(len(records), num_shards)):
+            path = str(folder / manifest.shard_name(name, index, num_shards))
+            shards.append(writer.write_shard(path, records[begin : begin + size]))
+            begin += size
+        splits[name] = manifest.Split(
+            documents=1,
+            words=len(tokens) // 2,
+            bytes=len(tokens) * 3,
+            tokens=len(tokens),
+            shards=tuple(shards),
+        )
+    result = manifest.Manifest(
+        format_version=schema.FORMAT_VERSION,
+        sequence_length=sequence_length,
+        token_dtype=dtype.name,
+        vocabulary_size=VOCABULARY_SIZE,
+        end_of_text_id=0,
+        tokenizer_fingerprint="0" * 64,
+        mode="packed",
+        config={},
+        splits=splits,
+    )
+    (folder / manifest.FILE_NAME).write_text(manifest.to_json(result))
+    return result
+
+
+@pytest.fixture
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 29 * 8 + 3)
+
+
+@pytest.fixture
+def dataset(tmp_path, tokens):
+    """(folder, manifest): 30 records of 8 in 3 shards, the last with 3 real tokens."""
+    folder = tmp_path / "dataset"
+    written = write_dataset(
+        folder,
+        train_tokens=tokens,
+        validation_tokens=tokens[:83],
+        sequence_length=8,
+    )
+    (folder / "tokenizer").mkdir()
+    return folder, written
+
+
+def tiny_model(seed: int = 0, **overrides):
+    """A GPT-2 whose every weight is random, biases and layer norms included."""
+    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16, **overrides}
+    gpt2 = model.from_shape(GPT2Config(vocab_size=VOCABULARY_SIZE, **shape))
+    model.initialize(gpt2, seed)
+    for index, variable in enumerate(gpt2.trainable_variables):
+        noise = tf.random.stateless_normal(variable.shape, [seed, index], stddev=0.1)
+        variable.assign_add(noise)
+    return gpt2
+
+
+def tiny_config(**training) -> Config:
+    return Config(
+        data=DataConfig(sequence_length=8),
+        model=ModelConfig(n_layer=1, n_head=2, n_embd=16, n_positions=16),
+        training=TrainingConfig(
+            **{
+                "global_batch_size": 4,
+                "microbatch_size": 2,
+                "precision": "float32",
+                "steps_per_execution": 1,
+                **training,
+            }
+        ),
+    )

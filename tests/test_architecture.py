@@ -1,0 +1,116 @@
+"""The house's rules: who may import whom, and how files are written."""
+
+import ast
+import pathlib
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGES = ("configs", "tfrecords", "data_pipeline", "trainer")
+MAY_IMPORT = {
+    "configs": {"configs"},
+    "tfrecords": {"tfrecords"},
+    "data_pipeline": {"data_pipeline", "configs", "tfrecords"},
+    "trainer": {"trainer", "configs", "tfrecords"},
+}
+# Inside trainer, a module imports its own layer or a lower one; entry points import
+# no other entry point.
+ENTRY_POINTS = {"train", "evaluate", "generate"}
+MIDDLE = {
+    "task",
+    "checkpoint",
+    "callbacks",
+    "strategy",
+    "scoring",
+    "sampling",
+    "metrics",
+    "summary",
+    "pretrained",
+    "optimizer",
+}
+BASE = {"model", "forward", "adafactor", "schedule"}
+
+
+def modules() -> list[pathlib.Path]:
+    return [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Full names of our modules that a file imports, wherever the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found.add(str(node.module))
+    names = {module_name(p) for p in modules()} | set(PACKAGES)
+    return {name for name in found if name in names}
+
+
+def module_name(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def test_packages_import_only_what_they_may():
+    for path in modules():
+        package = path.relative_to(ROOT).parts[0]
+        used = {name.split(".")[0] for name in imports(path)}
+        assert used <= MAY_IMPORT[package], f"{path} imports {used}"
+
+
+def test_the_trainer_is_layered():
+    layers = dict.fromkeys(ENTRY_POINTS, 2)
+    layers |= dict.fromkeys(MIDDLE, 1) | dict.fromkeys(BASE, 0)
+    for path in (ROOT / "trainer").glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        for name in imports(path):
+            package, _, module = name.partition(".")
+            if package != "trainer" or not module:
+                continue
+            assert layers[module] <= layers[path.stem], f"{path.stem} -> {module}"
+            assert module not in ENTRY_POINTS, f"{path.stem} -> {module}"
+
+
+def test_no_cycles():
+    graph = {module_name(path): imports(path) for path in modules()}
+    done, active = set(), []
+
+    def visit(name):
+        assert name not in active, f"cycle: {active} -> {name}"
+        if name in done or name not in graph:
+            return
+        active.append(name)
+        for other in graph[name]:
+            visit(other)
+        done.add(active.pop())
+
+    for name in graph:
+        visit(name)
+
+
+@pytest.mark.parametrize("package", ["configs", "data_pipeline"])
+def test_configs_and_preprocessing_do_without_tensorflow(package):
+    for path in (ROOT / package).glob("*.py"):
+        assert "import tensorflow" not in path.read_text(), path
+
+
+def test_only_strategy_names_hardware():
+    for path in (ROOT / "trainer").glob("*.py"):
+        if path.stem == "strategy":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert "TPU" not in node.attr, path
+                assert "MirroredStrategy" not in node.attr, path
+
+
+def test_packages_have_empty_inits_and_no_asserts():
+    for path in modules():
+        if path.stem == "__init__":
+            assert path.read_text() == "", path
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.Assert), f"{path}: assert in product code"

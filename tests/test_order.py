@@ -1,0 +1,90 @@
+"""The reading order: a pure function, a permutation, the same for any hosts."""
+
+import numpy as np
+import pytest
+
+from tfrecords import order
+
+
+def read(sizes, phases):
+    """NumPy oracle of how a reader walks the phases: (shard, record) pairs."""
+    result = []
+    for phase in phases:
+        taken = np.zeros(len(phase.shard), int)
+        while (taken < phase.count).any():
+            for row, shard in enumerate(phase.shard):
+                if taken[row] < phase.count[row]:
+                    record = phase.first[row] + taken[row] * phase.stride
+                    result.append((int(shard), int(record % sizes[shard])))
+                    taken[row] += 1
+    return result
+
+
+def epoch_order(sizes, epoch, seed=3, **kwargs):
+    return read(sizes, order.epoch_phases(sizes, epoch=epoch, seed=seed, **kwargs))
+
+
+def test_permutation_is_a_permutation_and_is_fixed_forever():
+    found = order.permutation(10, 7, 2)
+    assert sorted(found) == list(range(10))
+    # These values are part of the format: a change would reorder everybody's data.
+    assert found.tolist() == [3, 8, 2, 4, 9, 0, 6, 7, 1, 5]
+
+
+def test_permutation_depends_on_each_part_of_the_key():
+    orders = {
+        tuple(order.permutation(20, *key)) for key in [(1, 2), (2, 1), (1,), (0,)]
+    }
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("num_records", [1, 5, 16, 17, 23])
+@pytest.mark.parametrize("num_shards", [1, 3, 4])
+def test_an_epoch_holds_each_record_once(num_records, num_shards):
+    if num_shards > num_records:
+        pytest.skip("preprocessing writes no empty shard")
+    sizes = order.shard_sizes(num_records, num_shards)
+    everything = [(s, r) for s in range(num_shards) for r in range(sizes[s])]
+    epochs = [epoch_order(sizes, epoch) for epoch in range(4)]
+    for records in epochs:
+        assert sorted(records) == everything
+    if num_records > 5:
+        assert len({tuple(records) for records in epochs}) == 4
+
+
+@pytest.mark.parametrize("num_shards", [1, 4, 6])
+@pytest.mark.parametrize("num_hosts", [1, 2, 3, 4, 8])
+def test_hosts_take_turns_in_one_stream(num_shards, num_hosts):
+    sizes = order.shard_sizes(29, num_shards)
+    stream = [r for epoch in range(3) for r in epoch_order(sizes, epoch)]
+    for host in range(num_hosts):
+        mine = [
+            record
+            for epoch in range(3)
+            for record in epoch_order(
+                sizes, epoch, host_index=host, num_hosts=num_hosts
+            )
+        ]
+        assert mine == stream[host::num_hosts]
+
+
+def test_a_host_opens_only_its_part_of_the_shards():
+    sizes = order.shard_sizes(64, 8)
+    shards = [
+        {s for s, _ in epoch_order(sizes, 1, host_index=host, num_hosts=4)}
+        for host in range(4)
+    ]
+    assert all(len(mine) == 2 for mine in shards)
+    assert set.union(*shards) == set(range(8))
+
+
+@pytest.mark.parametrize("start", range(30))
+def test_starting_anywhere_equals_skipping(start):
+    sizes = order.shard_sizes(29, 4)
+    for hosts in (1, 2, 3):
+        for host in range(hosts):
+            kwargs = {"host_index": host, "num_hosts": hosts}
+            whole = epoch_order(sizes, 2, **kwargs)
+            # Of the records before `start` this host read its own.
+            before = sum((2 * 29 + p) % hosts == host for p in range(start))
+            assert epoch_order(sizes, 2, start=start, **kwargs) == whole[before:]

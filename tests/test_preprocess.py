@@ -1,0 +1,346 @@
+"""The whole of preprocessing, on real text where it is there, in real processes."""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tokenizers
+
+from configs.schema import Config, DataConfig
+from data_pipeline import chunks, packing, preprocess, sources
+from data_pipeline.tokenizer import END_OF_TEXT, load_encoder
+from tests.conftest import ROOT, run_program, shared
+from tfrecords import manifest, schema
+
+LENGTH = 64
+SETTINGS = {
+    "tokenizer": "train",
+    "vocab_size": 500,
+    "sequence_length": LENGTH,
+    "num_shards": 3,
+    "seed": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Four files of documents in several scripts, one of them of many lines."""
+    folder = tmp_path_factory.mktemp("corpus")
+    generator = np.random.default_rng(0)
+    words = ["the", "tree", "Wörter", "語言", "🙂", "a", "(b)", "\tc", "don't", "1,000"]
+    for name, size in (("one", 40), ("two", 900), ("three", 3000), ("four", 5)):
+        lines = [
+            json.dumps({"text": " ".join(generator.choice(words, 20))})
+            for _ in range(size)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """So that a small corpus has many chunks."""
+    monkeypatch.setattr(preprocess, "_MIN_CHUNK_BYTES", 40_000)
+
+
+def run(corpus, output_dir, num_workers=1, **fields) -> manifest.Manifest:
+    config = Config(data=DataConfig(**{"input": str(corpus), **SETTINGS, **fields}))
+    return preprocess.preprocess(
+        preprocess.plan_job(config), str(output_dir), num_workers
+    )
+
+
+def hashes(folder: pathlib.Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def stored_records(folder, split) -> list[tuple[list[int], int]]:
+    """Reads the shards with TensorFlow's reader, in the order of the manifest."""
+    found = manifest.load(str(folder))
+    paths = [str(folder / shard.name) for shard in found.split(split).shards]
+    batches = tf.data.TFRecordDataset(paths).batch(64)
+    records = []
+    for serialized in batches:
+        parsed = schema.parse(
+            serialized, sequence_length=found.sequence_length, dtype=found.dtype
+        )
+        records += zip(
+            parsed["tokens"].numpy().tolist(), parsed["length"].numpy(), strict=True
+        )
+    return records
+
+
+def unshuffled_tokens(folder, split, seed) -> list[int]:
+    records = stored_records(folder, split)
+    stored = packing.stored_order(len(records), seed=seed, shuffle=split == "train")
+    in_order = [records[place] for place in np.argsort(stored)]
+    return [token for row, length in in_order for token in row[:length]]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
+    for workers in (1, 2, 5):
+        run(corpus, tmp_path / str(workers), num_workers=workers)
+    expected = hashes(tmp_path / "1")
+    assert "manifest.json" in expected
+    assert "train-00002-of-00003.tfrecord" in expected
+    assert not [name for name in expected if "work-" in name or "partial" in name]
+    assert hashes(tmp_path / "2") == expected
+    assert hashes(tmp_path / "5") == expected
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_no_token_is_lost(corpus, tmp_path):
+    """Shards, unshuffled, are the tokenizer's output for the corpus, document by
+    document, computed here without chunks, pieces or packing."""
+    written = run(corpus, tmp_path, num_workers=2)
+    encoder = load_encoder(str(tmp_path / "tokenizer"))
+    end = encoder.token_to_id(END_OF_TEXT)
+    expected = {"train": [], "validation": []}
+    counts = {"train": [0, 0, 0], "validation": [0, 0, 0]}
+    for path in sorted(corpus.iterdir()):
+        for line in path.read_text().splitlines():
+            text = json.loads(line)["text"]
+            split = chunks.split_of(text, 0.1)
+            expected[split] += [*encoder.encode(text).ids, end]
+            for index, number in enumerate((1, len(text.split()), len(text.encode()))):
+                counts[split][index] += number
+    for split, tokens in expected.items():
+        assert unshuffled_tokens(tmp_path, split, seed=7) == tokens
+        found = written.split(split)
+        assert [found.documents, found.words, found.bytes] == counts[split]
+        assert found.tokens == len(tokens)
+    # About a tenth of the documents is held out, and training is really shuffled.
+    assert 250 < written.split("validation").documents < 550
+    stored = [
+        t for row, length in stored_records(tmp_path, "train") for t in row[:length]
+    ]
+    assert stored != expected["train"]
+
+
+def test_real_text_of_many_scripts_round_trips(tmp_path):
+    names = [
+        shared("chinese/sanguo.jsonl"),
+        shared("recipes/howtocook_zh.jsonl"),
+        shared("recipes/based_cooking_en.jsonl"),
+    ]
+    corpus = ",".join(names)
+    written = run(corpus, tmp_path, num_workers=2, validation_fraction=0.0)
+    encoder = load_encoder(str(tmp_path / "tokenizer"))
+    end = encoder.token_to_id(END_OF_TEXT)
+    texts = [
+        json.loads(line)["text"]
+        for name in sorted(names)
+        for line in pathlib.Path(name).read_text().splitlines()
+    ]
+    tokens = unshuffled_tokens(tmp_path, "train", seed=7)
+    cuts = np.flatnonzero(np.array(tokens) == end)
+    decoded = [
+        encoder.decode(part[:-1]) for part in np.split(tokens, cuts + 1) if len(part)
+    ]
+    assert decoded == [text for text in texts if text.strip()]
+    assert list(written.splits) == ["train"]
+
+
+def test_gpt2_vocabulary_gives_gpt2_tokens(tmp_path):
+    vocabulary = os.path.dirname(shared("gpt2-vocabulary/vocab.json"))
+    text = shared("english/tinyshakespeare.txt")
+    written = run(text, tmp_path, tokenizer=vocabulary, validation_fraction=0.0)
+    assert (written.vocabulary_size, written.end_of_text_id) == (50257, 50256)
+    reference = tokenizers.ByteLevelBPETokenizer(
+        f"{vocabulary}/vocab.json", f"{vocabulary}/merges.txt"
+    )
+    expected = reference.encode(pathlib.Path(text).read_text()).ids
+    assert unshuffled_tokens(tmp_path, "train", seed=7) == [*expected, 50256]
+
+
+def test_text_cannot_inject_end_of_text(tmp_path):
+    (tmp_path / "a.txt").write_text(f"one {END_OF_TEXT} two " * 50)
+    written = run(tmp_path / "a.txt", tmp_path / "out", validation_fraction=0.0)
+    tokens = unshuffled_tokens(tmp_path / "out", "train", seed=7)
+    assert tokens.count(written.end_of_text_id) == 1
+    assert tokens[-1] == written.end_of_text_id
+
+
+def test_validation_input_is_a_split_of_its_own(corpus, tmp_path):
+    written = run(
+        corpus / "three.jsonl",
+        tmp_path,
+        validation_input=str(corpus / "one.jsonl"),
+    )
+    assert written.split("train").documents == 3000
+    assert written.split("validation").documents == 40
+
+
+def test_adding_documents_moves_none():
+    texts = [f"document {number}" for number in range(2000)]
+    small = {text for text in texts if chunks.split_of(text, 0.01) == "validation"}
+    large = {text for text in texts if chunks.split_of(text, 0.1) == "validation"}
+    assert small < large
+    assert 5 < len(small) < 50
+    assert 150 < len(large) < 250
+
+
+def test_the_order_of_the_input_list_does_not_matter(corpus, tmp_path):
+    names = [str(path) for path in sorted(corpus.iterdir())]
+    run(",".join(names), tmp_path / "a")
+    run(",".join(reversed(names)), tmp_path / "b")
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_finished_chunks_are_not_done_again(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "whole")
+    # Stop between the passes: all chunks are done, no shard is.
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "_plan_shards", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(corpus, tmp_path / "stopped")
+    (work,) = (tmp_path / "stopped").glob("work-*")
+    times = {path: path.stat().st_mtime_ns for path in work.glob("*.tokens")}
+    assert len(times) > 4
+
+    kept = {}
+
+    def keep_times(*arguments):
+        kept.update({path: path.stat().st_mtime_ns for path in times})
+        return plan_shards(*arguments)
+
+    plan_shards = preprocess._plan_shards
+    monkeypatch.setattr(preprocess, "_plan_shards", keep_times)
+    run(corpus, tmp_path / "stopped")
+    assert kept == times
+    assert hashes(tmp_path / "stopped") == hashes(tmp_path / "whole")
+
+
+def command(corpus, output_dir, *arguments):
+    return [
+        "--config=configs/quickstart.py",
+        f"--input={corpus}",
+        f"--output_dir={output_dir}",
+        "--config.data.vocab_size=500",
+        *arguments,
+    ]
+
+
+def test_a_killed_run_continues_to_the_same_bytes(corpus, tmp_path):
+    """SIGKILL of the program and its workers, at moments of the whole run."""
+    found = run_program("data_pipeline.preprocess", *command(corpus, tmp_path / "a"))
+    assert found.returncode == 0, found.stderr
+    for delay in (1.0, 2.0, 3.0, 3.5):
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "data_pipeline.preprocess",
+                *command(corpus, tmp_path / "b"),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(delay)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    found = run_program("data_pipeline.preprocess", *command(corpus, tmp_path / "b"))
+    assert found.returncode == 0, found.stderr
+    assert hashes(tmp_path / "b") == hashes(tmp_path / "a")
+
+
+def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path):
+    one, two = corpus / "one.jsonl", corpus / "two.jsonl"
+    for arguments in ([], []):
+        found = run_program(
+            "data_pipeline.preprocess", *command(two, tmp_path, *arguments)
+        )
+        assert found.returncode == 0, found.stderr
+    assert "holds this dataset already" in found.stderr
+    before = hashes(tmp_path)
+    found = run_program("data_pipeline.preprocess", *command(one, tmp_path))
+    assert found.returncode == 2
+    assert "made with other input" in found.stderr
+    assert hashes(tmp_path) == before
+    found = run_program(
+        "data_pipeline.preprocess",
+        *command(two, tmp_path, "--overwrite", "--config.data.num_shards=2", "--json"),
+    )
+    assert found.returncode == 0, found.stderr
+    shards = json.loads(found.stdout)["splits"]["train"]["shards"]
+    assert sorted(path.name for path in tmp_path.glob("train-*")) == [
+        shard["name"] for shard in shards
+    ]
+    assert len(shards) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (None, [], "must name files that exist"),
+        ("", [], "are empty"),
+        (" \n ", [], "no document but white space"),
+        ("too short", ["--config.data.validation_fraction=0"], "at least one sequence"),
+        ("one document " * 999, [], "The validation split is empty"),
+        (
+            "some text " * 999,
+            [
+                "--config.data.validation_fraction=0",
+                "--config.data.num_shards=500",
+            ],
+            "`data.num_shards` must not exceed",
+        ),
+        ("text " * 99, ["--config.data.tokenizer=/nowhere"], "`data.tokenizer` must"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, text, arguments, message):
+    if text is not None:
+        (tmp_path / "a.txt").write_text(text)
+    found = run_program(
+        "data_pipeline.preprocess",
+        *command(tmp_path / "a.txt", tmp_path / "out", *arguments),
+    )
+    assert found.returncode == 2, found.stderr
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_malformed_line_in_a_worker_is_one_message(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    vocabulary = os.path.dirname(shared("gpt2-vocabulary/vocab.json"))
+    found = run_program(
+        "data_pipeline.preprocess",
+        *command(
+            tmp_path / "a.jsonl",
+            tmp_path / "out",
+            f"--config.data.tokenizer={vocabulary}",
+        ),
+    )
+    assert found.returncode == 2, found.stderr
+    assert "a.jsonl:2: each line must be a JSON object" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_pieces_of_a_job_do_not_depend_on_paths(corpus, tmp_path):
+    """The manifest names contents, so a copy elsewhere is the same dataset."""
+    for path in corpus.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    jobs = [
+        preprocess.plan_job(Config(data=DataConfig(input=str(folder))))
+        for folder in (corpus, tmp_path)
+    ]
+    assert jobs[0].description() == jobs[1].description()
+    assert isinstance(jobs[0].train_files[0], sources.InputFile)

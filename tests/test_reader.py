@@ -1,0 +1,114 @@
+"""What a step reads is a pure function of (dataset, seed, global batch size, step)."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conftest import write_dataset
+from tfrecords import reader
+from tfrecords.manifest import DatasetError
+
+
+def global_batches(dataset, *, num_steps, start_step=0, num_hosts=1, replicas=1):
+    """Returns each step's records, over all hosts, as a sorted list of tuples."""
+    folder, manifest = dataset
+    batch_size = 12 // num_hosts // replicas
+    steps = [[] for _ in range(num_steps - start_step)]
+    for host in range(num_hosts):
+        batches = reader.training_batches(
+            str(folder),
+            manifest,
+            global_batch_size=12,
+            batch_size=batch_size,
+            start_step=start_step,
+            num_steps=num_steps,
+            seed=5,
+            host_index=host,
+            num_hosts=num_hosts,
+        )
+        elements = list(batches.as_numpy_iterator())
+        assert len(elements) == len(steps) * replicas
+        for index, element in enumerate(elements):
+            assert element["tokens"].shape == (batch_size, 8)
+            rows = zip(element["tokens"], element["length"], strict=True)
+            steps[index // replicas] += [(*row, length) for row, length in rows]
+    return [sorted(step) for step in steps]
+
+
+def test_an_epoch_holds_each_record_once(dataset, tokens):
+    steps = global_batches(dataset, num_steps=5)  # 60 records: two epochs of 30
+    records = [record for step in steps for record in step]
+    padded = np.pad(tokens, (0, 5)).reshape(30, 8)
+    lengths = [8] * 29 + [3]
+    expected = [(*row, n) for row, n in zip(padded.tolist(), lengths, strict=True)]
+    assert sorted(records) == sorted(expected * 2)
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2, 3])
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("start_step", [0, 1, 3, 6])
+def test_hosts_replicas_and_interruptions_change_nothing(
+    dataset, num_hosts, replicas, start_step
+):
+    whole = global_batches(dataset, num_steps=7)
+    again = global_batches(
+        dataset,
+        num_steps=7,
+        start_step=start_step,
+        num_hosts=num_hosts,
+        replicas=replicas,
+    )
+    assert again == whole[start_step:]
+
+
+def test_more_hosts_than_shards_is_refused(dataset):
+    with pytest.raises(DatasetError, match="num_shards=4"):
+        global_batches(dataset, num_steps=1, num_hosts=4)
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2])
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_evaluation_reads_every_record_once_in_order(
+    dataset, tokens, num_hosts, batch_size
+):
+    folder, manifest = dataset
+    global_batch_size = batch_size * num_hosts
+    hosts = [
+        reader.evaluation_batches(
+            str(folder),
+            manifest,
+            split="validation",
+            global_batch_size=global_batch_size,
+            batch_size=batch_size,
+            host_index=host,
+            num_hosts=num_hosts,
+        )
+        for host in range(num_hosts)
+    ]
+    columns = [list(host.unbatch().as_numpy_iterator()) for host in hosts]
+    records = [record for turn in zip(*columns, strict=True) for record in turn]
+    filler = -11 % global_batch_size  # 11 records, up to a whole batch
+    assert [r["length"] for r in records] == [8] * 10 + [3] + [0] * filler
+    real = np.concatenate([r["tokens"][: r["length"]] for r in records])
+    np.testing.assert_array_equal(real, tokens[:83])
+
+
+def test_an_id_outside_the_vocabulary_stops_the_run(tmp_path):
+    manifest = write_dataset(
+        tmp_path,
+        train_tokens=np.array([1, 2, 97, 3]),
+        validation_tokens=np.array([1, 2]),
+        sequence_length=4,
+        num_shards=1,
+    )
+    batches = reader.training_batches(
+        str(tmp_path),
+        manifest,
+        global_batch_size=1,
+        batch_size=1,
+        start_step=0,
+        num_steps=1,
+        seed=0,
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="outside the vocabulary"):
+        list(batches)

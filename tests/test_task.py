@@ -1,0 +1,149 @@
+"""The step: however a global batch is split, the update is the same."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from tests.conftest import VOCABULARY_SIZE, tiny_model
+from trainer.strategy import mirror_cpu
+from trainer.task import LanguageModelTask
+
+GLOBAL_BATCH = 32
+
+
+def global_batch(step):
+    generator = np.random.default_rng(step)
+    tokens = generator.integers(0, VOCABULARY_SIZE, (GLOBAL_BATCH, 8))
+    length = np.full(GLOBAL_BATCH, 8)
+    # Padding lies unevenly: one replica's whole first microbatch is empty.
+    length[:2] = 0
+    length[[5, 11, 30]] = [1, 3, 6]
+    return {"tokens": tokens.astype(np.int32), "length": length.astype(np.int32)}
+
+
+def train(num_replicas, accumulation_steps, *, steps=3, compile_local=False, **kwargs):
+    """Returns the weights and the logs after some steps on the global batches."""
+    strategy = mirror_cpu(num_replicas)
+    with strategy.scope():
+        gpt2 = tiny_model(n_layer=1)
+        task = LanguageModelTask(
+            gpt2,
+            accumulation_steps=accumulation_steps,
+            compile_local=compile_local,
+            **kwargs,
+        )
+        # SGD: an optimizer that normalizes would hide a wrong scale.
+        task.compile(optimizer=tf_keras.optimizers.SGD(0.5, jit_compile=False))
+    batches = [global_batch(step) for step in range(steps)]
+
+    def dataset(_):
+        rows = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+        per_replica = GLOBAL_BATCH // num_replicas
+        return tf.data.Dataset.from_tensor_slices(rows).batch(per_replica, True)
+
+    logs = []
+
+    class Keep(tf_keras.callbacks.Callback):
+        def on_train_batch_end(self, _, step_logs):
+            logs.append(step_logs)
+
+    task.fit(
+        strategy.distribute_datasets_from_function(dataset),
+        steps_per_epoch=steps,
+        callbacks=[Keep()],
+        verbose=0,
+    )
+    return [v.numpy() for v in gpt2.trainable_variables], logs
+
+
+@pytest.fixture(scope="module")
+def undivided():
+    """1 replica x 1 accumulation step x microbatch 32."""
+    return train(1, 1)
+
+
+def oracle():
+    """Plain SGD on the mean loss over real tokens, by transformers' own forward."""
+    gpt2 = tiny_model(n_layer=1)
+    losses = []
+    for step in range(3):
+        batch = global_batch(step)
+        with tf.GradientTape() as tape:
+            logits = gpt2(batch["tokens"]).logits[:, :-1]
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                batch["tokens"][:, 1:], logits
+            )
+            real = np.arange(1, 8)[None] < batch["length"][:, None]
+            loss = tf.reduce_sum(loss * real) / real.sum()
+        losses.append(float(loss))
+        variables = gpt2.trainable_variables
+        for variable, gradient in zip(
+            variables, tape.gradient(loss, variables), strict=True
+        ):
+            variable.assign_sub(0.5 * tf.convert_to_tensor(gradient))
+    return [v.numpy() for v in gpt2.trainable_variables], losses
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_step_is_plain_gradient_descent(undivided):
+    weights, losses = oracle()
+    assert_same(undivided[0], weights)
+    found = [log["loss"] for log in undivided[1]]
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "accumulation_steps", "compile_local"),
+    [
+        (1, 4, False),
+        (1, 4, True),
+        (2, 4, True),
+        (4, 4, False),
+        (4, 2, False),
+        (8, 1, False),
+        pytest.param(4, 2, True, marks=pytest.mark.slow),
+        (8, 4, False),
+        pytest.param(8, 4, True, marks=pytest.mark.slow),
+    ],
+)
+def test_splitting_the_batch_changes_nothing(
+    undivided, num_replicas, accumulation_steps, compile_local
+):
+    weights, logs = train(num_replicas, accumulation_steps, compile_local=compile_local)
+    assert_same(weights, undivided[0])
+    for log, expected in zip(logs, undivided[1], strict=True):
+        assert log["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        norm = pytest.approx(expected["gradient_norm"], rel=1e-4)
+        assert log["gradient_norm"] == norm
+
+
+def test_clipping_bounds_the_update():
+    before = [v.numpy() for v in tiny_model(n_layer=1).trainable_variables]
+    after, logs = train(1, 1, steps=1, clip_norm=0.01)
+    assert logs[0]["gradient_norm"] > 0.01
+    moved = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(after, before)))  # noqa: B905
+    assert moved == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+def test_dropout_is_reproducible_and_depends_on_the_seed():
+    weights = [train(1, 2, steps=2, dropout=0.2, seed=s)[0] for s in (1, 1, 2)]
+    for a, b in zip(weights[0], weights[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(weights[0], weights[2], strict=True))
+
+
+def test_a_batch_of_padding_only_changes_nothing():
+    gpt2 = tiny_model(n_layer=1)
+    task = LanguageModelTask(gpt2)
+    task.compile(optimizer=tf_keras.optimizers.SGD(0.5, jit_compile=False))
+    before = [v.numpy() for v in gpt2.trainable_variables]
+    empty = {"tokens": tf.zeros([4, 8], tf.int32), "length": tf.zeros([4], tf.int32)}
+    logs = task.train_step(empty)
+    assert float(logs["loss"]) == 0.0
+    for variable, value in zip(gpt2.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)

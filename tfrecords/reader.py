@@ -1,0 +1,166 @@
+"""From a manifest to `tf.data`: which records this host reads at this step.
+
+The global batch of step s is records [s * B, (s + 1) * B) of one endless stream, which
+`order.epoch_phases` defines from (dataset, seed) alone. So it does not depend on how
+many hosts or replicas read it, nor on where a run was interrupted: a run that continues
+at step s opens each shard where it stands then.
+"""
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+
+from tfrecords import order, schema
+from tfrecords.manifest import DatasetError, Manifest, Split
+
+
+def training_batches(
+    data_dir: str,
+    manifest: Manifest,
+    *,
+    global_batch_size: int,
+    batch_size: int,
+    start_step: int,
+    num_steps: int,
+    seed: int,
+    host_index: int = 0,
+    num_hosts: int = 1,
+) -> tf.data.Dataset:
+    """Returns the batches that one host reads for steps [start_step, num_steps).
+
+    Args:
+      data_dir: folder of the dataset.
+      manifest: its manifest.
+      global_batch_size: records of a step over all hosts, a multiple of
+        `num_hosts * batch_size`.
+      batch_size: records of one element: what one replica gets for one step. A step
+        takes `global_batch_size / num_hosts / batch_size` elements.
+      start_step: steps made before.
+      num_steps: steps of the whole run.
+      seed: of the order of the epochs.
+      host_index: this host, below `num_hosts`.
+      num_hosts: hosts that share each global batch.
+
+    Returns:
+      Elements {tokens: int32 [batch_size, sequence_length], length: int32
+      [batch_size]}.
+    """
+    split = manifest.split("train")
+    if len(split.shards) < num_hosts:
+        raise DatasetError(
+            "The dataset must have at least one shard for each host. Received: "
+            f"{len(split.shards)} shards for {num_hosts} hosts. Preprocess with "
+            f"`--config.data.num_shards={num_hosts}` or a multiple of it."
+        )
+    first_record = start_step * global_batch_size
+    last_record = num_steps * global_batch_size - 1
+    sizes = np.array([shard.num_records for shard in split.shards])
+    phases = []
+    for epoch in range(
+        first_record // split.num_records, last_record // split.num_records + 1
+    ):
+        phases += order.epoch_phases(
+            sizes,
+            epoch=epoch,
+            seed=seed,
+            start=max(first_record - epoch * split.num_records, 0),
+            host_index=host_index,
+            num_hosts=num_hosts,
+        )
+    records = _read_phases(_paths(data_dir, split), phases)
+    records = records.take((num_steps - start_step) * global_batch_size // num_hosts)
+    return _batches(records, manifest, batch_size)
+
+
+def evaluation_batches(
+    data_dir: str,
+    manifest: Manifest,
+    *,
+    split: str,
+    global_batch_size: int,
+    batch_size: int,
+    host_index: int = 0,
+    num_hosts: int = 1,
+) -> tf.data.Dataset:
+    """Returns one host's batches of a pass over all records, in stored order.
+
+    The last global batch is filled with records of length 0, so that its shape is that
+    of the others and no record is left out. Arguments as in `training_batches`.
+    """
+    paths = _paths(data_dir, manifest.split(split))
+    missing = -manifest.split(split).num_records % global_batch_size
+    filler = schema.serialize(np.zeros(manifest.sequence_length, manifest.dtype), 0)
+    records = tf.data.TFRecordDataset(paths).concatenate(
+        tf.data.Dataset.from_tensors(filler).repeat(missing)
+    )
+    return _batches(records.shard(num_hosts, host_index), manifest, batch_size)
+
+
+def num_evaluation_steps(manifest: Manifest, split: str, global_batch_size: int) -> int:
+    return -(-manifest.split(split).num_records // global_batch_size)
+
+
+def _paths(data_dir: str, split: Split) -> list[str]:
+    return [str(epath.Path(data_dir) / shard.name) for shard in split.shards]
+
+
+def _read_phases(paths: list[str], phases: list[order.Phase]) -> tf.data.Dataset:
+    """Reads phases one after the other, and in each one record of each row in turn."""
+    num_rows = max(len(phase.shard) for phase in phases)
+
+    def table(field: str) -> np.ndarray:
+        # A row that only fills up the table has count 0.
+        values = [getattr(phase, field) for phase in phases]
+        return np.stack([np.pad(v, (0, num_rows - len(v))) for v in values])
+
+    all_paths = tf.constant(paths)
+    stride = phases[0].stride
+
+    def read_row(
+        shard: tf.Tensor, first: tf.Tensor, count: tf.Tensor
+    ) -> tf.data.Dataset:
+        records = tf.data.TFRecordDataset(all_paths[shard])
+        turned = records.skip(first).concatenate(records.take(first))
+        return turned.shard(stride, 0).take(count)
+
+    def read_phase(*rows: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(rows).interleave(
+            read_row,
+            cycle_length=num_rows,
+            block_length=1,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+
+    tables = (table("shard"), table("first"), table("count"))
+    return tf.data.Dataset.from_tensor_slices(tables).flat_map(read_phase)
+
+
+def _batches(
+    records: tf.data.Dataset, manifest: Manifest, batch_size: int
+) -> tf.data.Dataset:
+    def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        batch = schema.parse(
+            serialized, sequence_length=manifest.sequence_length, dtype=manifest.dtype
+        )
+        # A gather with an id outside the vocabulary would not complain on a TPU.
+        in_vocabulary = tf.debugging.assert_less(
+            batch[schema.TOKENS],
+            manifest.vocabulary_size,
+            message="A record holds a token id outside the vocabulary.",
+        )
+        with tf.control_dependencies([in_vocabulary]):
+            return {name: tf.identity(value) for name, value in batch.items()}
+
+    options = tf.data.Options()
+    options.deterministic = True
+    # `order` has already given each host its own part.
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF
+    )
+    return (
+        records.batch(batch_size, drop_remainder=True)
+        .map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+        .with_options(options)
+    )

@@ -1,0 +1,36 @@
+"""Writes a shard whole or not at all."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+
+from tfrecords import schema
+from tfrecords.manifest import Shard
+
+
+def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
+    """Writes serialized records as a TFRecord file.
+
+    The file appears under its name when it is complete and on disk; until then it is
+    called `NAME.partial`.
+
+    Args:
+      path: where the shard goes, on a local disk.
+      payloads: what `schema.serialize` returns, in order.
+
+    Returns:
+      The shard's entry for the manifest.
+    """
+    digest = hashlib.sha256()
+    num_records = num_bytes = 0
+    partial = path + ".partial"
+    with open(partial, "wb") as file:
+        for payload in payloads:
+            framed = schema.frame(payload)
+            digest.update(framed)
+            num_bytes += file.write(framed)
+            num_records += 1
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return Shard(os.path.basename(path), num_records, num_bytes, digest.hexdigest())

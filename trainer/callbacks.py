@@ -1,0 +1,124 @@
+"""Keras callbacks: what the host does between executions on the device."""
+
+import sys
+import time
+from typing import Any
+
+import tf_keras
+from absl import logging
+from tqdm import tqdm
+
+from trainer.checkpoint import Checkpoints
+from trainer.metrics import MetricsLog
+from trainer.scoring import Scorer
+
+
+class Metrics(tf_keras.callbacks.Callback):
+    """Logs each execution's last step, and draws the progress bar.
+
+    Args:
+      log: where the values go.
+      num_steps: of the whole run.
+      tokens_per_step: global_batch_size * sequence_length.
+    """
+
+    def __init__(self, log: MetricsLog, *, num_steps: int, tokens_per_step: int):
+        super().__init__()
+        self._log = log
+        self._num_steps = num_steps
+        self._tokens_per_step = tokens_per_step
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._step = _step(self.model)
+        self._bar = tqdm(
+            desc="train",
+            total=self._num_steps,
+            initial=self._step,
+            unit="step",
+            file=sys.stderr,
+        )
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # From here, so that evaluations and saves between executions do not count.
+        self._start_seconds = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        seconds = time.perf_counter() - self._start_seconds
+        step = _step(self.model)
+        num_tokens = (step - self._step) * self._tokens_per_step
+        values = {name: float(value) for name, value in logs.items()}
+        values["tokens"] = step * self._tokens_per_step
+        values["tokens_per_second"] = num_tokens / seconds
+        self._log.write(step, values)
+        self._bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
+            refresh=False,
+        )
+        self._bar.update(step - self._step)
+        self._step = step
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._bar.close()
+
+
+class Evaluation(tf_keras.callbacks.Callback):
+    """Scores the validation split before step 1, at intervals, and after the last.
+
+    Args:
+      log: where the values go.
+      scorer: of the validation split.
+      interval: steps between two evaluations; 0: none in between.
+      num_steps: of the whole run.
+    """
+
+    def __init__(
+        self, log: MetricsLog, scorer: Scorer, *, interval: int, num_steps: int
+    ):
+        super().__init__()
+        self._log = log
+        self._scorer = scorer
+        self._interval = interval
+        self._num_steps = num_steps
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if _step(self.model) == 0:
+            self._evaluate(0)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        step = _step(self.model)
+        if _is_due(step, self._interval, self._num_steps):
+            self._evaluate(step)
+
+    def _evaluate(self, step: int) -> None:
+        score = self._scorer()
+        logging.info("step %d: validation perplexity %.2f", step, score.perplexity)
+        self._log.write(
+            step,
+            {
+                "validation_loss": score.loss,
+                "validation_perplexity": score.perplexity,
+            },
+        )
+
+
+class Saving(tf_keras.callbacks.Callback):
+    """Saves a checkpoint at intervals and after the last step."""
+
+    def __init__(self, checkpoints: Checkpoints, *, interval: int, num_steps: int):
+        super().__init__()
+        self._checkpoints = checkpoints
+        self._interval = interval
+        self._num_steps = num_steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        step = _step(self.model)
+        if _is_due(step, self._interval, self._num_steps):
+            self._checkpoints.save()
+
+
+def _step(model: tf_keras.Model) -> int:
+    return int(model.optimizer.iterations.numpy())
+
+
+def _is_due(step: int, interval: int, num_steps: int) -> bool:
+    return step == num_steps or (interval > 0 and step % interval == 0)

@@ -1,0 +1,95 @@
+"""Perplexity of a trained model: `python -m trainer.evaluate --workdir=… --data_dir=…`.
+
+Every record of the split is scored, from float32 losses summed over all tokens.
+"""
+
+import json
+import math
+
+from absl import flags
+
+from configs import cli
+from tfrecords import manifest as manifests
+from trainer import model, pretrained
+from trainer import strategy as strategies
+from trainer.scoring import Score, Scorer
+from trainer.task import LanguageModelTask
+
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of the dataset")
+_SPLIT = flags.DEFINE_string("split", "validation", "split to score")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 8, "records that a device scores at once", lower_bound=1
+)
+_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object")
+
+
+def figures(score: Score, split: manifests.Split) -> dict[str, float]:
+    """Returns loss and perplexities of a scored split.
+
+    The first token of each record has no context and bears no loss; per word and per
+    byte, it counts as much as the others do on average.
+    """
+    nats = score.loss * split.tokens
+    return {
+        "tokens": split.tokens,
+        "tokens_scored": score.num_tokens,
+        "words": split.words,
+        "bytes": split.bytes,
+        "loss": score.loss,
+        "token_perplexity": score.perplexity,
+        "word_perplexity": math.exp(min(nats / split.words, 700.0)),
+        "bits_per_byte": nats / split.bytes / math.log(2),
+    }
+
+
+def evaluate() -> dict[str, float | str]:
+    """Loads what the flags name and scores it."""
+    strategies.check_folder("data_dir", _DATA_DIR.value)
+    manifest = manifests.load(_DATA_DIR.value)
+    split = manifest.split(_SPLIT.value)
+    manifests.verify_shards(_DATA_DIR.value, manifest, _SPLIT.value)
+
+    strategy = strategies.from_flags()
+    with strategy.scope():
+        trained = pretrained.from_flags()
+        model.check_tokenizer(trained.tokenizer, manifest)
+        model.check_fits(trained.gpt2, manifest)
+        compiled = strategies.compiles_local_work(strategy, trained.precision)
+        task = LanguageModelTask(
+            trained.gpt2, precision=trained.precision, compile_local=compiled
+        )
+    scorer = Scorer(
+        task,
+        strategy,
+        data_dir=_DATA_DIR.value,
+        manifest=manifest,
+        split=_SPLIT.value,
+        batch_size=_BATCH_SIZE.value,
+    )
+    return {
+        "split": _SPLIT.value,
+        **figures(scorer(), split),
+        "sequence_length": manifest.sequence_length,
+        "mode": manifest.mode,
+        "precision": trained.precision,
+        "dataset": manifest.fingerprint[:16],
+    }
+
+
+def main() -> None:
+    result = evaluate()
+    if _JSON.value:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        text = f"{value:,.4f}" if isinstance(value, float) else value
+        text = f"{text:,}" if isinstance(text, int) else text
+        print(f"{name.replace('_', ' '):20}{text:>18}")
+
+
+def run() -> None:
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

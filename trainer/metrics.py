@@ -1,0 +1,49 @@
+"""What a run measures, as JSON lines in `WORKDIR/metrics.jsonl` and in TensorBoard.
+
+A line is {"step": …, and the values that were measured after that many updates}.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from etils import epath
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends to a run's metrics.
+
+    Args:
+      workdir: of the run.
+      step: updates made so far; what a lost continuation wrote after it is dropped.
+    """
+
+    def __init__(self, workdir: str, step: int):
+        self._path = epath.Path(workdir) / FILE_NAME
+        self._lines = [line for line in load(workdir) if line["step"] <= step]
+        self._summaries = tf.summary.create_file_writer(
+            str(epath.Path(workdir) / "tensorboard")
+        )
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        line = {"step": step, **values}
+        self._lines.append(line)
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        with self._summaries.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self._summaries.flush()
+
+
+def load(workdir: str) -> list[dict[str, Any]]:
+    """Returns all lines; a last line that was torn by a kill is left out."""
+    path = epath.Path(workdir) / FILE_NAME
+    lines = []
+    for text in path.read_text().split("\n")[:-1] if path.exists() else []:
+        lines.append(json.loads(text))
+    return lines

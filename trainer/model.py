@@ -1,0 +1,117 @@
+"""Config -> TFGPT2LMHeadModel. Weights, names and checkpoints are Hugging Face's."""
+
+import os
+import tempfile
+
+import tensorflow as tf
+from absl import logging
+from transformers import GPT2Config, GPT2TokenizerFast, TFGPT2LMHeadModel
+
+from configs.schema import ConfigError, ModelConfig
+from tfrecords.manifest import Manifest, tokenizer_fingerprint
+
+
+def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadModel:
+    """Builds the model, under the strategy's scope, for a dataset.
+
+    Args:
+      config: a shape, or `initial_checkpoint`, which brings shape and weights.
+      manifest: vocabulary, tokenizer and sequence length of the data.
+      seed: of random weights.
+
+    Raises:
+      ConfigError: model and data do not fit together.
+    """
+    if config.initial_checkpoint:
+        model = load(config.initial_checkpoint)
+        check_tokenizer(config.initial_checkpoint, manifest)
+    else:
+        model = from_shape(
+            GPT2Config(
+                vocab_size=manifest.vocabulary_size,
+                n_positions=config.n_positions,
+                n_embd=config.n_embd,
+                n_layer=config.n_layer,
+                n_head=config.n_head,
+                bos_token_id=manifest.end_of_text_id,
+                eos_token_id=manifest.end_of_text_id,
+            )
+        )
+        initialize(model, seed)
+    check_fits(model, manifest)
+    return model
+
+
+def load(checkpoint: str) -> TFGPT2LMHeadModel:
+    """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch."""
+    try:
+        model = TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "The checkpoint must be a Hugging Face GPT-2 folder or name, with "
+            f"config.json and model.safetensors. Received: {checkpoint!r}. Loading "
+            f"said: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return model
+
+
+def from_shape(config: GPT2Config) -> TFGPT2LMHeadModel:
+    """Builds a model with its variables; their values are arbitrary."""
+    model = TFGPT2LMHeadModel(config)
+    model.build_in_name_scope()
+    return model
+
+
+def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
+    """Draws all weights from `seed`, the same under every strategy.
+
+    Source: Radford et al. (2019), section 2.3: N(0, 0.02), and projections into the
+    residual stream scaled by 1/sqrt(number of residual layers); biases are 0.
+    """
+    residual_scale = (2 * model.config.n_layer) ** -0.5
+    for index, variable in enumerate(model.trainable_variables):
+        if variable.name.endswith(("gamma:0", "beta:0", "bias:0")):
+            continue  # Keras has set them to 1, 0 and 0
+        stddev = model.config.initializer_range
+        if "c_proj" in variable.name:
+            stddev *= residual_scale
+        variable.assign(
+            tf.random.stateless_normal(variable.shape, [seed, index], stddev=stddev)
+        )
+
+
+def check_fits(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
+    """Raises ConfigError where the data has ids or positions that the model lacks."""
+    if manifest.vocabulary_size > model.config.vocab_size:
+        raise ConfigError(
+            "The dataset's vocabulary must not be larger than the model's. Received: "
+            f"{manifest.vocabulary_size} > {model.config.vocab_size}. Preprocess "
+            "with the model's tokenizer."
+        )
+    if manifest.sequence_length > model.config.n_positions:
+        raise ConfigError(
+            "The dataset's sequence length must not exceed the model's positions. "
+            f"Received: {manifest.sequence_length} > {model.config.n_positions}. "
+            "Preprocess with a smaller `data.sequence_length`."
+        )
+
+
+def check_tokenizer(checkpoint: str, manifest: Manifest) -> None:
+    """Raises ConfigError where the checkpoint's tokenizer is not the dataset's."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            GPT2TokenizerFast.from_pretrained(checkpoint).save_pretrained(folder)
+        except (OSError, TypeError, ValueError):
+            logging.warning(
+                "%s has no tokenizer: only the size of its vocabulary is compared.",
+                os.path.basename(checkpoint),
+            )
+            return
+        found = tokenizer_fingerprint(folder)
+    if found != manifest.tokenizer_fingerprint:
+        raise ConfigError(
+            "The dataset must be tokenized with the model's tokenizer. Received: "
+            f"tokenizer {manifest.tokenizer_fingerprint[:12]} in the dataset, "
+            f"{str(found)[:12]} in {checkpoint}. Preprocess with "
+            f"`--config.data.tokenizer={checkpoint}`."
+        )

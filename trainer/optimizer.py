@@ -1,0 +1,71 @@
+"""Config -> optimizer, with the weight decay that biases and layer norms are spared."""
+
+import collections
+import re
+
+import tensorflow as tf
+import tf_keras
+from absl import logging
+
+from configs.schema import OptimizerConfig
+from trainer.adafactor import Adafactor, is_matrix
+from trainer.schedule import Schedule
+
+
+def create(
+    config: OptimizerConfig, schedule: Schedule, variables: list[tf.Variable]
+) -> tf_keras.optimizers.Optimizer:
+    """Builds the optimizer and its state; called under the strategy's scope.
+
+    Args:
+      config: which one, and its constants.
+      schedule: the learning rate.
+      variables: the model's; matrices are decayed, vectors are not.
+    """
+    if config.name == "adafactor":
+        optimizer = Adafactor(
+            schedule,
+            beta_1=config.beta_1 or 0.0,
+            parameter_scale=config.parameter_scale,
+            weight_decay=config.weight_decay,
+        )
+    elif config.name == "adamw":
+        optimizer = tf_keras.optimizers.AdamW(
+            schedule,
+            weight_decay=config.weight_decay,
+            beta_1=0.9 if config.beta_1 is None else config.beta_1,
+            beta_2=config.beta_2,
+            epsilon=1e-8,  # the authors' value; tf_keras has 1e-7
+            jit_compile=False,
+        )
+    else:
+        optimizer = tf_keras.optimizers.SGD(
+            schedule,
+            momentum=config.beta_1 or 0.0,
+            weight_decay=config.weight_decay or None,
+            jit_compile=False,
+        )
+    spared = [variable for variable in variables if not is_matrix(variable)]
+    optimizer.exclude_from_weight_decay(var_list=spared)
+    if config.weight_decay:
+        logging.info("weight decay %g on %s", config.weight_decay, _names(variables))
+    optimizer.build(variables)
+    return optimizer
+
+
+def _names(variables: list[tf.Variable]) -> str:
+    """Lists the matrices; those that every layer has are named once."""
+    names = collections.Counter(
+        re.sub(r"/h_\._\d+/", "/h_._*/", variable.name)
+        for variable in variables
+        if is_matrix(variable)
+    )
+    return ", ".join(f"{name} (x {count})" for name, count in names.items())
+
+
+def state_bytes(optimizer: tf_keras.optimizers.Optimizer) -> int:
+    """Returns the size of the optimizer's variables."""
+    return sum(
+        variable.shape.num_elements() * variable.dtype.size
+        for variable in optimizer.variables
+    )

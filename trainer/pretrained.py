@@ -1,0 +1,40 @@
+"""The trained model that the command line names: a run's or a Hugging Face one."""
+
+import dataclasses
+
+from absl import flags
+from etils import epath
+from transformers import TFGPT2LMHeadModel
+
+from configs.schema import ConfigError
+from tfrecords.manifest import TOKENIZER_FOLDER
+from trainer import checkpoint, model
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "folder of a run")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model, where its tokenizer loads from, and the precision it was trained in."""
+
+    gpt2: TFGPT2LMHeadModel
+    tokenizer: str
+    precision: str
+
+
+def from_flags() -> Pretrained:
+    """Loads what `--workdir` or `--checkpoint` names, under the strategy's scope.
+
+    Raises:
+      ConfigError: not exactly one of them is given, or it does not load.
+      CheckpointError: the workdir has no checkpoint.
+    """
+    workdir, folder = _WORKDIR.value, _CHECKPOINT.value
+    if bool(workdir) == bool(folder):
+        raise ConfigError("Give either `--workdir` or `--checkpoint`.")
+    if folder:
+        return Pretrained(model.load(folder), folder, "float32")
+    gpt2, record = checkpoint.load_model(workdir)
+    tokenizer = str(epath.Path(workdir) / TOKENIZER_FOLDER)
+    return Pretrained(gpt2, tokenizer, record.config["training"]["precision"])

@@ -1,0 +1,51 @@
+"""Step -> learning rate."""
+
+import math
+
+import tensorflow as tf
+import tf_keras
+
+from configs.schema import OptimizerConfig
+
+
+class Schedule(tf_keras.optimizers.schedules.LearningRateSchedule):
+    """The learning rate of an `OptimizerConfig` over a run of `num_steps`.
+
+    No step is wasted on a rate of 0: the first of w warmup steps has 1/w of the peak,
+    and the linear decay would reach its end one step after the last.
+    """
+
+    def __init__(self, config: OptimizerConfig, num_steps: int):
+        self.config = config
+        self.num_steps = num_steps
+        warmup = config.warmup_steps or math.ceil(config.warmup_fraction * num_steps)
+        self.warmup_steps = 0 if config.schedule == "relative_step" else warmup
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the rate of the update after `step` updates, float32 []."""
+        step = tf.cast(step, tf.float32)
+        peak = self.config.learning_rate
+        warmup = float(self.warmup_steps)
+        rate = tf.cast(self._after_warmup(step, peak, warmup), tf.float32)
+        if not warmup:
+            return rate
+        return tf.where(step < warmup, peak * (step + 1.0) / warmup, rate)
+
+    def _after_warmup(self, step: tf.Tensor, peak: float, warmup: float) -> tf.Tensor:
+        name, final = self.config.schedule, self.config.final_learning_rate
+        if name == "constant":
+            return tf.fill([], peak)
+        if name == "inverse_sqrt":
+            return peak * tf.sqrt(max(warmup, 1.0) / tf.maximum(step + 1.0, warmup))
+        if name == "relative_step":
+            # Shazeer and Stern (2018), algorithm 5: rho_t = min(10^-2, 1/sqrt(t)).
+            return tf.minimum(peak, tf.math.rsqrt(step + 1.0))
+        done = (step - warmup) / max(self.num_steps - warmup, 1.0)
+        done = tf.clip_by_value(done, 0.0, 1.0)
+        if name == "cosine":
+            # Loshchilov and Hutter, "SGDR" (2017), equation 5, without restarts.
+            return final + (peak - final) * 0.5 * (1.0 + tf.cos(math.pi * done))
+        return final + (peak - final) * (1.0 - done)
+
+    def get_config(self) -> dict:
+        return {"config": self.config, "num_steps": self.num_steps}

@@ -1,0 +1,132 @@
+"""Finds the hardware: the only file that names TPU, GPU or CPU.
+
+Everything else sees a `tf.distribute.Strategy` and is the same on all of them.
+"""
+
+import os
+
+import tensorflow as tf
+from absl import flags, logging
+
+from configs.schema import ConfigError, TrainingConfig
+
+TPU = flags.DEFINE_string("tpu", "", "local, a name, grpc://HOST:PORT, or none")
+NUM_VIRTUAL_DEVICES = flags.DEFINE_integer(
+    "num_virtual_devices", 0, "split the CPU into so many devices", lower_bound=0
+)
+
+
+def from_flags() -> tf.distribute.Strategy:
+    """Returns the strategy for `--tpu` and `--num_virtual_devices`."""
+    return create(TPU.value, NUM_VIRTUAL_DEVICES.value)
+
+
+def create(tpu: str, num_virtual_devices: int = 0) -> tf.distribute.Strategy:
+    """Returns the strategy for the hardware asked for, or found, and logs which.
+
+    Args:
+      tpu: "local" (this machine is a TPU VM), a TPU's name, "grpc://HOST:PORT", "none",
+        or "" for what is there.
+      num_virtual_devices: split this machine's CPU into so many devices; 0: do not.
+
+    Raises:
+      ConfigError: the TPU cannot be reached, or two kinds were asked for.
+    """
+    tf.get_logger().setLevel("WARNING")  # the last line here says it better
+    if tpu not in ("", "none") and num_virtual_devices:
+        raise ConfigError(
+            "`--tpu` and `--num_virtual_devices` exclude each other. Received: "
+            f"{tpu!r} and {num_virtual_devices}."
+        )
+    if not tpu and not num_virtual_devices and _is_tpu_machine():
+        tpu = "local"
+    if tpu not in ("", "none"):
+        strategy, kind = _tpu(tpu), "TPU"
+    elif gpus := ([] if num_virtual_devices else tf.config.list_logical_devices("GPU")):
+        strategy, kind = tf.distribute.MirroredStrategy([g.name for g in gpus]), "GPU"
+    else:
+        strategy, kind = _cpu(num_virtual_devices or 1), "CPU"
+    logging.info("training on %d x %s", strategy.num_replicas_in_sync, kind)
+    return strategy
+
+
+def compiles_local_work(strategy: tf.distribute.Strategy, precision: str) -> bool:
+    """Tells whether each replica's own work is to be compiled by XLA.
+
+    A TPU compiles the whole step anyway. On a CPU a compiled loop is several times
+    faster, but XLA has no fast bfloat16 product there, where oneDNN has one.
+    """
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return False
+    on_cpu = any("CPU" in device for device in strategy.extended.worker_devices)
+    return not on_cpu or precision == "float32"
+
+
+def check_folder(flag: str, path: str) -> None:
+    """Checks a folder given by a flag: there is one, and the hardware can reach it.
+
+    Raises:
+      ConfigError: it is missing, or local where another machine does the reading.
+    """
+    if not path:
+        raise ConfigError(f"`--{flag}` is missing: a folder, or gs://….")
+    if TPU.value not in ("", "none", "local") and not path.startswith("gs://"):
+        raise ConfigError(
+            f"`--{flag}` must be gs://… with a remote TPU, whose own machine reads and "
+            f"writes it. Received: {path}."
+        )
+
+
+def accumulation_steps(config: TrainingConfig, strategy: tf.distribute.Strategy) -> int:
+    """Returns global_batch_size / (microbatch_size x num_replicas).
+
+    Raises:
+      ConfigError: it is not a whole number.
+    """
+    replicas = strategy.num_replicas_in_sync
+    at_once = config.microbatch_size * replicas
+    if config.global_batch_size % at_once:
+        nearest = max(config.global_batch_size // at_once, 1) * at_once
+        raise ConfigError(
+            "`training.global_batch_size` must be a multiple of microbatch_size x "
+            f"num_replicas ({config.microbatch_size} x {replicas}). Received: "
+            f"{config.global_batch_size}. Use {nearest} or {nearest + at_once}, or "
+            "another `training.microbatch_size`."
+        )
+    return config.global_batch_size // at_once
+
+
+def _is_tpu_machine() -> bool:
+    """True on a Cloud TPU VM and in Colab's TPU runtime."""
+    return os.path.exists("/dev/accel0") or "TPU_NAME" in os.environ
+
+
+def _tpu(name: str) -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        raise ConfigError(
+            f"`--tpu` must name a TPU that can be reached. Received: {name!r}. "
+            f"Connecting said: {str(error).strip().splitlines()[0]}\nUse "
+            "`--tpu=none` to train on this machine's CPU or GPUs."
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def _cpu(num_devices: int) -> tf.distribute.Strategy:
+    if num_devices > 1:
+        configurations = [tf.config.LogicalDeviceConfiguration()] * num_devices
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, configurations)
+    return mirror_cpu(num_devices)
+
+
+def mirror_cpu(num_devices: int) -> tf.distribute.Strategy:
+    """Returns a strategy over so many of the CPU devices that TensorFlow has."""
+    return tf.distribute.MirroredStrategy(
+        [f"/cpu:{index}" for index in range(num_devices)],
+        # Adds up in a fixed order; collectives also allow one group size a process.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )

@@ -1,0 +1,157 @@
+"""The Keras model that owns the step: accumulate, reduce once, divide, apply."""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from transformers import TFGPT2LMHeadModel
+
+from trainer import forward
+
+_DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
+
+
+class LanguageModelTask(tf_keras.Model):
+    """Trains a causal language model with Keras `fit`.
+
+    One step takes `accumulation_steps` microbatches on each replica, one after the
+    other; sums losses, gradients and token counts over all of them in float32; reduces
+    the sums over the replicas once; divides by the global number of loss-bearing
+    tokens; and applies one update. So the update is that of the global batch, however
+    it is split and wherever padding lies.
+
+    Args:
+      gpt2: owns the weights.
+      precision: "float32" or "bfloat16", of the matrix products.
+      dropout: rate.
+      accumulation_steps: microbatches of a step on each replica.
+      clip_norm: bound on the gradient's global norm; 0: none.
+      seed: of the dropout.
+      compile_local: compile each replica's own work by XLA. Collectives stay outside:
+        XLA has none for MirroredStrategy. On a TPU everything is compiled anyway.
+    """
+
+    def __init__(
+        self,
+        gpt2: TFGPT2LMHeadModel,
+        *,
+        precision: str = "float32",
+        dropout: float = 0.0,
+        accumulation_steps: int = 1,
+        clip_norm: float = 0.0,
+        seed: int = 0,
+        compile_local: bool = False,
+    ):
+        super().__init__()
+        # What a step returns is already the same everywhere. Keras would otherwise
+        # add up the replicas' values, except on a TPU.
+        self.distribute_reduction_method = "first"
+        self.gpt2 = gpt2
+        self.precision = _DTYPES[precision]
+        self.dropout = dropout
+        self.accumulation_steps = accumulation_steps
+        self.clip_norm = clip_norm
+        self.seed = seed
+        self._local_gradients = tf.function(
+            self.local_gradients, jit_compile=compile_local or None
+        )
+        self._local_loss = tf.function(
+            self.local_loss, jit_compile=compile_local or None
+        )
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Makes one optimizer step.
+
+        Args:
+          batch: this replica's part of the global batch: `tokens` int32
+            [accumulation_steps * microbatch_size, T] and `length` int32 [same].
+
+        Returns:
+          float32 scalars, the same on all replicas: `loss` (nats a token),
+          `learning_rate`, `gradient_norm` (before clipping).
+        """
+        replica = tf.distribute.get_replica_context()
+        step = self.optimizer.iterations
+        # Dropout is a function of (seed, step, replica, microbatch, layer).
+        seed = tf.constant([self.seed, 0], tf.int32)
+        for part in (step, replica.replica_id_in_sync_group):
+            seed = tf.random.experimental.stateless_fold_in(seed, part)
+
+        sums = self._local_gradients(batch["tokens"], batch["length"], seed)
+        loss, count, gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        loss = tf.math.divide_no_nan(loss, count)
+        gradients = [tf.math.divide_no_nan(g, count) for g in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        if self.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, norm)
+        self.optimizer.apply_gradients(
+            zip(gradients, self.gpt2.trainable_variables, strict=True),
+            skip_gradients_aggregation=True,
+        )
+        return {
+            "loss": loss,
+            "learning_rate": tf.identity(self.optimizer.learning_rate),
+            "gradient_norm": norm,
+        }
+
+    def test_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns the global `loss_sum` (nats) and `token_count` of one batch."""
+        replica = tf.distribute.get_replica_context()
+        sums = self._local_loss(batch["tokens"], batch["length"])
+        loss, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        return {"loss_sum": loss, "token_count": count}
+
+    def local_gradients(
+        self, tokens: tf.Tensor, length: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Sums loss, loss-bearing tokens and gradients over the microbatches.
+
+        Args:
+          tokens: int32 [accumulation_steps * microbatch_size, T].
+          length: int32 [accumulation_steps * microbatch_size].
+          seed: int32 [2].
+
+        Returns:
+          float32 [], float32 [], and float32 gradients of the summed loss.
+        """
+        variables = self.gpt2.trainable_variables
+
+        def microbatch(index: Any, tokens: tf.Tensor, length: tf.Tensor) -> tuple:
+            with tf.GradientTape() as tape:
+                loss, count = forward.summed_loss(
+                    self.gpt2,
+                    tokens,
+                    length,
+                    dtype=self.precision,
+                    dropout=self.dropout,
+                    seed=tf.random.experimental.stateless_fold_in(seed, index),
+                )
+            return loss, count, tape.gradient(loss, variables)
+
+        num = self.accumulation_steps
+        if num == 1:
+            return microbatch(0, tokens, length)
+        microbatch_size = tokens.shape[0] // num
+        tokens = tf.reshape(tokens, [num, microbatch_size, tokens.shape[1]])
+        length = tf.reshape(length, [num, microbatch_size])
+
+        def body(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            loss, count, gradients = microbatch(index, tokens[index], length[index])
+            more = (loss, count, *gradients)
+            return (index + 1, *(a + b for a, b in zip(sums, more, strict=True)))
+
+        zeros = [tf.zeros(variable.shape, tf.float32) for variable in variables]
+        _, loss, count, *sums = tf.while_loop(
+            lambda index, *_: index < num,
+            body,
+            (tf.constant(0), tf.constant(0.0), tf.constant(0.0), *zeros),
+            parallel_iterations=1,
+            maximum_iterations=num,  # XLA wants a bound
+        )
+        return loss, count, sums
+
+    def local_loss(
+        self, tokens: tf.Tensor, length: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the summed loss and number of loss-bearing tokens, no dropout."""
+        return forward.summed_loss(self.gpt2, tokens, length, dtype=self.precision)

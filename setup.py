@@ -18,6 +18,7 @@ setup(
         "matplotlib>=3.10,<4",
         "ml-collections>=1.1,<2",
         "numpy>=2.1,<3",
+        "safetensors>=0.6,<1",
         "tensorflow>=2.20,<2.21",
         "tensorflow-datasets>=4.9.9,<5",
         "tf-keras>=2.20.1,<2.21",

@@ -17,6 +17,7 @@ from transformers import GPT2Config, TFGPT2LMHeadModel
 from configs import schema
 from tfrecords.manifest import Manifest
 from trainer import model
+from trainer.task import LanguageModelTask
 
 FORMAT_VERSION = 1
 _RECORD = "checkpoint.json"
@@ -53,8 +54,7 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      gpt2: the model.
-      optimizer: its optimizer; `iterations` is the step.
+      task: owns the model and its optimizer, whose `iterations` are the step.
       config: of the run.
       manifest: of its dataset.
     """
@@ -63,17 +63,16 @@ class Checkpoints:
         self,
         workdir: str,
         *,
-        gpt2: TFGPT2LMHeadModel,
-        optimizer: Any,
+        task: LanguageModelTask,
         config: schema.Config,
         manifest: Manifest,
     ):
         self._folder = _folder(workdir)
-        self._gpt2 = gpt2
-        self._optimizer = optimizer
+        self._gpt2 = task.gpt2
+        self._optimizer = task.optimizer
         self._config = config
         self._manifest = manifest
-        self._state = tf.train.Checkpoint(model=gpt2, optimizer=optimizer)
+        self._state = tf.train.Checkpoint(model=task.gpt2, optimizer=task.optimizer)
 
     def save(self) -> None:
         """Saves the present state, unless that is done; removes the oldest ones."""

@@ -23,15 +23,15 @@ class MetricsLog:
 
     def __init__(self, workdir: str, step: int):
         self._path = epath.Path(workdir) / FILE_NAME
-        self._lines = [line for line in load(workdir) if line["step"] <= step]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in load(workdir) if step and line["step"] <= step]
         self._summaries = tf.summary.create_file_writer(
             str(epath.Path(workdir) / "tensorboard")
         )
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         line = {"step": step, **values}
-        self._lines.append(line)
         with self._path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         with self._summaries.as_default(step):

@@ -3,9 +3,13 @@
 import os
 import tempfile
 
+import safetensors
+import safetensors.tensorflow
 import tensorflow as tf
 from absl import logging
 from transformers import GPT2Config, GPT2TokenizerFast, TFGPT2LMHeadModel
+from transformers.modeling_tf_pytorch_utils import load_pytorch_state_dict_in_tf2_model
+from transformers.utils import cached_file
 
 from configs.schema import ConfigError, ModelConfig
 from tfrecords.manifest import Manifest, tokenizer_fingerprint
@@ -43,16 +47,56 @@ def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadMo
 
 
 def load(checkpoint: str) -> TFGPT2LMHeadModel:
-    """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch."""
+    """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch.
+
+    Raises:
+      ConfigError: there is no such checkpoint, or it is not a GPT-2's.
+    """
     try:
-        model = TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        path = str(cached_file(checkpoint, "model.safetensors"))
+        with safetensors.safe_open(path, framework="numpy") as file:
+            from_pytorch = (file.metadata() or {}).get("format") == "pt"
+        if not from_pytorch:
+            return TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
+        model = from_shape(GPT2Config.from_pretrained(checkpoint))
+        weights = safetensors.tensorflow.load_file(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ConfigError(
             "The checkpoint must be a Hugging Face GPT-2 folder or name, with "
             f"config.json and model.safetensors. Received: {checkpoint!r}. Loading "
             f"said: {str(error).strip().splitlines()[0]}"
         ) from error
+    _assign_pytorch(model, weights, checkpoint)
     return model
+
+
+def _assign_pytorch(
+    model: TFGPT2LMHeadModel, weights: dict[str, tf.Tensor], checkpoint: str
+) -> None:
+    """Assigns weights with PyTorch's names.
+
+    `from_pretrained` would do it, but iterates over a file that cannot be iterated:
+    https://github.com/huggingface/transformers/issues/40028.
+    """
+    try:
+        _, found = load_pytorch_state_dict_in_tf2_model(
+            model,
+            weights,
+            tf_inputs=False,
+            allow_missing_keys=True,
+            output_loading_info=True,
+            skip_logger_warnings=True,
+        )
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ConfigError(
+            f"The weights of {checkpoint} do not have the shapes of its config.json: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    if found["missing_keys"]:
+        raise ConfigError(
+            f"The weights of {checkpoint} must be a GPT-2's. Missing: "
+            f"{', '.join(sorted(found['missing_keys']))}."
+        )
 
 
 def from_shape(config: GPT2Config) -> TFGPT2LMHeadModel:

@@ -67,6 +67,8 @@ class Sampler:
         self._gpt2 = gpt2
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
+        # transformers' compiled loop cannot make a single token.
+        self._made_tokens = max(max_new_tokens, 2)
         self._warpers: list[Any] = []
         if temperature not in (0.0, 1.0):
             self._warpers.append(TFTemperatureLogitsWarper(temperature))
@@ -87,7 +89,7 @@ class Sampler:
         # A text begins where another has ended.
         encoded = [self._tokenizer(prompt)["input_ids"] or [end] for prompt in prompts]
         longest = max(map(len, encoded))
-        room = self._gpt2.config.n_positions - self._max_new_tokens
+        room = self._gpt2.config.n_positions - self._made_tokens
         if longest > room:
             raise ConfigError(
                 "The prompt and `--max_new_tokens` must fit into the model's "
@@ -108,7 +110,7 @@ class Sampler:
         ).numpy()
         texts = []
         for row, ids in zip(output, encoded, strict=True):
-            new = row[bucket:].tolist()
+            new = row[bucket:].tolist()[: self._max_new_tokens]
             new = new[: new.index(end)] if end in new else new
             texts.append(self._tokenizer.decode(ids + new, skip_special_tokens=True))
         return texts
@@ -121,7 +123,7 @@ class Sampler:
         return self._gpt2.generate(
             tokens,
             attention_mask=mask,
-            max_new_tokens=self._max_new_tokens,
+            max_new_tokens=self._made_tokens,
             do_sample=False,
             logits_processor=TFLogitsProcessorList(processors),
             eos_token_id=end,

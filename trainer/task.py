@@ -4,9 +4,14 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+from absl import logging
 from transformers import TFGPT2LMHeadModel
 
-from trainer import forward
+from configs.schema import Config
+from tfrecords.manifest import Manifest
+from trainer import forward, model, optimizer
+from trainer import strategy as strategies
+from trainer.schedule import Schedule
 
 _DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 
@@ -155,3 +160,55 @@ class LanguageModelTask(tf_keras.Model):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the summed loss and number of loss-bearing tokens, no dropout."""
         return forward.summed_loss(self.gpt2, tokens, length, dtype=self.precision)
+
+
+def build(
+    config: Config,
+    manifest: Manifest,
+    strategy: tf.distribute.Strategy,
+    num_steps: int,
+) -> LanguageModelTask:
+    """Builds model, optimizer and step of a run, compiled for Keras `fit`.
+
+    Args:
+      config: of the run.
+      manifest: of its dataset.
+      strategy: whose scope this is called in.
+      num_steps: of the whole run.
+
+    Raises:
+      ConfigError: batch sizes do not divide, or model and data do not fit together.
+    """
+    settings = config.training
+    accumulation_steps = strategies.accumulation_steps(settings, strategy)
+    gpt2 = model.create(config.model, manifest, settings.seed)
+    task = LanguageModelTask(
+        gpt2,
+        precision=settings.precision,
+        dropout=settings.dropout,
+        accumulation_steps=accumulation_steps,
+        clip_norm=config.optimizer.clip_norm,
+        seed=settings.seed,
+        compile_local=strategies.compiles_local_work(strategy, settings.precision),
+    )
+    schedule = Schedule(config.optimizer, num_steps)
+    rule = optimizer.create(config.optimizer, schedule, gpt2.trainable_variables)
+    task.compile(
+        optimizer=rule,
+        steps_per_execution=min(settings.steps_per_execution, num_steps),
+    )
+    logging.info(
+        "%s parameters, %s bytes of optimizer state",
+        f"{gpt2.num_parameters():,}",
+        f"{optimizer.state_bytes(rule):,}",
+    )
+    logging.info(
+        "a step is %d sequences of %d tokens: %d replicas x %d accumulation steps x "
+        "microbatch %d",
+        settings.global_batch_size,
+        manifest.sequence_length,
+        strategy.num_replicas_in_sync,
+        accumulation_steps,
+        settings.microbatch_size,
+    )
+    return task

@@ -9,19 +9,19 @@ import json
 import math
 
 import tensorflow as tf
+import tf_keras
 from absl import flags, logging
 from etils import epath
 
 from configs import cli
-from configs.schema import Config, validate
+from configs.schema import Config, TrainingConfig, validate
 from tfrecords import manifest as manifests
 from tfrecords import reader
-from trainer import callbacks, metrics, model, optimizer, summary
+from trainer import callbacks, metrics, summary
 from trainer import strategy as strategies
+from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
-from trainer.schedule import Schedule
 from trainer.scoring import Scorer
-from trainer.task import LanguageModelTask
 
 _CONFIG = cli.define_config()
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of the dataset")
@@ -39,52 +39,16 @@ def train(
     """
     # -- data: verified before anything is built
     manifest = manifests.load(data_dir)
-    splits = [name for name in ("train", "validation") if name in manifest.splits]
-    for split in splits:
+    for split in manifest.splits:
         manifests.verify_shards(data_dir, manifest, split)
 
-    # -- batches and steps
-    settings = config.training
-    accumulation_steps = strategies.accumulation_steps(settings, strategy)
-    num_records = manifest.split("train").num_records
-    num_steps = settings.num_steps or math.ceil(
-        settings.num_epochs * num_records / settings.global_batch_size
-    )
-
-    # -- model, optimizer, task
+    # -- model, optimizer and step
+    num_steps = _num_steps(config.training, manifest)
     with strategy.scope():
-        gpt2 = model.create(config.model, manifest, settings.seed)
-        task = LanguageModelTask(
-            gpt2,
-            precision=settings.precision,
-            dropout=settings.dropout,
-            accumulation_steps=accumulation_steps,
-            clip_norm=config.optimizer.clip_norm,
-            seed=settings.seed,
-            compile_local=strategies.compiles_local_work(strategy, settings.precision),
-        )
-        schedule = Schedule(config.optimizer, num_steps)
-        rule = optimizer.create(config.optimizer, schedule, gpt2.trainable_variables)
-        task.compile(
-            optimizer=rule,
-            steps_per_execution=min(settings.steps_per_execution, num_steps),
-        )
-    logging.info(
-        "%s parameters, %s bytes of optimizer state; a step is %d sequences of %d = "
-        "%d replicas x %d accumulation steps x microbatch %d",
-        f"{gpt2.num_parameters():,}",
-        f"{optimizer.state_bytes(rule):,}",
-        settings.global_batch_size,
-        manifest.sequence_length,
-        strategy.num_replicas_in_sync,
-        accumulation_steps,
-        settings.microbatch_size,
-    )
+        task = tasks.build(config, manifest, strategy, num_steps)
 
     # -- continue where the workdir stands
-    checkpoints = Checkpoints(
-        workdir, gpt2=gpt2, optimizer=rule, config=config, manifest=manifest
-    )
+    checkpoints = Checkpoints(workdir, task=task, config=config, manifest=manifest)
     step = checkpoints.restore()
     if step >= num_steps:
         logging.info("%s is finished: %d of %d steps", workdir, step, num_steps)
@@ -93,30 +57,62 @@ def train(
     log = metrics.MetricsLog(workdir, step)
 
     # -- train
-    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    task.fit(
+        _batches(config.training, data_dir, manifest, strategy, step, num_steps),
+        steps_per_epoch=num_steps - step,
+        callbacks=_callbacks(
+            config, data_dir, manifest, strategy, task, log, checkpoints, num_steps
+        ),
+        verbose=0,
+    )
+
+
+def _num_steps(config: TrainingConfig, manifest: manifests.Manifest) -> int:
+    """Steps of the whole run; the last step of an epoch borrows from the next."""
+    records = config.num_epochs * manifest.split("train").num_records
+    return config.num_steps or math.ceil(records / config.global_batch_size)
+
+
+def _batches(
+    config: TrainingConfig,
+    data_dir: str,
+    manifest: manifests.Manifest,
+    strategy: tf.distribute.Strategy,
+    start_step: int,
+    num_steps: int,
+) -> tf.distribute.DistributedDataset:
+    def host_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return reader.training_batches(
             data_dir,
             manifest,
-            global_batch_size=settings.global_batch_size,
-            batch_size=settings.global_batch_size // strategy.num_replicas_in_sync,
-            start_step=step,
+            global_batch_size=config.global_batch_size,
+            batch_size=config.global_batch_size // context.num_replicas_in_sync,
+            start_step=start_step,
             num_steps=num_steps,
-            seed=settings.seed,
+            seed=config.seed,
             host_index=context.input_pipeline_id,
             num_hosts=context.num_input_pipelines,
         )
 
-    hooks = [
-        callbacks.Metrics(
-            log,
-            num_steps=num_steps,
-            tokens_per_step=settings.global_batch_size * manifest.sequence_length,
-        ),
-        callbacks.Saving(
-            checkpoints, interval=settings.checkpoint_interval, num_steps=num_steps
-        ),
+    return strategy.distribute_datasets_from_function(host_batches)
+
+
+def _callbacks(
+    config: Config,
+    data_dir: str,
+    manifest: manifests.Manifest,
+    strategy: tf.distribute.Strategy,
+    task: tasks.LanguageModelTask,
+    log: metrics.MetricsLog,
+    checkpoints: Checkpoints,
+    num_steps: int,
+) -> list[tf_keras.callbacks.Callback]:
+    settings = config.training
+    tokens_per_step = settings.global_batch_size * manifest.sequence_length
+    found = [
+        callbacks.Metrics(log, num_steps=num_steps, tokens_per_step=tokens_per_step)
     ]
-    if "validation" in splits:
+    if "validation" in manifest.splits:
         scorer = Scorer(
             task,
             strategy,
@@ -125,16 +121,13 @@ def train(
             split="validation",
             batch_size=settings.microbatch_size,
         )
-        evaluation = callbacks.Evaluation(
-            log, scorer, interval=settings.evaluation_interval, num_steps=num_steps
+        interval = settings.evaluation_interval
+        found.append(
+            callbacks.Evaluation(log, scorer, interval=interval, num_steps=num_steps)
         )
-        hooks.insert(1, evaluation)
-    task.fit(
-        strategy.distribute_datasets_from_function(batches),
-        steps_per_epoch=num_steps - step,
-        callbacks=hooks,
-        verbose=0,
-    )
+    interval = settings.checkpoint_interval
+    found.append(callbacks.Saving(checkpoints, interval=interval, num_steps=num_steps))
+    return found
 
 
 def _copy_tokenizer(data_dir: str, workdir: str) -> None:

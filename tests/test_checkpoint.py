@@ -1,0 +1,199 @@
+"""A run that is interrupted continues as if nothing had happened."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conftest import tiny_config, write_dataset
+from trainer import checkpoint, metrics
+from trainer.strategy import mirror_cpu
+from trainer.train import train
+
+
+def run(
+    dataset, workdir, *, num_replicas=1, until=None, optimizer="adafactor", **overrides
+):
+    """Trains to the end, or is interrupted after `until` steps."""
+    config = tiny_config(
+        **{
+            "num_steps": 8,
+            "dropout": 0.1,
+            "checkpoint_interval": 1,
+            "evaluation_interval": 3,
+            **overrides,
+        }
+    )
+    config.optimizer.name = optimizer
+    strategy = mirror_cpu(num_replicas)
+    if until is None:
+        train(config, str(dataset[0]), str(workdir), strategy)
+        return
+
+    class StopError(Exception):
+        pass
+
+    save = checkpoint.Checkpoints.save
+
+    def save_and_stop(self):
+        save(self)
+        if int(self._optimizer.iterations.numpy()) == until:
+            raise StopError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
+        with pytest.raises(StopError):
+            train(config, str(dataset[0]), str(workdir), strategy)
+
+
+def state(workdir, step=8):
+    """Every variable of a checkpoint: weights, optimizer slots, step."""
+    prefix = str(workdir / "checkpoints" / f"step-{step:08d}" / "state")
+    reader = tf.train.load_checkpoint(prefix)
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if name.endswith("VARIABLE_VALUE")
+    }
+
+
+def values(workdir):
+    """The metrics without what a clock measured."""
+    return [
+        {k: v for k, v in line.items() if k != "tokens_per_second"}
+        for line in metrics.load(str(workdir))
+    ]
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Where only files matter, XLA's compilations would take most of the time."""
+    monkeypatch.setattr("trainer.strategy.compiles_local_work", lambda *_: False)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_an_interrupted_run_equals_an_undisturbed_one(dataset, tmp_path, name):
+    """Over an epoch's end, with dropout and accumulation, stopped twice."""
+    run(dataset, tmp_path / "whole", optimizer=name)
+    for until in (3, 4, None):
+        run(dataset, tmp_path / "stopped", until=until, optimizer=name)
+    whole, stopped = state(tmp_path / "whole"), state(tmp_path / "stopped")
+    assert whole.keys() == stopped.keys()
+    assert any("optimizer" in key for key in whole)
+    for key, value in whole.items():
+        np.testing.assert_array_equal(stopped[key], value, err_msg=key)
+    assert values(tmp_path / "stopped") == values(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_continuing_on_other_replicas_reads_the_same_batches(dataset, tmp_path):
+    run(dataset, tmp_path / "whole", dropout=0.0)
+    run(dataset, tmp_path / "moved", dropout=0.0, until=4, num_replicas=2)
+    run(dataset, tmp_path / "moved", dropout=0.0, microbatch_size=1)
+    for a, b in zip(
+        values(tmp_path / "moved"), values(tmp_path / "whole"), strict=True
+    ):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_finished_run_is_left_alone(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    run(dataset, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_only_the_last_checkpoints_stay(dataset, tmp_path):
+    run(dataset, tmp_path / "run", keep_last=3)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000006", "step-00000007", "step-00000008"]
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_torn_save_is_removed_and_the_one_before_it_continues(dataset, tmp_path):
+    run(dataset, tmp_path / "whole")
+    run(dataset, tmp_path / "torn", until=5)
+    torn = tmp_path / "torn" / "checkpoints" / "step-00000005"
+    (torn / "checkpoint.json").unlink()  # killed after the data, before the record
+    run(dataset, tmp_path / "torn")
+    whole, found = state(tmp_path / "whole"), state(tmp_path / "torn")
+    for key, value in whole.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_workdir_of_another_config_is_refused(dataset, tmp_path):
+    run(dataset, tmp_path / "run", until=2)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        run(dataset, tmp_path / "run", seed=5, num_steps=9)
+    assert "training.seed: 0 in the workdir, 5 now" in str(error.value)
+    assert "training.num_steps: 8 in the workdir, 9 now" in str(error.value)
+    # How it is carried out may change.
+    run(
+        dataset,
+        tmp_path / "run",
+        microbatch_size=4,
+        steps_per_execution=3,
+        checkpoint_interval=0,
+        evaluation_interval=0,
+    )
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_workdir_of_another_dataset_is_refused(dataset, tmp_path, tokens):
+    run(dataset, tmp_path / "run", until=2)
+    other = tmp_path / "other"
+    written = write_dataset(
+        other,
+        train_tokens=tokens + 1 - tokens // 96,
+        validation_tokens=tokens[:83],
+        sequence_length=8,
+    )
+    (other / "tokenizer").mkdir()
+    with pytest.raises(checkpoint.CheckpointError, match="belong to the dataset"):
+        run((other, written), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "checkpoint.json").write_text("{"), "is damaged"),
+        (lambda f: (f / "state.index").write_bytes(b"x" * 50), "or is damaged"),
+        (lambda f: next(f.glob("state.data*")).unlink(), "or is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_never_means_a_new_start(
+    dataset, tmp_path, damage, message
+):
+    run(dataset, tmp_path / "run", until=2)
+    damage(tmp_path / "run" / "checkpoints" / "step-00000002")
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        run(dataset, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_another_format_version_is_refused(dataset, tmp_path):
+    run(dataset, tmp_path / "run", until=2)
+    path = tmp_path / "run" / "checkpoints" / "step-00000002" / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
+    with pytest.raises(checkpoint.CheckpointError, match="Received: 9"):
+        run(dataset, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_model_loads_without_its_optimizer(dataset, tmp_path):
+    run(dataset, tmp_path / "run", until=3)
+    gpt2, record = checkpoint.load_model(str(tmp_path / "run"))
+    assert record.step == 3
+    stored = {tuple(v.shape): v for v in state(tmp_path / "run", step=3).values()}
+    weight = gpt2.transformer.h[0].mlp.c_fc.weight
+    np.testing.assert_array_equal(weight, stored[tuple(weight.shape)])
+
+
+def test_a_workdir_without_checkpoint(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="which has none"):
+        checkpoint.load_model(str(tmp_path))

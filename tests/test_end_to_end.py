@@ -1,0 +1,162 @@
+"""The programs as a user runs them, one after the other, in processes of their own."""
+
+import json
+import pathlib
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT, run_program
+
+TEXT = "The quick brown fox jumps over the lazy dog. {} times it did so.\n\n"
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.training.num_steps=6",
+    "--config.training.evaluation_interval=2",
+    "--config.training.checkpoint_interval=2",
+    "--config.training.steps_per_execution=2",
+    "--config.model.n_embd=32",
+    "--config.model.n_layer=1",
+)
+
+
+def succeed(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    found = run_program(module, *arguments)
+    assert found.returncode == 0, found.stderr
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[pathlib.Path, dict]:
+    """A folder with `data` and `run`, and what the trainer printed."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    (folder / "text.txt").write_text("".join(TEXT.format(n) for n in range(2000)))
+    succeed(
+        "data_pipeline.preprocess",
+        "--config=configs/quickstart.py",
+        "--config.data.vocab_size=400",
+        "--config.data.document=paragraph",
+        f"--input={folder / 'text.txt'}",
+        f"--output_dir={folder / 'data'}",
+    )
+    found = succeed(
+        "trainer.train",
+        *SMALL,
+        f"--data_dir={folder / 'data'}",
+        f"--workdir={folder / 'run'}",
+        "--num_virtual_devices=2",
+        "--json",
+    )
+    return folder, json.loads(found.stdout)
+
+
+def test_training_learns_and_leaves_what_it_should(trained):
+    folder, result = trained
+    assert result["steps"] == 6
+    assert result["tokens"] == 6 * 4 * 128
+    assert result["validation_loss_after"] < result["validation_loss_before"]
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert names == {
+        "checkpoints",
+        "loss_curve.png",
+        "metrics.jsonl",
+        "tensorboard",
+        "tokenizer",
+    }
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [0, 2, 2, 4, 4, 6, 6]
+    assert (folder / "run" / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_again_does_nothing_more(trained):
+    folder, result = trained
+    found = succeed(
+        "trainer.train",
+        *SMALL,
+        f"--data_dir={folder / 'data'}",
+        f"--workdir={folder / 'run'}",
+        "--json",
+    )
+    assert json.loads(found.stdout) == result
+
+
+def test_evaluate_gives_what_training_measured(trained):
+    folder, result = trained
+    found = succeed(
+        "trainer.evaluate",
+        f"--data_dir={folder / 'data'}",
+        f"--workdir={folder / 'run'}",
+        "--json",
+    )
+    measured = json.loads(found.stdout)
+    expected = pytest.approx(result["validation_loss_after"], rel=1e-6)
+    assert measured["loss"] == expected
+    assert measured["split"] == "validation"
+    assert measured["word_perplexity"] > measured["token_perplexity"] > 1
+
+
+def test_generate_continues_the_prompt(trained):
+    folder, _ = trained
+    arguments = [
+        f"--workdir={folder / 'run'}",
+        "--prompt=The quick",
+        "--num_return_sequences=2",
+        "--max_new_tokens=8",
+        "--json",
+    ]
+    first = json.loads(succeed("trainer.generate", *arguments).stdout)
+    assert len(first["texts"]) == 2
+    assert all(text.startswith("The quick") for text in first["texts"])
+    assert first == json.loads(succeed("trainer.generate", *arguments).stdout)
+
+
+def test_a_hugging_face_checkpoint_goes_all_the_way(trained):
+    """The run's weights as a Hugging Face folder: scored, and trained on."""
+    from tests.test_model import pytorch_folder
+    from trainer import checkpoint
+
+    folder, result = trained
+    gpt2, _ = checkpoint.load_model(str(folder / "run"))
+    exported = pytorch_folder(folder / "hf", gpt2)
+    for path in (folder / "run" / "tokenizer").iterdir():
+        (folder / "hf" / path.name).write_bytes(path.read_bytes())
+    data = f"--data_dir={folder / 'data'}"
+    found = succeed("trainer.evaluate", data, f"--checkpoint={exported}", "--json")
+    loss = json.loads(found.stdout)["loss"]
+    assert loss == pytest.approx(result["validation_loss_after"], rel=1e-5)
+    found = succeed(
+        "trainer.train",
+        *SMALL,
+        data,
+        f"--workdir={folder / 'tuned'}",
+        f"--config.model.initial_checkpoint={exported}",
+        "--config.optimizer.name=adafactor",
+        "--json",
+    )
+    tuned = json.loads(found.stdout)
+    assert tuned["validation_loss_before"] == pytest.approx(loss, rel=1e-5)
+    assert tuned["validation_loss_after"] < loss
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    """`make quickstart` in a copy of the tree, twice; the model really learns."""
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in files:
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    for _ in range(2):
+        found = subprocess.run(
+            ["make", "quickstart"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert found.returncode == 0, found.stderr
+    assert "--- 2 of 2" in found.stdout
+    path = tmp_path / "runs" / "quickstart" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    scores = [n["validation_perplexity"] for n in lines if "validation_loss" in n]
+    assert scores[-1] < scores[0] / 20

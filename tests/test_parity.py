@@ -1,0 +1,74 @@
+"""PyTorch as an independent judge: the same weights, batches and optimizer."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from tests.conftest import VOCABULARY_SIZE, tiny_model
+from tests.test_model import pytorch_folder
+from trainer import forward, model
+from trainer.adafactor import is_matrix
+from trainer.task import LanguageModelTask
+
+torch = pytest.importorskip("torch", reason="needs the extra `parity`")
+
+
+@pytest.fixture
+def both(tmp_path):
+    """(TensorFlow model, PyTorch model) of the same weights; 4 layers of 64."""
+    from transformers import GPT2LMHeadModel
+
+    shape = {"n_layer": 4, "n_embd": 64, "n_head": 4, "n_positions": 32}
+    gpt2 = tiny_model(**shape)
+    folder = pytorch_folder(tmp_path / "hf", gpt2)
+    judge = GPT2LMHeadModel.from_pretrained(folder).float()
+    return model.load(folder), judge
+
+
+def batches(count):
+    generator = np.random.default_rng(0)
+    # Few ids, so that 20 steps have something to learn.
+    return generator.integers(0, VOCABULARY_SIZE // 8, (count, 8, 32))
+
+
+def test_logits_agree(both):
+    ours, judge = both
+    tokens = batches(1)[0]
+    with torch.no_grad():
+        expected = judge.eval()(torch.tensor(tokens)).logits.numpy()
+    found = forward.logits(ours, forward.hidden_states(ours, tf.constant(tokens)))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
+def test_twenty_adamw_steps_agree(both, accumulation_steps):
+    ours, judge = both
+    task = LanguageModelTask(ours, accumulation_steps=accumulation_steps)
+    spared = [v for v in ours.trainable_variables if not is_matrix(v)]
+    rule = tf_keras.optimizers.AdamW(
+        1e-3, weight_decay=0.1, epsilon=1e-8, jit_compile=False
+    )
+    rule.exclude_from_weight_decay(var_list=spared)
+    rule.build(ours.trainable_variables)
+    task.compile(optimizer=rule)
+    step = tf.function(task.train_step)
+
+    groups = [
+        {"params": [p for p in judge.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in judge.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    their_rule = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
+    judge.eval()  # no dropout, as in ours
+    losses, expected = [], []
+    for tokens in batches(20):
+        length = tf.fill([8], 32)
+        logs = step({"tokens": tf.constant(tokens, tf.int32), "length": length})
+        losses.append(float(logs["loss"]))
+        loss = judge(torch.tensor(tokens), labels=torch.tensor(tokens)).loss
+        expected.append(loss.item())
+        their_rule.zero_grad()
+        loss.backward()
+        their_rule.step()
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    assert losses[-1] < 0.8 * losses[0]  # something was learnt

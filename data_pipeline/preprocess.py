@@ -12,22 +12,21 @@ What a stopped run has finished stays in `OUTPUT_DIR/work-…` and is not done a
 """
 
 import dataclasses
-import hashlib
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from configs import cli
-from configs.schema import Config, ConfigError, DataConfig, validate
+from configs.schema import ConfigError, DataConfig, validate
 from data_pipeline import chunks, engine, packing, shards, sources, tokenizer
-from data_pipeline.detokenizer import detokenize
+from data_pipeline import job as jobs
 from tfrecords import manifest, order, schema
 
 _CONFIG = cli.define_config()
@@ -42,81 +41,23 @@ _NUM_WORKERS = flags.DEFINE_integer(
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a dataset that is there")
 _JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object")
 
-# A chunk is a 64th of the input, within these bounds.
-_MIN_CHUNK_BYTES = 1 << 20
-_MAX_CHUNK_BYTES = 16 << 20
 _SHARD_BYTES = 128 << 20
 _MIN_AUTOMATIC_SHARDS = 8
-_LARGE_CORPUS_BYTES = 100_000_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is to be made of what: all that the bytes of the dataset depend on."""
-
-    config: DataConfig
-    n_positions: int
-    train_files: list[sources.InputFile]
-    validation_files: list[sources.InputFile]
-    validation_fraction: float  # of the documents of `train_files`
-
-    @property
-    def chunk_bytes(self) -> int:
-        size = sum(f.num_bytes for f in self.train_files + self.validation_files)
-        return min(max(size // 64, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
-
-    def pieces(self, files: list[sources.InputFile]) -> Iterator[sources.Piece]:
-        for file in files:
-            yield from sources.cut(file, self.config, self.chunk_bytes)
-
-    def description(self) -> dict[str, Any]:
-        """What the manifest says of the job; paths do not count, contents do."""
-        config = dataclasses.asdict(self.config)
-        del config["input"], config["validation_input"]
-        config["validation_fraction"] = self.validation_fraction
-        config["tokenizer"] = os.path.basename(os.path.normpath(self.config.tokenizer))
-        names = {"input": self.train_files, "validation_input": self.validation_files}
-        for name, files in names.items():
-            config[name] = [
-                [os.path.basename(file.path), file.num_bytes, file.sha256]
-                for file in files
-            ]
-        return config
-
-    def fingerprint(self) -> str:
-        values = [schema.FORMAT_VERSION, self.n_positions, self.description()]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def plan_job(config: Config) -> Job:
-    """Finds the input and settles what the config leaves open."""
-    data = config.data
-    train_files = sources.find_files(data.input)
-    if data.validation_input:
-        validation_files = sources.find_files(data.validation_input)
-        fraction = 0.0
-    else:
-        validation_files = []
-        size = sum(file.num_bytes for file in train_files)
-        fraction = 0.01 if size >= _LARGE_CORPUS_BYTES else 0.1
-        if data.validation_fraction is not None:
-            fraction = data.validation_fraction
-    return Job(data, config.model.n_positions, train_files, validation_files, fraction)
-
-
-def preprocess(job: Job, output_dir: str, num_workers: int) -> manifest.Manifest:
+def preprocess(job: jobs.Job, output_dir: str, num_workers: int) -> manifest.Manifest:
     """Writes the dataset; see the module's docstring.
 
     Raises:
       InputError: the input cannot be read or is shorter than one sequence.
     """
     work_dir = os.path.join(output_dir, f"work-{job.fingerprint()[:16]}")
-    _remove_other_work(output_dir, keep=work_dir)
     os.makedirs(work_dir, exist_ok=True)
+    _clear(output_dir, keep=work_dir)
 
     tokenizer_folder = os.path.join(output_dir, manifest.TOKENIZER_FOLDER)
     model = tokenizer.load_or_train(
-        job.config, job.n_positions, _training_documents(job)
+        job.config, job.n_positions, job.training_documents()
     )
     model.save_pretrained(tokenizer_folder)
     dtype = schema.token_dtype(len(model))
@@ -126,11 +67,13 @@ def preprocess(job: Job, output_dir: str, num_workers: int) -> manifest.Manifest
     _check_counts(counts, job)
 
     items = {
-        split: _plan_shards(split, work, counts, job.config, output_dir, work_dir)
+        split: _plan_shards(split, work, counts, job.config, work_dir)
         for split in ("train", "validation")
         if _total(counts, split).tokens
     }
-    written = _write_shards([i for item in items.values() for i in item], num_workers)
+    all_items = [item for split_items in items.values() for item in split_items]
+    written = _write_shards(all_items, num_workers)
+    _publish(all_items, output_dir)
     result = manifest.Manifest(
         format_version=schema.FORMAT_VERSION,
         sequence_length=job.config.sequence_length,
@@ -143,7 +86,7 @@ def preprocess(job: Job, output_dir: str, num_workers: int) -> manifest.Manifest
         splits={
             split: manifest.Split(
                 **dataclasses.asdict(_total(counts, split)),
-                shards=tuple(written[item.path] for item in items[split]),
+                shards=tuple(written[item.name] for item in items[split]),
             )
             for split in items
         },
@@ -156,15 +99,8 @@ def preprocess(job: Job, output_dir: str, num_workers: int) -> manifest.Manifest
     return result
 
 
-def _training_documents(job: Job) -> Iterator[str]:
-    for piece in job.pieces(job.train_files):
-        for document in sources.read_documents(piece, job.config):
-            if chunks.split_of(document, job.validation_fraction) == "train":
-                yield detokenize(document, job.config.detokenizer)
-
-
 def _plan_chunks(
-    job: Job, work_dir: str, tokenizer_folder: str, dtype: np.dtype, end_id: int
+    job: jobs.Job, work_dir: str, tokenizer_folder: str, dtype: np.dtype, end_id: int
 ) -> list[chunks.Chunk]:
     groups = [
         (pieces, fraction)
@@ -207,12 +143,12 @@ def _tokenize(
 def _write_shards(
     items: Sequence[shards.ShardItem], num_workers: int
 ) -> dict[str, manifest.Shard]:
-    """Runs the second pass; returns the manifest's entries by path."""
+    """Runs the second pass; returns the manifest's entries by name."""
     written = {}
     total = sum(item.num_tokens for item in items)
     with _progress("write", total, "token") as bar:
         for item, shard in engine.run(shards.write, items, num_workers):
-            written[item.path] = shard
+            written[item.name] = shard
             bar.update(item.num_tokens)
     return written
 
@@ -228,7 +164,7 @@ def _total(counts: list[dict[str, chunks.Counts]], split: str) -> chunks.Counts:
     return chunks.Counts(*(sum(column) for column in zip(*fields, strict=True)))
 
 
-def _check_counts(counts: list[dict[str, chunks.Counts]], job: Job) -> None:
+def _check_counts(counts: list[dict[str, chunks.Counts]], job: jobs.Job) -> None:
     train, validation = (_total(counts, split) for split in ("train", "validation"))
     length = job.config.sequence_length
     if not train.documents + validation.documents:
@@ -255,7 +191,6 @@ def _plan_shards(
     work: Sequence[chunks.Chunk],
     counts: list[dict[str, chunks.Counts]],
     config: DataConfig,
-    output_dir: str,
     work_dir: str,
 ) -> list[shards.ShardItem]:
     token_counts = tuple(count[split].tokens for count in counts)
@@ -276,10 +211,9 @@ def _plan_shards(
     ends = np.cumsum(order.shard_sizes(num_records, num_shards))
     items = []
     for index, records in enumerate(np.split(order_, ends[:-1])):
-        name = manifest.shard_name(split, index, num_shards)
         item = shards.ShardItem(
-            path=os.path.join(output_dir, name),
-            done_path=os.path.join(work_dir, f"{name}.json"),
+            name=manifest.shard_name(split, index, num_shards),
+            work_dir=work_dir,
             token_files=tuple(chunks.token_path(chunk, split) for chunk in work),
             token_counts=token_counts,
             records=records,
@@ -290,19 +224,34 @@ def _plan_shards(
     return items
 
 
-def _remove_other_work(output_dir: str, keep: str) -> None:
-    """Removes the shards and leftovers of any other job."""
-    if not os.path.isdir(output_dir) or os.path.isdir(keep):
-        return
+def _publish(items: Sequence[shards.ShardItem], output_dir: str) -> None:
+    """Moves the finished shards into the dataset, unless an earlier run has."""
+    for item in items:
+        if os.path.exists(item.path):
+            os.replace(item.path, os.path.join(output_dir, item.name))
+
+
+def _clear(output_dir: str, keep: str) -> None:
+    """Removes what other jobs left: their dataset, or the work of a stopped run.
+
+    Only files that a manifest or a work folder names are removed.
+    """
+    stale = []
+    if os.path.exists(os.path.join(output_dir, manifest.FILE_NAME)):
+        for split in manifest.load(output_dir).splits.values():
+            stale += [shard.name for shard in split.shards]
+        os.remove(os.path.join(output_dir, manifest.FILE_NAME))
     for name in os.listdir(output_dir):
-        path = os.path.join(output_dir, name)
-        if name.startswith("work-"):
-            shutil.rmtree(path)
-        elif name == manifest.FILE_NAME or ".tfrecord" in name:
-            os.remove(path)
+        work_dir = os.path.join(output_dir, name)
+        if re.fullmatch(r"work-[0-9a-f]{16}", name) and work_dir != keep:
+            stale += shards.finished(work_dir)
+            shutil.rmtree(work_dir)
+    for name in stale:
+        if os.path.exists(os.path.join(output_dir, name)):
+            os.remove(os.path.join(output_dir, name))
 
 
-def _is_finished(job: Job, output_dir: str) -> bool:
+def _is_finished(job: jobs.Job, output_dir: str) -> bool:
     """Tells whether the folder already holds this job's dataset.
 
     Raises:
@@ -347,13 +296,11 @@ def main() -> None:
             "`--output_dir` must be a folder on this machine; copy it to a bucket "
             f"afterwards. Received: {output_dir!r}."
         )
-    job = plan_job(config)
+    job = jobs.plan(config)
     if not _OVERWRITE.value and _is_finished(job, output_dir):
         print(f"{output_dir} holds this dataset already.", file=sys.stderr)
         result = manifest.load(output_dir)
     else:
-        if os.path.exists(os.path.join(output_dir, manifest.FILE_NAME)):
-            os.remove(os.path.join(output_dir, manifest.FILE_NAME))
         result = preprocess(job, output_dir, _NUM_WORKERS.value or os.cpu_count() or 1)
     _print_result(result)
 

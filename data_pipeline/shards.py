@@ -10,18 +10,25 @@ import numpy as np
 from data_pipeline import packing
 from tfrecords import manifest, schema, writer
 
+# The end of the marker that is written last: the shard's entry for the manifest.
+_DONE_SUFFIX = ".done"
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardItem:
     """Which records a shard holds, in its order, and where their tokens are."""
 
-    path: str
-    done_path: str  # written last: the shard's entry for the manifest
+    name: str
+    work_dir: str
     token_files: tuple[str, ...]
     token_counts: tuple[int, ...]
     records: np.ndarray  # int64 [records of this shard]
     sequence_length: int
     token_dtype: str
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.work_dir, self.name)
 
     @property
     def num_tokens(self) -> int:
@@ -30,14 +37,21 @@ class ShardItem:
 
 def write(item: ShardItem) -> tuple[ShardItem, manifest.Shard]:
     """Writes the shard, unless that has been done; returns its manifest entry."""
-    if os.path.exists(item.done_path):
-        with open(item.done_path) as stream:
+    done_path = item.path + _DONE_SUFFIX
+    if os.path.exists(done_path):
+        with open(done_path) as stream:
             return item, manifest.Shard(**json.load(stream))
     shard = writer.write_shard(item.path, _payloads(item))
-    with open(item.done_path + ".partial", "w") as stream:
+    with open(done_path + ".partial", "w") as stream:
         json.dump(dataclasses.asdict(shard), stream)
-    os.replace(item.done_path + ".partial", item.done_path)
+    os.replace(done_path + ".partial", done_path)
     return item, shard
+
+
+def finished(work_dir: str) -> list[str]:
+    """Returns the names of the shards that were finished in a work folder."""
+    names = [name for name in os.listdir(work_dir) if name.endswith(_DONE_SUFFIX)]
+    return [name.removesuffix(_DONE_SUFFIX) for name in names]
 
 
 def _payloads(item: ShardItem) -> Iterator[bytes]:

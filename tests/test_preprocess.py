@@ -16,6 +16,7 @@ import tokenizers
 
 from configs.schema import Config, DataConfig
 from data_pipeline import chunks, packing, preprocess, sources
+from data_pipeline import job as jobs
 from data_pipeline.tokenizer import END_OF_TEXT, load_encoder
 from tests.conftest import ROOT, run_program, shared
 from tfrecords import manifest, schema
@@ -48,14 +49,12 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """So that a small corpus has many chunks."""
-    monkeypatch.setattr(preprocess, "_MIN_CHUNK_BYTES", 40_000)
+    monkeypatch.setattr(jobs, "_MIN_CHUNK_BYTES", 40_000)
 
 
 def run(corpus, output_dir, num_workers=1, **fields) -> manifest.Manifest:
     config = Config(data=DataConfig(**{"input": str(corpus), **SETTINGS, **fields}))
-    return preprocess.preprocess(
-        preprocess.plan_job(config), str(output_dir), num_workers
-    )
+    return preprocess.preprocess(jobs.plan(config), str(output_dir), num_workers)
 
 
 def hashes(folder: pathlib.Path) -> dict[str, str]:
@@ -286,6 +285,37 @@ def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path)
     assert len(shards) == 2
 
 
+def test_only_files_of_a_dataset_are_replaced(corpus, tmp_path):
+    """Other people's files in the folder stay, whatever they are called."""
+    others = ["train-00000-of-00009.tfrecord", "work-mine/notes.txt", "x.tfrecord"]
+    for name in others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    run(corpus / "two.jsonl", tmp_path)
+    run(corpus / "three.jsonl", tmp_path, num_shards=2)
+    assert all((tmp_path / name).read_text() == "mine" for name in others)
+    shards = {path.name for path in tmp_path.glob("*-of-0000[23].tfrecord")}
+    assert shards == {
+        f"{split}-0000{index}-of-00002.tfrecord"
+        for split in ("train", "validation")
+        for index in (0, 1)
+    }
+
+
+def test_a_changed_tokenizer_is_another_job(corpus, tmp_path):
+    """The same folder name with other contents: nothing stale is taken for done."""
+    folder = tmp_path / "tokenizer"
+    names = []
+    for size in (265, 275):
+        run(corpus / "one.jsonl", tmp_path / str(size), vocab_size=size)
+        folder.mkdir(exist_ok=True)
+        for path in (tmp_path / str(size) / "tokenizer").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        config = DataConfig(input=str(corpus), tokenizer=str(folder))
+        names.append(jobs.plan(Config(data=config)).fingerprint())
+    assert names[0] != names[1]
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
@@ -338,9 +368,9 @@ def test_pieces_of_a_job_do_not_depend_on_paths(corpus, tmp_path):
     """The manifest names contents, so a copy elsewhere is the same dataset."""
     for path in corpus.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    jobs = [
-        preprocess.plan_job(Config(data=DataConfig(input=str(folder))))
+    plans = [
+        jobs.plan(Config(data=DataConfig(input=str(folder))))
         for folder in (corpus, tmp_path)
     ]
-    assert jobs[0].description() == jobs[1].description()
-    assert isinstance(jobs[0].train_files[0], sources.InputFile)
+    assert plans[0].description() == plans[1].description()
+    assert isinstance(plans[0].train_files[0], sources.InputFile)

@@ -41,10 +41,10 @@ def draw_curve(lines: list[dict[str, Any]], workdir: str) -> epath.Path:
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
+            # Both curves end close to each other: one label, of the one that counts.
             step, loss = points[-1]
-            axes.annotate(
-                f"{loss:.2f}", (step, loss), xytext=(4, 4), textcoords="offset points"
-            )
+            end = f"{loss:.2f}" if name == "validation_loss" else ""
+            axes.annotate(end, (step, loss), xytext=(6, -4), textcoords="offset points")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)

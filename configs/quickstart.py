@@ -21,12 +21,16 @@ def get_config() -> schema.Config:
         ),
         model=schema.ModelConfig(n_layer=2, n_head=2, n_embd=160, n_positions=128),
         optimizer=schema.OptimizerConfig(
-            name="adamw", learning_rate=2e-3, beta_2=0.99, weight_decay=0.1
+            name="adamw",
+            learning_rate=1e-3,
+            warmup_fraction=0.15,
+            beta_2=0.99,
+            weight_decay=0.1,
         ),
         training=schema.TrainingConfig(
             global_batch_size=4,  # 2 devices x 2 accumulation steps x microbatch 1
             microbatch_size=1,
-            num_steps=1600,
+            num_steps=2000,
             dropout=0.0,
             precision="float32",
             evaluation_interval=400,

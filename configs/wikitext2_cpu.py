@@ -3,7 +3,8 @@
 Command   make preprocess CONFIG=configs/wikitext2_cpu.py INPUT=wiki.train.tokens \\
               VALIDATION_INPUT=wiki.valid.tokens
           make train CONFIG=configs/wikitext2_cpu.py
-Hardware  2 CPU cores
+Hardware  2 CPU cores; 40 minutes on busy ones
+Expected  validation loss 4.73, token perplexity 113, word perplexity 472
 """
 
 from configs import schema

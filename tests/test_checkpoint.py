@@ -106,6 +106,17 @@ def test_a_finished_run_is_left_alone(dataset, tmp_path):
 
 
 @pytest.mark.usefixtures("uncompiled")
+def test_executions_that_straddle_an_interval_still_save_and_score(dataset, tmp_path):
+    run(dataset, tmp_path / "run", until=1)
+    settings = {"checkpoint_interval": 3, "evaluation_interval": 3}
+    run(dataset, tmp_path / "run", steps_per_execution=3, keep_last=9, **settings)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert [int(name[-2:]) for name in names] == [1, 4, 7, 8]
+    scored = [v["step"] for v in values(tmp_path / "run") if "validation_loss" in v]
+    assert scored == [0, 4, 7, 8]
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_only_the_last_checkpoints_stay(dataset, tmp_path):
     run(dataset, tmp_path / "run", keep_last=3)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())

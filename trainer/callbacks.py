@@ -61,35 +61,48 @@ class Metrics(tf_keras.callbacks.Callback):
         self._bar.close()
 
 
-class Evaluation(tf_keras.callbacks.Callback):
-    """Scores the validation split before step 1, at intervals, and after the last.
+class _AtIntervals(tf_keras.callbacks.Callback):
+    """Acts whenever an execution has reached or passed a multiple of the interval.
 
     Args:
-      log: where the values go.
-      scorer: of the validation split.
-      interval: steps between two evaluations; 0: none in between.
+      interval: in steps; 0: only after the last step.
       num_steps: of the whole run.
     """
 
-    def __init__(
-        self, log: MetricsLog, scorer: Scorer, *, interval: int, num_steps: int
-    ):
+    def __init__(self, *, interval: int, num_steps: int):
         super().__init__()
-        self._log = log
-        self._scorer = scorer
         self._interval = interval
         self._num_steps = num_steps
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if _step(self.model) == 0:
-            self._evaluate(0)
+        self._last_step = _step(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        step = _step(self.model)
-        if _is_due(step, self._interval, self._num_steps):
-            self._evaluate(step)
+        last_step, self._last_step = self._last_step, _step(self.model)
+        passed = self._interval and (
+            self._last_step // self._interval > last_step // self._interval
+        )
+        if passed or self._last_step == self._num_steps:
+            self._act(self._last_step)
 
-    def _evaluate(self, step: int) -> None:
+    def _act(self, step: int) -> None:
+        raise NotImplementedError
+
+
+class Evaluation(_AtIntervals):
+    """Scores the validation split before step 1, at intervals, and after the last."""
+
+    def __init__(self, log: MetricsLog, scorer: Scorer, **intervals: int):
+        super().__init__(**intervals)
+        self._log = log
+        self._scorer = scorer
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
+        if self._last_step == 0:
+            self._act(0)
+
+    def _act(self, step: int) -> None:
         score = self._scorer()
         logging.info("step %d: validation perplexity %.2f", step, score.perplexity)
         self._log.write(
@@ -101,24 +114,16 @@ class Evaluation(tf_keras.callbacks.Callback):
         )
 
 
-class Saving(tf_keras.callbacks.Callback):
+class Saving(_AtIntervals):
     """Saves a checkpoint at intervals and after the last step."""
 
-    def __init__(self, checkpoints: Checkpoints, *, interval: int, num_steps: int):
-        super().__init__()
+    def __init__(self, checkpoints: Checkpoints, **intervals: int):
+        super().__init__(**intervals)
         self._checkpoints = checkpoints
-        self._interval = interval
-        self._num_steps = num_steps
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        step = _step(self.model)
-        if _is_due(step, self._interval, self._num_steps):
-            self._checkpoints.save()
+    def _act(self, step: int) -> None:
+        self._checkpoints.save()
 
 
 def _step(model: tf_keras.Model) -> int:
     return int(model.optimizer.iterations.numpy())
-
-
-def _is_due(step: int, interval: int, num_steps: int) -> bool:
-    return step == num_steps or (interval > 0 and step % interval == 0)

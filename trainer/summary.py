@@ -15,6 +15,8 @@ def table(lines: list[dict[str, Any]]) -> dict[str, float]:
     """
     training = [line for line in lines if "loss" in line]
     validation = [line for line in lines if "validation_loss" in line]
+    if not training:
+        return {}
     speeds = sorted(line["tokens_per_second"] for line in training)
     figures = {"steps": lines[-1]["step"], "tokens": training[-1]["tokens"]}
     figures["tokens_per_second"] = speeds[len(speeds) // 2]  # median

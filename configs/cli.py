@@ -15,15 +15,26 @@ from ml_collections import config_flags
 from configs import schema
 
 
-def define_config() -> flags.FlagHolder:
+def define_config() -> None:
     """Defines `--config=configs/NAME.py` and `--config.FIELD=VALUE` for its fields."""
-    return config_flags.DEFINE_config_file(
+    config_flags.DEFINE_config_file(
         "config", help_string="a file of configs/", lock_config=False
     )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs `main` with absl's flags parsed; ends the process with the exit code."""
+def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+    """Runs a program to its end, and ends the process with the exit code.
+
+    Args:
+      main: runs when the flags are parsed.
+      define_flags: defines the program's own. Not before: modules of several programs
+        can be imported together.
+    """
+    inherited = set(flags.FLAGS)
+    define_flags()
+    flags.DEFINE_bool("json", False, "print the result as one JSON object")
+    for name in set(flags.FLAGS) - inherited:  # `--help` lists those of the program
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     app.run(lambda _: _guard(main), flags_parser=_parse)
 
 

@@ -18,7 +18,6 @@ import tokenizers
 from configs.schema import DataConfig
 from data_pipeline import sources
 from data_pipeline.detokenizer import detokenize
-from data_pipeline.tokenizer import load_encoder
 
 # Text given to the tokenizer at once.
 _BATCH_CHARACTERS = 1 << 20
@@ -131,7 +130,7 @@ def _batches(
 def _encode(texts: list[str], chunk: Chunk) -> np.ndarray:
     """Returns the tokens of all texts, each followed by end-of-text."""
     dtype = np.dtype(chunk.token_dtype)
-    encodings = _encoder(chunk.tokenizer_folder).encode_batch_fast(
+    encodings = load_encoder(chunk.tokenizer_folder).encode_batch_fast(
         texts, add_special_tokens=False
     )
     end = np.array([chunk.end_of_text_id], dtype)
@@ -140,5 +139,11 @@ def _encode(texts: list[str], chunk: Chunk) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(folder: str) -> tokenizers.Tokenizer:
-    return load_encoder(folder)
+def load_encoder(folder: str) -> tokenizers.Tokenizer:
+    """Loads the stored tokenizer for encoding, without importing transformers."""
+    encoder = tokenizers.Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+    # A literal "<|endoftext|>" in the text is text: no document can end another.
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder

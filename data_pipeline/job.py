@@ -1,7 +1,6 @@
 """What is to be made of what: the job, settled before any work is done."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 from configs.schema import Config, DataConfig
 from data_pipeline import chunks, sources
 from data_pipeline.detokenizer import detokenize
-from tfrecords import manifest, schema
+from tfrecords import manifest
 
 # A chunk is a 64th of the input, within these bounds.
 _MIN_CHUNK_BYTES = 1 << 20
@@ -50,6 +49,7 @@ class Job:
         config = dataclasses.asdict(self.config)
         del config["input"], config["validation_input"]
         config["validation_fraction"] = self.validation_fraction
+        config["n_positions"] = self.n_positions  # a new tokenizer records it
         if os.path.isdir(self.config.tokenizer):
             config["tokenizer"] = manifest.tokenizer_fingerprint(self.config.tokenizer)
         names = {"input": self.train_files, "validation_input": self.validation_files}
@@ -60,18 +60,27 @@ class Job:
             ]
         return config
 
-    def fingerprint(self) -> str:
-        values = [schema.FORMAT_VERSION, self.n_positions, self.description()]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    def differences(self, description: dict[str, Any]) -> list[str]:
+        """Names the fields in which another job, read from JSON, is not this one."""
+        mine = json.loads(json.dumps(self.description()))
+        return sorted(key for key in mine if mine[key] != description.get(key))
 
 
 def plan(config: Config) -> Job:
     """Finds the input and settles what the config leaves open."""
     data = config.data
-    train_files = sources.find_files(data.input)
+    train_files = sources.find_files(data.input, "input")
     if data.validation_input:
-        validation_files = sources.find_files(data.validation_input)
+        validation_files = sources.find_files(data.validation_input, "validation_input")
         fraction = 0.0
+        trained_on = {file.sha256: file.path for file in train_files}
+        for file in validation_files:
+            if file.sha256 in trained_on:
+                raise sources.InputError(
+                    "`--validation_input` must not be part of `--input`. Received: "
+                    f"{file.path} for validation, {trained_on[file.sha256]} for "
+                    "training. Name the training files alone."
+                )
     else:
         validation_files = []
         size = sum(file.num_bytes for file in train_files)

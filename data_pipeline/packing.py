@@ -4,7 +4,7 @@ The token files of all chunks, front to back, are one stream. Record r is its to
 [r * sequence_length, (r + 1) * sequence_length), in whatever files they lie.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def stored_order(count: int, *, seed: int, shuffle: bool) -> np.ndarray:
 
 
 def gather(
-    files: Sequence[np.ndarray],
+    read: Callable[[int, int, int], np.ndarray],
     starts: np.ndarray,
     record: int,
     sequence_length: int,
@@ -39,8 +39,9 @@ def gather(
     """Returns the tokens of one record; fewer than `sequence_length` only at the end.
 
     Args:
-      files: tokens of each chunk, [num_tokens of it].
-      starts: int64 [len(files)]: place of each file's first token in the stream.
+      read: (file, offset, count) -> tokens of that file from the offset: `count` of
+        them, or what is there.
+      starts: int64 [files]: place of each file's first token in the stream.
       record: index of the record.
       sequence_length: tokens of a record.
     """
@@ -48,12 +49,11 @@ def gather(
     missing = sequence_length
     parts = []
     # The last file that begins at or before the position.
-    index = int(np.searchsorted(starts, position, side="right")) - 1
-    while missing and index < len(files):
-        offset = position - int(starts[index])
-        part = files[index][offset : offset + missing]
+    file = int(np.searchsorted(starts, position, side="right")) - 1
+    while missing and file < len(starts):
+        part = read(file, position - int(starts[file]), missing)
         parts.append(part)
         position += len(part)
         missing -= len(part)
-        index += 1
+        file += 1
     return np.concatenate(parts)

@@ -8,13 +8,12 @@
 6. The manifest, last. A folder without it is no dataset.
 
 The result is a pure function of the input's bytes, the tokenizer and `config.data`.
-What a stopped run has finished stays in `OUTPUT_DIR/work-…` and is not done again.
+What a stopped run has finished stays in `OUTPUT_DIR/.unfinished` and is not done again.
 """
 
 import dataclasses
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -29,37 +28,27 @@ from data_pipeline import chunks, engine, packing, shards, sources, tokenizer
 from data_pipeline import job as jobs
 from tfrecords import manifest, order, schema
 
-_CONFIG = cli.define_config()
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "", "folder of the dataset")
-_INPUT = flags.DEFINE_string("input", "", "stands for --config.data.input")
-_VALIDATION_INPUT = flags.DEFINE_string(
-    "validation_input", "", "stands for --config.data.validation_input"
-)
-_NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", 0, "processes; 0: one for each CPU", lower_bound=0
-)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a dataset that is there")
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object")
+FLAGS = flags.FLAGS
 
+# What a run has finished, until the dataset is whole.
+_WORK_FOLDER = ".unfinished"
 _SHARD_BYTES = 128 << 20
 _MIN_AUTOMATIC_SHARDS = 8
 
 
-def preprocess(job: jobs.Job, output_dir: str, num_workers: int) -> manifest.Manifest:
+def preprocess(
+    job: jobs.Job, output_dir: str, num_workers: int, *, overwrite: bool = False
+) -> manifest.Manifest:
     """Writes the dataset; see the module's docstring.
 
     Raises:
       InputError: the input cannot be read or is shorter than one sequence.
+      ConfigError: a run of another job was stopped here, and not `overwrite`.
     """
-    work_dir = os.path.join(output_dir, f"work-{job.fingerprint()[:16]}")
-    os.makedirs(work_dir, exist_ok=True)
-    _clear(output_dir, keep=work_dir)
-
-    tokenizer_folder = os.path.join(output_dir, manifest.TOKENIZER_FOLDER)
-    model = tokenizer.load_or_train(
-        job.config, job.n_positions, job.training_documents()
-    )
-    model.save_pretrained(tokenizer_folder)
+    _open_work(job, output_dir, overwrite=overwrite)
+    work_dir = os.path.join(output_dir, _WORK_FOLDER)
+    tokenizer_folder = os.path.join(work_dir, manifest.TOKENIZER_FOLDER)
+    model = tokenizer.load_or_train(job, tokenizer_folder)
     dtype = schema.token_dtype(len(model))
 
     work = _plan_chunks(job, work_dir, tokenizer_folder, dtype, model.eos_token_id)
@@ -73,7 +62,6 @@ def preprocess(job: jobs.Job, output_dir: str, num_workers: int) -> manifest.Man
     }
     all_items = [item for split_items in items.values() for item in split_items]
     written = _write_shards(all_items, num_workers)
-    _publish(all_items, output_dir)
     result = manifest.Manifest(
         format_version=schema.FORMAT_VERSION,
         sequence_length=job.config.sequence_length,
@@ -91,11 +79,7 @@ def preprocess(job: jobs.Job, output_dir: str, num_workers: int) -> manifest.Man
             for split in items
         },
     )
-    path = os.path.join(output_dir, manifest.FILE_NAME)
-    with open(path + ".partial", "w") as stream:
-        stream.write(manifest.to_json(result))
-    os.replace(path + ".partial", path)
-    shutil.rmtree(work_dir)
+    _publish(result, all_items, output_dir)
     return result
 
 
@@ -224,31 +208,63 @@ def _plan_shards(
     return items
 
 
-def _publish(items: Sequence[shards.ShardItem], output_dir: str) -> None:
-    """Moves the finished shards into the dataset, unless an earlier run has."""
-    for item in items:
-        if os.path.exists(item.path):
-            os.replace(item.path, os.path.join(output_dir, item.name))
+def _publish(
+    result: manifest.Manifest, items: Sequence[shards.ShardItem], output_dir: str
+) -> None:
+    """Moves the dataset out of the work folder, the manifest last.
 
-
-def _clear(output_dir: str, keep: str) -> None:
-    """Removes what other jobs left: their dataset, or the work of a stopped run.
-
-    Only files that a manifest or a work folder names are removed.
+    A run that is stopped here continues here: what has been moved is not moved again.
     """
-    stale = []
-    if os.path.exists(os.path.join(output_dir, manifest.FILE_NAME)):
-        for split in manifest.load(output_dir).splits.values():
-            stale += [shard.name for shard in split.shards]
-        os.remove(os.path.join(output_dir, manifest.FILE_NAME))
-    for name in os.listdir(output_dir):
-        work_dir = os.path.join(output_dir, name)
-        if re.fullmatch(r"work-[0-9a-f]{16}", name) and work_dir != keep:
-            stale += shards.finished(work_dir)
+    work_dir = os.path.join(output_dir, _WORK_FOLDER)
+    manifest_path = os.path.join(output_dir, manifest.FILE_NAME)
+    replaced_path = os.path.join(work_dir, "replaced.json")
+    if os.path.exists(manifest_path):  # of the dataset that --overwrite replaces
+        os.replace(manifest_path, replaced_path)
+    if os.path.exists(replaced_path):
+        with open(replaced_path) as stream:
+            replaced = json.load(stream)["splits"].values()
+        for name in [shard["name"] for split in replaced for shard in split["shards"]]:
+            if os.path.exists(os.path.join(output_dir, name)):
+                os.remove(os.path.join(output_dir, name))
+        os.remove(replaced_path)
+    for item in items:
+        target = os.path.join(output_dir, item.name)
+        if os.path.exists(item.path) or not os.path.exists(target):
+            os.replace(item.path, target)
+    shutil.copytree(
+        os.path.join(work_dir, manifest.TOKENIZER_FOLDER),
+        os.path.join(output_dir, manifest.TOKENIZER_FOLDER),
+        dirs_exist_ok=True,
+    )
+    with open(manifest_path + ".partial", "w") as stream:
+        stream.write(manifest.to_json(result))
+    os.replace(manifest_path + ".partial", manifest_path)
+    shutil.rmtree(work_dir)
+
+
+def _open_work(job: jobs.Job, output_dir: str, *, overwrite: bool) -> None:
+    """Makes the folder for unfinished work, or finds that of a stopped run.
+
+    Raises:
+      ConfigError: a run of another job was stopped here.
+    """
+    work_dir = os.path.join(output_dir, _WORK_FOLDER)
+    path = os.path.join(work_dir, "job.json")
+    if os.path.exists(path):
+        with open(path) as stream:
+            different = job.differences(json.load(stream))
+        if different and not overwrite:
+            raise ConfigError(
+                f"{output_dir} holds the work of a run that was stopped, with other "
+                f"{', '.join(different)}. Finish it with the config that it began "
+                "with, or give another --output_dir, or --overwrite."
+            )
+        if different:
             shutil.rmtree(work_dir)
-    for name in stale:
-        if os.path.exists(os.path.join(output_dir, name)):
-            os.remove(os.path.join(output_dir, name))
+    os.makedirs(work_dir, exist_ok=True)
+    with open(path + ".partial", "w") as stream:
+        json.dump(job.description(), stream)
+    os.replace(path + ".partial", path)
 
 
 def _is_finished(job: jobs.Job, output_dir: str) -> bool:
@@ -259,9 +275,7 @@ def _is_finished(job: jobs.Job, output_dir: str) -> bool:
     """
     if not os.path.exists(os.path.join(output_dir, manifest.FILE_NAME)):
         return False
-    found = manifest.load(output_dir).config
-    wanted = json.loads(json.dumps(job.description()))
-    different = sorted(key for key in wanted if wanted[key] != found.get(key))
+    different = job.differences(manifest.load(output_dir).config)
     if different:
         raise ConfigError(
             f"{output_dir} holds a dataset made with other "
@@ -271,7 +285,7 @@ def _is_finished(job: jobs.Job, output_dir: str) -> bool:
 
 
 def _print_result(result: manifest.Manifest) -> None:
-    if _JSON.value:
+    if FLAGS.json:
         print(manifest.to_json(result), end="")
         return
     columns = "{:12}{:>12}{:>14}{:>14}{:>12}{:>8}"
@@ -283,30 +297,45 @@ def _print_result(result: manifest.Manifest) -> None:
     print(f"fingerprint {result.fingerprint[:16]}")
 
 
+def define_flags() -> None:
+    cli.define_config()
+    flags.DEFINE_string("output_dir", "", "folder of the dataset")
+    flags.DEFINE_string("input", "", "stands for --config.data.input")
+    flags.DEFINE_string(
+        "validation_input", "", "stands for --config.data.validation_input"
+    )
+    flags.DEFINE_integer(
+        "num_workers", 0, "processes; 0: one for each CPU", lower_bound=0
+    )
+    flags.DEFINE_bool("overwrite", False, "replace a dataset that is there")
+
+
 def main() -> None:
-    config = _CONFIG.value
-    config.data.input = _INPUT.value or config.data.input
+    config = FLAGS.config
+    config.data.input = FLAGS.input or config.data.input
     config.data.validation_input = (
-        _VALIDATION_INPUT.value or config.data.validation_input
+        FLAGS.validation_input or config.data.validation_input
     )
     validate(config)
-    output_dir = _OUTPUT_DIR.value
+    output_dir = FLAGS.output_dir
     if not output_dir or "://" in output_dir:
         raise ConfigError(
             "`--output_dir` must be a folder on this machine; copy it to a bucket "
             f"afterwards. Received: {output_dir!r}."
         )
     job = jobs.plan(config)
-    if not _OVERWRITE.value and _is_finished(job, output_dir):
+    if not FLAGS.overwrite and _is_finished(job, output_dir):
         print(f"{output_dir} holds this dataset already.", file=sys.stderr)
         result = manifest.load(output_dir)
+        shutil.rmtree(os.path.join(output_dir, _WORK_FOLDER), ignore_errors=True)
     else:
-        result = preprocess(job, output_dir, _NUM_WORKERS.value or os.cpu_count() or 1)
+        num_workers = FLAGS.num_workers or os.cpu_count() or 1
+        result = preprocess(job, output_dir, num_workers, overwrite=FLAGS.overwrite)
     _print_result(result)
 
 
 def run() -> None:
-    cli.run(main)
+    cli.run(main, define_flags)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Second pass: token files -> one shard, in the order in which it is stored."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from tfrecords import manifest, schema, writer
 
 # The end of the marker that is written last: the shard's entry for the manifest.
 _DONE_SUFFIX = ".done"
+# A corpus of 50 GB has thousands of token files; each open one holds a descriptor.
+_MAX_OPEN_FILES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +51,22 @@ def write(item: ShardItem) -> tuple[ShardItem, manifest.Shard]:
     return item, shard
 
 
-def finished(work_dir: str) -> list[str]:
-    """Returns the names of the shards that were finished in a work folder."""
-    names = [name for name in os.listdir(work_dir) if name.endswith(_DONE_SUFFIX)]
-    return [name.removesuffix(_DONE_SUFFIX) for name in names]
-
-
 def _payloads(item: ShardItem) -> Iterator[bytes]:
     dtype = np.dtype(item.token_dtype)
     # A file without tokens cannot be mapped, nor is it needed.
-    files = [
-        np.memmap(path, dtype, mode="r")
-        for path, count in zip(item.token_files, item.token_counts, strict=True)
-        if count
-    ]
-    counts = [len(file) for file in files]
-    starts = np.cumsum([0, *counts[:-1]])
+    sizes = zip(item.token_files, item.token_counts, strict=True)
+    files = [(path, count) for path, count in sizes if count]
+    starts = np.cumsum([0, *(count for _, count in files[:-1])])
+
+    @functools.lru_cache(maxsize=_MAX_OPEN_FILES)
+    def mapped(file: int) -> np.ndarray:
+        return np.memmap(files[file][0], dtype, mode="r")
+
+    def read(file: int, offset: int, count: int) -> np.ndarray:
+        return mapped(file)[offset : offset + count]
+
     for record in item.records:
-        tokens = packing.gather(files, starts, int(record), item.sequence_length)
+        tokens = packing.gather(read, starts, int(record), item.sequence_length)
         missing = item.sequence_length - len(tokens)
         if missing:
             yield schema.serialize(np.pad(tokens, (0, missing)), length=len(tokens))

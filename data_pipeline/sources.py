@@ -54,7 +54,7 @@ class Piece:
     end: int
 
 
-def find_files(names: str) -> list[InputFile]:
+def find_files(names: str, flag: str) -> list[InputFile]:
     """Finds what a comma-separated list of files, folders and globs names.
 
     Returns:
@@ -68,13 +68,13 @@ def find_files(names: str) -> list[InputFile]:
         paths = _expand(name)
         if not paths:
             raise InputError(
-                f"`--input` must name files that exist. Received: {name!r}, which "
+                f"`--{flag}` must name files that exist. Received: {name!r}, which "
                 "matches none. Correct the path, or quote the glob."
             )
         found.update(paths)
     if not found:
         raise InputError(
-            "`--input` must name the text: files, folders or globs, separated by "
+            f"`--{flag}` must name the text: files, folders or globs, separated by "
             f"commas, or {PYTHON_DOCS}. Received: nothing."
         )
     files = [_describe(path, found[path]) for path in sorted(found)]
@@ -191,6 +191,14 @@ def _jsonl_documents(piece: Piece, text_field: str) -> Iterator[str]:
                 f"{piece.file.path}:{_line_number(piece, offset)}: the field "
                 f"{text_field!r} must be a string. Received: {type(text).__name__}."
             )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{piece.file.path}:{_line_number(piece, offset)}: the field "
+                f"{text_field!r} must be Unicode text. It holds half of a surrogate "
+                f"pair at character {error.start}. Mend the line or leave it out."
+            ) from error
         yield text
 
 

@@ -12,7 +12,11 @@ def gather_all(lengths, sequence_length):
     files = np.split(stream, ends[:-1])
     starts = np.concatenate([[0], ends[:-1]])
     count = packing.num_records(len(stream), sequence_length)
-    return [packing.gather(files, starts, r, sequence_length) for r in range(count)]
+
+    def read(file, offset, size):
+        return files[file][offset : offset + size]
+
+    return [packing.gather(read, starts, r, sequence_length) for r in range(count)]
 
 
 @pytest.mark.parametrize(

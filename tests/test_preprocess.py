@@ -1,5 +1,6 @@
 """The whole of preprocessing, on real text where it is there, in real processes."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,10 +15,11 @@ import pytest
 import tensorflow as tf
 import tokenizers
 
-from configs.schema import Config, DataConfig
+from configs.schema import Config, ConfigError, DataConfig
 from data_pipeline import chunks, packing, preprocess, sources
 from data_pipeline import job as jobs
-from data_pipeline.tokenizer import END_OF_TEXT, load_encoder
+from data_pipeline.chunks import load_encoder
+from data_pipeline.tokenizer import END_OF_TEXT
 from tests.conftest import ROOT, run_program, shared
 from tfrecords import manifest, schema
 
@@ -95,7 +97,7 @@ def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
     expected = hashes(tmp_path / "1")
     assert "manifest.json" in expected
     assert "train-00002-of-00003.tfrecord" in expected
-    assert not [name for name in expected if "work-" in name or "partial" in name]
+    assert not [name for name in expected if "unfinished" in name or "partial" in name]
     assert hashes(tmp_path / "2") == expected
     assert hashes(tmp_path / "5") == expected
 
@@ -207,7 +209,7 @@ def test_finished_chunks_are_not_done_again(corpus, tmp_path, monkeypatch):
         patch.setattr(preprocess, "_plan_shards", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(corpus, tmp_path / "stopped")
-    (work,) = (tmp_path / "stopped").glob("work-*")
+    work = tmp_path / "stopped" / ".unfinished"
     times = {path: path.stat().st_mtime_ns for path in work.glob("*.tokens")}
     assert len(times) > 4
 
@@ -287,7 +289,7 @@ def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path)
 
 def test_only_files_of_a_dataset_are_replaced(corpus, tmp_path):
     """Other people's files in the folder stay, whatever they are called."""
-    others = ["train-00000-of-00009.tfrecord", "work-mine/notes.txt", "x.tfrecord"]
+    others = ["train-00000-of-00009.tfrecord", "work/notes.txt", "x.tfrecord"]
     for name in others:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
@@ -305,15 +307,76 @@ def test_only_files_of_a_dataset_are_replaced(corpus, tmp_path):
 def test_a_changed_tokenizer_is_another_job(corpus, tmp_path):
     """The same folder name with other contents: nothing stale is taken for done."""
     folder = tmp_path / "tokenizer"
-    names = []
+    plans, first = [], {}
     for size in (265, 275):
         run(corpus / "one.jsonl", tmp_path / str(size), vocab_size=size)
         folder.mkdir(exist_ok=True)
         for path in (tmp_path / str(size) / "tokenizer").iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         config = DataConfig(input=str(corpus), tokenizer=str(folder))
-        names.append(jobs.plan(Config(data=config)).fingerprint())
-    assert names[0] != names[1]
+        first = first or jobs.plan(Config(data=config)).description()
+        plans.append(jobs.plan(Config(data=config)))
+    # The second plan was made with the first one's path, but not its contents.
+    assert plans[1].differences(first) == ["tokenizer"]
+
+
+def test_a_stopped_run_is_not_thrown_away(corpus, tmp_path, monkeypatch):
+    """Another config in the same folder is refused, by the name of the field."""
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "_plan_shards", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(corpus, tmp_path)
+    before = hashes(tmp_path)
+    with pytest.raises(ConfigError, match="with other num_shards, seed"):
+        run(corpus, tmp_path, num_shards=2, seed=1)
+    assert hashes(tmp_path) == before
+    config = Config(data=DataConfig(**{"input": str(corpus), **SETTINGS, "seed": 1}))
+    written = preprocess.preprocess(jobs.plan(config), str(tmp_path), 1, overwrite=True)
+    assert written.config["seed"] == 1
+
+
+def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_whole(
+    corpus, tmp_path, monkeypatch
+):
+    run(corpus / "one.jsonl", tmp_path)
+    old = hashes(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "_write_shards", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(corpus / "two.jsonl", tmp_path)
+    now = hashes(tmp_path)
+    assert {name: now[name] for name in old} == old
+
+
+def test_a_publication_that_was_stopped_continues(corpus, tmp_path, monkeypatch):
+    """Killed after each of the moves in turn: the same bytes in the end."""
+    run(corpus / "two.jsonl", tmp_path / "whole", num_shards=2)
+    expected = hashes(tmp_path / "whole")
+    replace = os.replace
+    for moves in range(6):
+        folder = tmp_path / str(moves)
+        run(corpus / "one.jsonl", folder)
+        left = [moves]
+
+        def counted(source, target, folder=folder, left=left):
+            if pathlib.Path(target).parent == folder:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted)
+            with contextlib.suppress(KeyboardInterrupt):
+                run(corpus / "two.jsonl", folder, num_shards=2)
+        run(corpus / "two.jsonl", folder, num_shards=2)
+        assert hashes(folder) == expected
+
+
+def test_training_text_is_not_taken_for_validation(corpus):
+    config = DataConfig(input=str(corpus), validation_input=str(corpus / "one.jsonl"))
+    with pytest.raises(sources.InputError, match="must not be part of `--input`"):
+        jobs.plan(Config(data=config))
 
 
 @pytest.mark.parametrize(

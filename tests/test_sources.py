@@ -12,7 +12,7 @@ def documents(names, config=None, piece_bytes=1 << 30):
     config = config or DataConfig()
     return [
         document
-        for file in sources.find_files(str(names))
+        for file in sources.find_files(str(names), "input")
         for piece in sources.cut(file, config, piece_bytes)
         for document in sources.read_documents(piece, config)
     ]
@@ -41,7 +41,7 @@ def test_cutting_a_file_moves_no_document(tmp_path, document, piece_bytes, endin
         "paragraph": ["one\ntwö 語", "three", "four\nfive"],
     }[document]
     assert documents(tmp_path, config, piece_bytes) == expected
-    (file,) = sources.find_files(str(tmp_path))
+    (file,) = sources.find_files(str(tmp_path), "input")
     pieces = sources.cut(file, config, piece_bytes)
     assert pieces[0].start == 0
     assert pieces[-1].end == file.num_bytes
@@ -71,6 +71,12 @@ def test_text_that_is_not_a_string_is_named(tmp_path):
         documents(tmp_path)
 
 
+def test_half_of_a_surrogate_pair_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "x\\ud83d"}')
+    with pytest.raises(sources.InputError, match=r"a\.jsonl:2: .* at character 1"):
+        documents(tmp_path)
+
+
 @pytest.mark.parametrize("document", ["file", "line"])
 def test_text_that_is_not_utf8_is_named(tmp_path, document):
     (tmp_path / "a.txt").write_bytes(b"fine\nnot \xff fine\n")
@@ -81,18 +87,18 @@ def test_text_that_is_not_utf8_is_named(tmp_path, document):
 @pytest.mark.parametrize("names", ["", " , ", "/nowhere/*.txt"])
 def test_missing_input(names):
     with pytest.raises(sources.InputError, match="--input"):
-        sources.find_files(names)
+        sources.find_files(names, "input")
 
 
 def test_empty_input(tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(sources.InputError, match="are empty"):
-        sources.find_files(str(tmp_path))
+        sources.find_files(str(tmp_path), "input")
 
 
 def test_python_docs_are_there_and_are_prose():
     config = DataConfig()
-    files = sources.find_files("builtin:python_docs")
+    files = sources.find_files("builtin:python_docs", "input")
     assert not [file.path for file in files if "site-packages" in file.path]
     by_name = {file.path.rsplit("/", 1)[1]: file for file in files}
     topics = by_name["topics.py"]

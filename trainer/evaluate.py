@@ -15,12 +15,7 @@ from trainer import strategy as strategies
 from trainer.scoring import Score, Scorer
 from trainer.task import LanguageModelTask
 
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of the dataset")
-_SPLIT = flags.DEFINE_string("split", "validation", "split to score")
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 8, "records that a device scores at once", lower_bound=1
-)
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object")
+FLAGS = flags.FLAGS
 
 
 def figures(score: Score, split: manifests.Split) -> dict[str, float]:
@@ -44,10 +39,10 @@ def figures(score: Score, split: manifests.Split) -> dict[str, float]:
 
 def evaluate() -> dict[str, float | str]:
     """Loads what the flags name and scores it."""
-    strategies.check_folder("data_dir", _DATA_DIR.value)
-    manifest = manifests.load(_DATA_DIR.value)
-    split = manifest.split(_SPLIT.value)
-    manifests.verify_shards(_DATA_DIR.value, manifest, _SPLIT.value)
+    strategies.check_folder("data_dir", FLAGS.data_dir)
+    manifest = manifests.load(FLAGS.data_dir)
+    split = manifest.split(FLAGS.split)
+    manifests.verify_shards(FLAGS.data_dir, manifest, FLAGS.split)
 
     strategy = strategies.from_flags()
     with strategy.scope():
@@ -61,13 +56,13 @@ def evaluate() -> dict[str, float | str]:
     scorer = Scorer(
         task,
         strategy,
-        data_dir=_DATA_DIR.value,
+        data_dir=FLAGS.data_dir,
         manifest=manifest,
-        split=_SPLIT.value,
-        batch_size=_BATCH_SIZE.value,
+        split=FLAGS.split,
+        batch_size=FLAGS.batch_size,
     )
     return {
-        "split": _SPLIT.value,
+        "split": FLAGS.split,
         **figures(scorer(), split),
         "sequence_length": manifest.sequence_length,
         "mode": manifest.mode,
@@ -76,9 +71,19 @@ def evaluate() -> dict[str, float | str]:
     }
 
 
+def define_flags() -> None:
+    pretrained.define_flags()
+    strategies.define_flags()
+    flags.DEFINE_string("data_dir", "", "folder of the dataset")
+    flags.DEFINE_string("split", "validation", "split to score")
+    flags.DEFINE_integer(
+        "batch_size", 8, "records that a device scores at once", lower_bound=1
+    )
+
+
 def main() -> None:
     result = evaluate()
-    if _JSON.value:
+    if FLAGS.json:
         print(json.dumps(result))
         return
     for name, value in result.items():
@@ -88,7 +93,7 @@ def main() -> None:
 
 
 def run() -> None:
-    cli.run(main)
+    cli.run(main, define_flags)
 
 
 if __name__ == "__main__":

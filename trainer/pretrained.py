@@ -10,8 +10,12 @@ from configs.schema import ConfigError
 from tfrecords.manifest import TOKENIZER_FOLDER
 from trainer import checkpoint, model
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "folder of a run")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", "", "folder of a run")
+    flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ def from_flags() -> Pretrained:
       ConfigError: not exactly one of them is given, or it does not load.
       CheckpointError: the workdir has no checkpoint.
     """
-    workdir, folder = _WORKDIR.value, _CHECKPOINT.value
+    workdir, folder = FLAGS.workdir, FLAGS.checkpoint
     if bool(workdir) == bool(folder):
         raise ConfigError("Give either `--workdir` or `--checkpoint`.")
     if folder:

@@ -10,15 +10,19 @@ from absl import flags, logging
 
 from configs.schema import ConfigError, TrainingConfig
 
-TPU = flags.DEFINE_string("tpu", "", "local, a name, grpc://HOST:PORT, or none")
-NUM_VIRTUAL_DEVICES = flags.DEFINE_integer(
-    "num_virtual_devices", 0, "split the CPU into so many devices", lower_bound=0
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("tpu", "", "local, a name, grpc://HOST:PORT, or none")
+    flags.DEFINE_integer(
+        "num_virtual_devices", 0, "split the CPU into so many devices", lower_bound=0
+    )
 
 
 def from_flags() -> tf.distribute.Strategy:
     """Returns the strategy for `--tpu` and `--num_virtual_devices`."""
-    return create(TPU.value, NUM_VIRTUAL_DEVICES.value)
+    return create(FLAGS.tpu, FLAGS.num_virtual_devices)
 
 
 def create(tpu: str, num_virtual_devices: int = 0) -> tf.distribute.Strategy:
@@ -71,7 +75,7 @@ def check_folder(flag: str, path: str) -> None:
     """
     if not path:
         raise ConfigError(f"`--{flag}` is missing: a folder, or gs://….")
-    if TPU.value not in ("", "none", "local") and not path.startswith("gs://"):
+    if FLAGS.tpu not in ("", "none", "local") and not path.startswith("gs://"):
         raise ConfigError(
             f"`--{flag}` must be gs://… with a remote TPU, whose own machine reads and "
             f"writes it. Received: {path}."

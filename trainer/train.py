@@ -23,10 +23,7 @@ from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
 from trainer.scoring import Scorer
 
-_CONFIG = cli.define_config()
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of the dataset")
-_WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run")
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object")
+FLAGS = flags.FLAGS
 
 
 def train(
@@ -142,7 +139,7 @@ def _print_result(workdir: str) -> None:
     lines = metrics.load(workdir)
     figures = summary.table(lines)
     curve = summary.draw_curve(lines, workdir)
-    if _JSON.value:
+    if FLAGS.json:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
@@ -151,18 +148,25 @@ def _print_result(workdir: str) -> None:
     print(f"{'loss curve':30}{curve}")
 
 
+def define_flags() -> None:
+    cli.define_config()
+    strategies.define_flags()
+    flags.DEFINE_string("data_dir", "", "folder of the dataset")
+    flags.DEFINE_string("workdir", "", "folder of the run")
+
+
 def main() -> None:
-    config = _CONFIG.value
+    config = FLAGS.config
     validate(config)
-    strategies.check_folder("data_dir", _DATA_DIR.value)
-    strategies.check_folder("workdir", _WORKDIR.value)
+    strategies.check_folder("data_dir", FLAGS.data_dir)
+    strategies.check_folder("workdir", FLAGS.workdir)
     strategy = strategies.from_flags()
-    train(config, _DATA_DIR.value, _WORKDIR.value, strategy)
-    _print_result(_WORKDIR.value)
+    train(config, FLAGS.data_dir, FLAGS.workdir, strategy)
+    _print_result(FLAGS.workdir)
 
 
 def run() -> None:
-    cli.run(main)
+    cli.run(main, define_flags)
 
 
 if __name__ == "__main__":

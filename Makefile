@@ -16,7 +16,7 @@ ifeq ($(wildcard /dev/nvidia*),)
 export CUDA_VISIBLE_DEVICES ?= -1
 endif
 
-flag = $(if $(2),--$(1)='$(2)')
+flag = $(if $(2),--$(1)='$(subst ','\'',$(2))')
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart preprocess train evaluate generate test test-slow \
@@ -40,7 +40,7 @@ $(VENV)/.base: setup.py
 	$(VENV)/bin/pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.base
+$(VENV)/.$(DEV): $(VENV)/.base
 	$(VENV)/bin/pip install --quiet --editable '.[$(DEV)]'
 	@touch $@
 
@@ -67,18 +67,18 @@ evaluate: $(VENV)/.base  ## perplexity: DATA= WORKDIR= TPU=
 generate: $(VENV)/.base  ## text: WORKDIR= PROMPT=
 	$(RUN) trainer.generate --workdir=$(WORKDIR) $(call flag,prompt,$(PROMPT)) $(ARGS)
 
-test: $(VENV)/.dev  ## the tests, but for the slow ones
+test: $(VENV)/.$(DEV)  ## the tests, but for the slow ones
 	$(RUN) pytest
 
-test-slow: $(VENV)/.dev  ## the slow tests
+test-slow: $(VENV)/.$(DEV)  ## the slow tests
 	$(RUN) pytest -m slow
 
-lint: $(VENV)/.dev  ## format, lint and types, checked
+lint: $(VENV)/.$(DEV)  ## format, lint and types, checked
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-format: $(VENV)/.dev  ## rewrite the code in the project's format
+format: $(VENV)/.$(DEV)  ## rewrite the code in the project's format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 

@@ -29,7 +29,13 @@ setup(
     extras_require={
         # For TPU machines: newer libtpu makes `import tensorflow` abort. Install it
         # after the base, whose `tensorflow` wheel holds the same files.
-        "tpu": ["tensorflow-tpu==2.20.0", "libtpu>=0.0.17,<0.0.32"],
+        # The last two look a TPU's address up by its name.
+        "tpu": [
+            "tensorflow-tpu==2.20.0",
+            "libtpu>=0.0.17,<0.0.32",
+            "google-api-python-client>=2.100,<3",
+            "oauth2client>=4.1,<5",
+        ],
         # The TPU's compiler, for machines without a TPU; never beside `tpu`.
         "plan": ["jax>=0.10,<0.11", "jaxlib>=0.10,<0.11", "libtpu>=0.0.51,<0.1"],
         "beam": ["apache-beam>=2.77,<3"],

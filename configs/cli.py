@@ -70,7 +70,7 @@ def _check_config_fields(argv: Sequence[str]) -> None:
     known = list(schema.flatten(schema.Config()))
     for argument in argv[1:]:
         field = argument.split("=")[0].lstrip("-").removeprefix("no")
-        if not field.startswith("config."):
+        if not (argument.startswith("-") and field.startswith("config.")):
             continue
         field = field.removeprefix("config.")
         if field not in known:

@@ -14,7 +14,10 @@ def get_config() -> schema.Config:
         data=schema.DataConfig(tokenizer="distilgpt2", detokenizer="wikitext"),
         model=schema.ModelConfig(n_layer=6, initial_checkpoint="distilgpt2"),
         optimizer=schema.OptimizerConfig(
-            name="adamw", learning_rate=2e-5, weight_decay=0.01
+            name="adamw",
+            learning_rate=2e-5,
+            weight_decay=0.01,
+            warmup_fraction=0.0,
         ),
         training=schema.TrainingConfig(
             global_batch_size=32,

@@ -2,7 +2,7 @@
 
 Command   make preprocess CONFIG=configs/gpt2_xl.py INPUT='corpus/*.txt'
           make train CONFIG=configs/gpt2_xl.py TPU=local
-Hardware  8 TPU cores: 8 replicas x microbatch 1
+Hardware  8 TPU cores: 8 replicas x microbatch 1; not run there yet
 """
 
 from configs import gpt2_small, schema

@@ -142,6 +142,7 @@ _RANGES: dict[str, tuple[float, Optional[float]]] = {
     "data.sequence_length": (2, None),
     "data.vocab_size": (257, None),
     "data.num_shards": (0, 99_999),
+    "data.seed": (0, None),
     "data.validation_fraction": (0, 0.9),
     "model.n_layer": (1, None),
     "model.n_head": (1, None),
@@ -159,6 +160,7 @@ _RANGES: dict[str, tuple[float, Optional[float]]] = {
     "training.microbatch_size": (1, None),
     "training.num_epochs": (0, None),
     "training.num_steps": (0, None),
+    "training.seed": (0, None),
     "training.dropout": (0, 0.9),
     "training.evaluation_interval": (0, None),
     "training.checkpoint_interval": (0, None),
@@ -249,6 +251,11 @@ def _problems(config: Config) -> Iterator[str]:
         yield (
             "`training.num_epochs` or `training.num_steps` must be positive. "
             f"Received: {training.num_epochs} and {training.num_steps}."
+        )
+    if 0 < training.num_steps <= config.optimizer.warmup_steps:
+        yield (
+            "`optimizer.warmup_steps` must be less than `training.num_steps`. "
+            f"Received: {config.optimizer.warmup_steps} and {training.num_steps}."
         )
     for name in ("evaluation_interval", "checkpoint_interval"):
         interval = getattr(training, name)

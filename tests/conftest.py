@@ -56,7 +56,9 @@ def write_dataset(
     num_shards: int = 3,
 ) -> manifest.Manifest:
     """Writes a dataset from given tokens, in stored order, padding the last record."""
-    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    (tokenizer / "tokenizer.json").write_text('{"model": {"vocab": {}, "merges": []}}')
     dtype = schema.token_dtype(VOCABULARY_SIZE)
     splits = {}
     for name, tokens in (("train", train_tokens), ("validation", validation_tokens)):
@@ -84,7 +86,7 @@ def write_dataset(
         token_dtype=dtype.name,
         vocabulary_size=VOCABULARY_SIZE,
         end_of_text_id=0,
-        tokenizer_fingerprint="0" * 64,
+        tokenizer_fingerprint=str(manifest.tokenizer_fingerprint(str(tokenizer))),
         mode="packed",
         config={},
         splits=splits,
@@ -108,7 +110,6 @@ def dataset(tmp_path, tokens):
         validation_tokens=tokens[:83],
         sequence_length=8,
     )
-    (folder / "tokenizer").mkdir()
     return folder, written
 
 

@@ -7,13 +7,20 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import tiny_config, write_dataset
-from trainer import checkpoint, metrics
+from trainer import callbacks, checkpoint, metrics
 from trainer.strategy import mirror_cpu
 from trainer.train import train
 
 
 def run(
-    dataset, workdir, *, num_replicas=1, until=None, optimizer="adafactor", **overrides
+    dataset,
+    workdir,
+    *,
+    num_replicas=1,
+    until=None,
+    optimizer="adafactor",
+    learning_rate=5e-5,
+    **overrides,
 ):
     """Trains to the end, or is interrupted after `until` steps."""
     config = tiny_config(
@@ -26,6 +33,7 @@ def run(
         }
     )
     config.optimizer.name = optimizer
+    config.optimizer.learning_rate = learning_rate
     strategy = mirror_cpu(num_replicas)
     if until is None:
         train(config, str(dataset[0]), str(workdir), strategy)
@@ -163,7 +171,6 @@ def test_a_workdir_of_another_dataset_is_refused(dataset, tmp_path, tokens):
         validation_tokens=tokens[:83],
         sequence_length=8,
     )
-    (other / "tokenizer").mkdir()
     with pytest.raises(checkpoint.CheckpointError, match="belong to the dataset"):
         run((other, written), tmp_path / "run")
 
@@ -193,6 +200,16 @@ def test_another_format_version_is_refused(dataset, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
     with pytest.raises(checkpoint.CheckpointError, match="Received: 9"):
         run(dataset, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_diverged_run_stops_and_keeps_what_was_good(dataset, tmp_path):
+    with pytest.raises(callbacks.DivergenceError, match="smaller `optimizer"):
+        run(dataset, tmp_path / "run", optimizer="sgd", learning_rate=1e30)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert 1 <= len(names) < 8
+    kept = state(tmp_path / "run", step=int(names[-1].removeprefix("step-")))
+    assert all(np.isfinite(value).all() for value in kept.values())
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -80,6 +80,15 @@ def test_counts_that_do_not_fit_the_sizes_are_refused(dataset):
         manifest.verify_shards(str(folder), manifest.load(str(folder)), "train")
 
 
+def test_another_tokenizer_in_the_folder_is_refused(dataset):
+    folder, written = dataset
+    manifest.verify_tokenizer(str(folder), written)
+    path = folder / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text().replace("{}", '{"a": 1}'))
+    with pytest.raises(manifest.DatasetError, match="must hold the tokenizer"):
+        manifest.verify_tokenizer(str(folder), written)
+
+
 def test_the_fingerprint_of_a_tokenizer_does_not_depend_on_its_files(tmp_path):
     from transformers import GPT2TokenizerFast
 

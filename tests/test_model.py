@@ -83,6 +83,20 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path):
         model.load(folder)
 
 
+def test_a_variant_of_gpt2_is_refused(tmp_path):
+    folder = pytorch_folder(tmp_path / "hf", tiny_model(n_layer=1))
+    path = tmp_path / "hf" / "config.json"
+    values = {**json.loads(path.read_text()), "scale_attn_by_inverse_layer_idx": True}
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="scale_attn_by_inverse_layer_idx=False"):
+        model.load(folder)
+
+
+def test_a_missing_tokenizer_is_one_message(tmp_path):
+    with pytest.raises(ConfigError, match="must hold a tokenizer"):
+        model.load_tokenizer(str(tmp_path))
+
+
 def test_a_folder_without_weights_is_one_message(tmp_path):
     with pytest.raises(ConfigError, match="must be a Hugging Face GPT-2 folder"):
         model.load(str(tmp_path))

@@ -96,10 +96,6 @@ def evaluation_batches(
     return _batches(records.shard(num_hosts, host_index), manifest, batch_size)
 
 
-def num_evaluation_steps(manifest: Manifest, split: str, global_batch_size: int) -> int:
-    return -(-manifest.split(split).num_records // global_batch_size)
-
-
 def _paths(data_dir: str, split: Split) -> list[str]:
     return [str(epath.Path(data_dir) / shard.name) for shard in split.shards]
 

@@ -1,5 +1,6 @@
 """Keras callbacks: what the host does between executions on the device."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -11,6 +12,12 @@ from tqdm import tqdm
 from trainer.checkpoint import Checkpoints
 from trainer.metrics import MetricsLog
 from trainer.scoring import Scorer
+
+
+class DivergenceError(ValueError):
+    """The loss is no number any more; what was saved before it still is."""
+
+    exit_code = 1
 
 
 class Metrics(tf_keras.callbacks.Callback):
@@ -47,6 +54,14 @@ class Metrics(tf_keras.callbacks.Callback):
         step = _step(self.model)
         num_tokens = (step - self._step) * self._tokens_per_step
         values = {name: float(value) for name, value in logs.items()}
+        if not math.isfinite(values["loss"] + values["gradient_norm"]):
+            # Before anything of it is saved: this callback comes first.
+            raise DivergenceError(
+                f"The loss at step {step} is {values['loss']}, the gradient's norm "
+                f"{values['gradient_norm']}. Start again in a new --workdir with a "
+                "smaller `optimizer.learning_rate`, a longer warmup, or "
+                "`optimizer.clip_norm=1`."
+            )
         values["tokens"] = step * self._tokens_per_step
         values["tokens_per_second"] = num_tokens / seconds
         self._log.write(step, values)

@@ -102,14 +102,15 @@ class Checkpoints:
         Raises:
           CheckpointError: it is of another config, dataset or tokenizer, or damaged.
         """
+        complete = _complete(self._folder)
+        if complete:
+            record = _read_record(complete[-1])
+            self._check_same_run(record)
         for leftover in _incomplete(self._folder):
             logging.warning("removing %s, left by a save that was stopped", leftover)
             leftover.rmtree()
-        complete = _complete(self._folder)
         if not complete:
             return 0
-        record = _read_record(complete[-1])
-        self._check_same_run(record)
         try:
             status = self._state.read(str(complete[-1] / "state"))
             status.assert_consumed()

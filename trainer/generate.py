@@ -3,10 +3,9 @@
 import json
 
 from absl import flags
-from transformers import GPT2TokenizerFast
 
 from configs import cli
-from trainer import pretrained
+from trainer import model, pretrained
 from trainer.sampling import Sampler
 
 FLAGS = flags.FLAGS
@@ -17,7 +16,7 @@ def generate() -> list[str]:
     trained = pretrained.from_flags()
     sampler = Sampler(
         trained.gpt2,
-        GPT2TokenizerFast.from_pretrained(trained.tokenizer),
+        model.load_tokenizer(trained.tokenizer),
         max_new_tokens=FLAGS.max_new_tokens,
         temperature=FLAGS.temperature,
         top_k=FLAGS.top_k,

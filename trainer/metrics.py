@@ -28,7 +28,9 @@ class MetricsLog:
         self._summaries = tf.summary.create_file_writer(
             str(epath.Path(workdir) / "tensorboard")
         )
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial = self._path.with_name(f"{FILE_NAME}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self._path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         line = {"step": step, **values}

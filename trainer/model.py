@@ -1,6 +1,5 @@
 """Config -> TFGPT2LMHeadModel. Weights, names and checkpoints are Hugging Face's."""
 
-import os
 import tempfile
 
 import safetensors
@@ -56,18 +55,38 @@ def load(checkpoint: str) -> TFGPT2LMHeadModel:
         path = str(cached_file(checkpoint, "model.safetensors"))
         with safetensors.safe_open(path, framework="numpy") as file:
             from_pytorch = (file.metadata() or {}).get("format") == "pt"
-        if not from_pytorch:
-            return TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
-        model = from_shape(GPT2Config.from_pretrained(checkpoint))
-        weights = safetensors.tensorflow.load_file(path)
+        if from_pytorch:
+            model = from_shape(GPT2Config.from_pretrained(checkpoint))
+            weights = safetensors.tensorflow.load_file(path)
+        else:
+            model = TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ConfigError(
             "The checkpoint must be a Hugging Face GPT-2 folder or name, with "
             f"config.json and model.safetensors. Received: {checkpoint!r}. Loading "
             f"said: {str(error).strip().splitlines()[0]}"
         ) from error
-    _assign_pytorch(model, weights, checkpoint)
+    _check_variant(model, checkpoint)
+    if from_pytorch:
+        _assign_pytorch(model, weights, checkpoint)
     return model
+
+
+def _check_variant(model: TFGPT2LMHeadModel, checkpoint: str) -> None:
+    """Raises ConfigError where TensorFlow's GPT-2 would ignore what the config asks."""
+    usual = {
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": True,
+        "add_cross_attention": False,
+    }
+    for name, value in usual.items():
+        found = getattr(model.config, name, value)
+        if found != value:
+            raise ConfigError(
+                f"The config.json of {checkpoint} must have {name}={value}: GPT-2 as "
+                f"published. Received: {found}."
+            )
 
 
 def _assign_pytorch(
@@ -140,22 +159,33 @@ def check_fits(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
         )
 
 
-def check_tokenizer(checkpoint: str, manifest: Manifest) -> None:
-    """Raises ConfigError where the checkpoint's tokenizer is not the dataset's."""
+def load_tokenizer(source: str) -> GPT2TokenizerFast:
+    """Loads the tokenizer of a checkpoint, a Hugging Face folder or name."""
+    try:
+        return GPT2TokenizerFast.from_pretrained(source)
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
+            "merges.txt. It has none. Copy that of the model's training there."
+        ) from error
+
+
+def check_tokenizer(source: str, manifest: Manifest) -> None:
+    """Raises ConfigError where a checkpoint's tokenizer is not the dataset's."""
+    try:
+        tokenizer = load_tokenizer(source)
+    except ConfigError:
+        logging.warning(
+            "%s has no tokenizer: only the size of its vocabulary is compared.", source
+        )
+        return
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            GPT2TokenizerFast.from_pretrained(checkpoint).save_pretrained(folder)
-        except (OSError, TypeError, ValueError):
-            logging.warning(
-                "%s has no tokenizer: only the size of its vocabulary is compared.",
-                os.path.basename(checkpoint),
-            )
-            return
+        tokenizer.save_pretrained(folder)
         found = tokenizer_fingerprint(folder)
     if found != manifest.tokenizer_fingerprint:
         raise ConfigError(
             "The dataset must be tokenized with the model's tokenizer. Received: "
             f"tokenizer {manifest.tokenizer_fingerprint[:12]} in the dataset, "
-            f"{str(found)[:12]} in {checkpoint}. Preprocess with "
-            f"`--config.data.tokenizer={checkpoint}`."
+            f"{str(found)[:12]} in {source}. Preprocess with "
+            f"`--config.data.tokenizer={source}`."
         )

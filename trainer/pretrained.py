@@ -1,6 +1,7 @@
 """The trained model that the command line names: a run's or a Hugging Face one."""
 
 import dataclasses
+import tempfile
 
 from absl import flags
 from etils import epath
@@ -40,5 +41,8 @@ def from_flags() -> Pretrained:
     if folder:
         return Pretrained(model.load(folder), folder, "float32")
     gpt2, record = checkpoint.load_model(workdir)
-    tokenizer = str(epath.Path(workdir) / TOKENIZER_FOLDER)
+    # transformers reads no bucket.
+    tokenizer = tempfile.mkdtemp(prefix="tokenizer-")
+    for path in (epath.Path(workdir) / TOKENIZER_FOLDER).iterdir():
+        path.copy(epath.Path(tokenizer) / path.name)
     return Pretrained(gpt2, tokenizer, record.config["training"]["precision"])

@@ -103,7 +103,8 @@ def accumulation_steps(config: TrainingConfig, strategy: tf.distribute.Strategy)
 
 def _is_tpu_machine() -> bool:
     """True on a Cloud TPU VM and in Colab's TPU runtime."""
-    return os.path.exists("/dev/accel0") or "TPU_NAME" in os.environ
+    devices = ("/dev/accel0", "/dev/vfio/0")  # up to v4, and from v5e on
+    return any(map(os.path.exists, devices)) or "TPU_NAME" in os.environ
 
 
 def _tpu(name: str) -> tf.distribute.Strategy:
@@ -111,7 +112,7 @@ def _tpu(name: str) -> tf.distribute.Strategy:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise ConfigError(
             f"`--tpu` must name a TPU that can be reached. Received: {name!r}. "
             f"Connecting said: {str(error).strip().splitlines()[0]}\nUse "

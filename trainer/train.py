@@ -36,6 +36,7 @@ def train(
     """
     # -- data: verified before anything is built
     manifest = manifests.load(data_dir)
+    manifests.verify_tokenizer(data_dir, manifest)
     for split in manifest.splits:
         manifests.verify_shards(data_dir, manifest, split)
 

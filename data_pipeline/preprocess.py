@@ -250,7 +250,9 @@ def _open_work(job: jobs.Job, output_dir: str, *, overwrite: bool) -> None:
     """
     work_dir = os.path.join(output_dir, _WORK_FOLDER)
     path = os.path.join(work_dir, "job.json")
-    if os.path.exists(path):
+    # Without job.json it was being removed; beside its finished dataset it was, too.
+    usable = os.path.exists(path) and _dataset_differences(job, output_dir) != []
+    if usable:
         with open(path) as stream:
             different = job.differences(json.load(stream))
         if different and not overwrite:
@@ -259,29 +261,20 @@ def _open_work(job: jobs.Job, output_dir: str, *, overwrite: bool) -> None:
                 f"{', '.join(different)}. Finish it with the config that it began "
                 "with, or give another --output_dir, or --overwrite."
             )
-        if different:
-            shutil.rmtree(work_dir)
+        usable = not different
+    if not usable and os.path.exists(work_dir):
+        shutil.rmtree(work_dir)
     os.makedirs(work_dir, exist_ok=True)
     with open(path + ".partial", "w") as stream:
         json.dump(job.description(), stream)
     os.replace(path + ".partial", path)
 
 
-def _is_finished(job: jobs.Job, output_dir: str) -> bool:
-    """Tells whether the folder already holds this job's dataset.
-
-    Raises:
-      ConfigError: it holds another one.
-    """
+def _dataset_differences(job: jobs.Job, output_dir: str) -> list[str] | None:
+    """Names the fields in which the dataset there differs; None: there is none."""
     if not os.path.exists(os.path.join(output_dir, manifest.FILE_NAME)):
-        return False
-    different = job.differences(manifest.load(output_dir).config)
-    if different:
-        raise ConfigError(
-            f"{output_dir} holds a dataset made with other "
-            f"{', '.join(different)}. Give another --output_dir, or --overwrite."
-        )
-    return True
+        return None
+    return job.differences(manifest.load(output_dir).config)
 
 
 def _print_result(result: manifest.Manifest) -> None:
@@ -324,7 +317,13 @@ def main() -> None:
             f"afterwards. Received: {output_dir!r}."
         )
     job = jobs.plan(config)
-    if not FLAGS.overwrite and _is_finished(job, output_dir):
+    different = _dataset_differences(job, output_dir)
+    if different and not FLAGS.overwrite:
+        raise ConfigError(
+            f"{output_dir} holds a dataset made with other "
+            f"{', '.join(different)}. Give another --output_dir, or --overwrite."
+        )
+    if different == [] and not FLAGS.overwrite:
         print(f"{output_dir} holds this dataset already.", file=sys.stderr)
         result = manifest.load(output_dir)
         shutil.rmtree(os.path.join(output_dir, _WORK_FOLDER), ignore_errors=True)

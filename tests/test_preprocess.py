@@ -373,6 +373,32 @@ def test_a_publication_that_was_stopped_continues(corpus, tmp_path, monkeypatch)
         assert hashes(folder) == expected
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_work_that_was_being_removed_is_not_taken_for_whole(
+    corpus, tmp_path, monkeypatch, finished
+):
+    """Killed while the work folder was removed: nothing of it is used again."""
+    run(corpus / "two.jsonl", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "_publish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(corpus / "two.jsonl", tmp_path / "run")
+    work = tmp_path / "run" / ".unfinished"
+    if finished:
+        kept = tmp_path / "kept"
+        work.rename(kept)
+        run(corpus / "two.jsonl", tmp_path / "run")
+        kept.rename(work)
+        for path in work.glob("*.tfrecord"):
+            path.unlink()  # they had been moved
+    else:
+        (work / "job.json").unlink()
+        for path in work.glob("*.tokens"):
+            path.write_bytes(b"")
+    run(corpus / "two.jsonl", tmp_path / "run")
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
+
+
 def test_training_text_is_not_taken_for_validation(corpus):
     config = DataConfig(input=str(corpus), validation_input=str(corpus / "one.jsonl"))
     with pytest.raises(sources.InputError, match="must not be part of `--input`"):

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT, run_program
 
@@ -67,6 +68,15 @@ def test_training_learns_and_leaves_what_it_should(trained):
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == [0, 2, 2, 4, 4, 6, 6]
     assert (folder / "run" / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_has_the_metrics(trained):
+    folder, _ = trained
+    events = EventAccumulator(str(folder / "run" / "tensorboard"))
+    events.Reload()
+    for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second"):
+        assert [event.step for event in events.Tensors(name)] == [2, 4, 6]
+    assert [event.step for event in events.Tensors("validation_loss")] == [0, 2, 4, 6]
 
 
 def test_the_same_command_again_does_nothing_more(trained):

@@ -191,6 +191,8 @@ def test_a_damaged_checkpoint_never_means_a_new_start(
     damage(tmp_path / "run" / "checkpoints" / "step-00000002")
     with pytest.raises(checkpoint.CheckpointError, match=message):
         run(dataset, tmp_path / "run")
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        checkpoint.load_model(str(tmp_path / "run"))
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -151,7 +151,7 @@ def load_model(workdir: str) -> tuple[TFGPT2LMHeadModel, Record]:
     """Loads the newest checkpoint's model, without its optimizer.
 
     Raises:
-      CheckpointError: the workdir has no checkpoint.
+      CheckpointError: the workdir has no checkpoint, or a damaged one.
     """
     complete = _complete(_folder(workdir))
     if not complete:
@@ -162,8 +162,14 @@ def load_model(workdir: str) -> tuple[TFGPT2LMHeadModel, Record]:
     record = _read_record(complete[-1])
     gpt2 = model.from_shape(GPT2Config.from_dict(record.model_config))
     state = tf.train.Checkpoint(model=gpt2)
-    status = state.read(str(complete[-1] / "state"))
-    status.assert_existing_objects_matched().expect_partial()
+    try:
+        status = state.read(str(complete[-1] / "state"))
+        status.assert_existing_objects_matched().expect_partial()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        raise CheckpointError(
+            f"{complete[-1]} does not hold its model, or is damaged: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
     return gpt2, record
 
 

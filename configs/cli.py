@@ -5,6 +5,7 @@ stack trace. An exception is the user's mistake when its class says `exit_code =
 """
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -14,6 +15,8 @@ from ml_collections import config_flags
 
 from configs import schema
 
+_passed_on: list[str] = []
+
 
 def define_config() -> None:
     """Defines `--config=configs/NAME.py` and `--config.FIELD=VALUE` for its fields."""
@@ -22,20 +25,49 @@ def define_config() -> None:
     )
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+def run(
+    main: Callable[[], None],
+    define_flags: Callable[[], None],
+    *,
+    passes_on: str = "",
+) -> None:
     """Runs a program to its end, and ends the process with the exit code.
 
     Args:
       main: runs when the flags are parsed.
       define_flags: defines the program's own. Not before: modules of several programs
         can be imported together.
+      passes_on: an argument. Those behind it that are not of this program are for
+        another, and `passed_on` returns them.
     """
     inherited = set(flags.FLAGS)
     define_flags()
     flags.DEFINE_bool("json", False, "print the result as one JSON object")
     for name in set(flags.FLAGS) - inherited:  # `--help` lists those of the program
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-    app.run(lambda _: _guard(main), flags_parser=_parse)
+    own = _own_arguments(sys.argv, passes_on)
+    app.run(lambda _: _guard(main), argv=own, flags_parser=_parse)
+
+
+def passed_on() -> list[str]:
+    """Returns the arguments that are for another program; see `run`."""
+    return list(_passed_on)
+
+
+def _own_arguments(argv: Sequence[str], passes_on: str) -> list[str]:
+    """Keeps the arguments of this program, and puts aside those to pass on."""
+    if passes_on not in argv:
+        return list(argv)
+    behind = argv.index(passes_on) + 1
+    own, aside = list(argv[:behind]), False
+    for argument in argv[behind:]:
+        if argument.startswith("-"):  # other arguments are the value of the one before
+            name = argument.lstrip("-").split("=")[0]
+            known = name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS
+            repeated = passes_on.startswith(f"--{name}=")
+            aside = repeated or not (known or name.startswith("config."))
+        (_passed_on if aside else own).append(argument)
+    return own
 
 
 def _guard(main: Callable[[], None]) -> None:
@@ -46,6 +78,14 @@ def _guard(main: Callable[[], None]) -> None:
         if exit_code is None:
             raise
         _stop(str(error), exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _stop(
+            f"The disk is full: {error.filename or error}. What was finished stays. "
+            "Make room, and run the same command again.",
+            exit_code=1,
+        )
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

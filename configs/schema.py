@@ -20,7 +20,9 @@ class ConfigError(ValueError):
 class DataConfig:
     """What is tokenized, and how it becomes records."""
 
-    # Files, folders or globs, separated by commas, or `builtin:python_docs`.
+    # Files, folders or globs, here or in a bucket (gs://…), separated by commas;
+    # `tfds:NAME[:VERSION]/SPLIT`; or `builtin:python_docs`. Files are .txt (or any
+    # other name), .jsonl, .csv, .tsv, also with .gz, .bz2 or .zst, and .parquet.
     input: str = ""
     # Where the validation split comes from; empty: a share of `input`.
     validation_input: str = ""
@@ -28,23 +30,50 @@ class DataConfig:
     # None: 1 % of an input of 100 MB or more, 10 % of a smaller one. 0: no split.
     validation_fraction: Optional[float] = None
     # In plain text a document is a whole "file", a "line", or a "paragraph" (what
-    # stands between blank lines). JSONL has one document a line.
+    # stands between blank lines). Other formats have one document a line or row.
     document: str = "file"
-    # The JSONL field that holds the text.
+    # The field or column that holds the text, and the one with a labelled document's
+    # integer.
     text_field: str = "text"
+    label_field: str = "label"
+    # Where tensorflow-datasets keeps its datasets; empty: its own default.
+    tfds_data_dir: str = ""
+    # Bytes that are not UTF-8: "stop", "replace" them with U+FFFD, or "skip" the
+    # document. A file's byte order mark is removed; NUL, and CRLF inside a document,
+    # stay. The manifest counts all of it.
+    encoding_errors: str = "stop"
+    # Leave out documents that are the same, to the byte, as an earlier one.
+    deduplicate: bool = False
     # "wikitext" undoes WikiText's tokenization (" @-@ " becomes "-").
     detokenizer: str = "none"
     # A Hugging Face name, a folder, or "train": a byte-level BPE of `vocab_size` ids
     # learnt from the training documents.
     tokenizer: str = "gpt2"
     vocab_size: int = 50257
+    # How much text a new tokenizer learns from, at most.
+    tokenizer_sample_mebibytes: int = 512
+    # Whether "<|endoftext|>" inside the text is the special token. If not, it is text.
+    allow_special_tokens: bool = False
+    # Special tokens before and after each document; new ones extend the tokenizer.
+    # `end_token` None: the tokenizer's end-of-text. Empty: none.
+    start_token: str = ""
+    end_token: Optional[str] = None
     # "packed": the corpus is one stream of tokens, cut every `sequence_length`.
+    # "document": a record is a document, truncated or padded; "labelled": and has an
+    # integer label.
     mode: str = "packed"
     sequence_length: int = 1024
+    # Packed: tokens from the start of a training record to that of the next; less than
+    # `sequence_length`, and records overlap. 0: every token once.
+    stride: int = 0
+    # Of documents: "right" or "left".
+    padding_side: str = "right"
     # Order of the training records on disk.
     seed: int = 0
-    # Shards of a split; 0: one per 128 MiB, at least 8. A pod needs one per host.
+    # Shards of a split; 0: one per `shard_mebibytes`, at least 8. A pod needs one per
+    # host.
     num_shards: int = 0
+    shard_mebibytes: int = 128
 
 
 @dataclasses.dataclass
@@ -125,7 +154,9 @@ class Config:
 _CHOICES = {
     "data.document": ("file", "line", "paragraph"),
     "data.detokenizer": ("none", "wikitext"),
-    "data.mode": ("packed",),
+    "data.encoding_errors": ("stop", "replace", "skip"),
+    "data.mode": ("packed", "document", "labelled"),
+    "data.padding_side": ("right", "left"),
     "model.architecture": ("gpt2",),
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": (
@@ -141,7 +172,10 @@ _CHOICES = {
 _RANGES: dict[str, tuple[float, Optional[float]]] = {
     "data.sequence_length": (2, None),
     "data.vocab_size": (257, None),
+    "data.tokenizer_sample_mebibytes": (1, None),
+    "data.stride": (0, None),
     "data.num_shards": (0, 99_999),
+    "data.shard_mebibytes": (1, None),
     "data.seed": (0, None),
     "data.validation_fraction": (0, 0.9),
     "model.n_layer": (1, None),
@@ -225,6 +259,17 @@ def _problems(config: Config) -> Iterator[str]:
             yield f"`{name}` must be {bound}. Received: {value}."
 
     data, model, training = config.data, config.model, config.training
+    if data.stride and (data.mode != "packed" or data.stride > data.sequence_length):
+        yield (
+            "`data.stride` must be at most `data.sequence_length`, and only packed "
+            f"data has one. Received: stride {data.stride}, sequence length "
+            f"{data.sequence_length}, mode {data.mode}. Set it to 0."
+        )
+    if data.padding_side == "left" and data.mode == "packed":
+        yield (
+            "`data.padding_side` must be right where `data.mode` is packed: only its "
+            "last record is padded. Received: left."
+        )
     if not model.initial_checkpoint:
         if data.sequence_length > model.n_positions:
             yield (

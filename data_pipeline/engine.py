@@ -1,35 +1,106 @@
-"""Runs work items on local processes."""
+"""Runs work items: on processes of this machine, or on Apache Beam.
 
+An item is the same on every engine, and for any number of workers. What it makes goes
+to files; the engine only carries results back.
+"""
+
+import contextlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
 from typing import TypeVar
+
+from configs.schema import ConfigError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# (function, items) -> function(item) of every item, in any order. The function is
+# importable by name and idempotent; what it needs is in the item.
+Runner = Callable[[Callable[[Item], Result], Sequence[Item]], Iterator[Result]]
 
 
-def run(
-    function: Callable[[Item], Result], items: Sequence[Item], num_workers: int
-) -> Iterator[Result]:
-    """Yields `function(item)` for every item, in the order in which they finish.
-
-    Args:
-      function: importable by name, idempotent; what it needs is in the item.
-      items: each one is a unit of work that is the same for any `num_workers`.
-      num_workers: processes.
-    """
+@contextlib.contextmanager
+def local(num_workers: int) -> Iterator[Runner]:
+    """Yields the runner on `num_workers` processes of this machine."""
     # Threads that this process has started would not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_single_thread) as pool:
-        try:
-            for future in as_completed([pool.submit(function, item) for item in items]):
+    with ProcessPoolExecutor(num_workers, context, _start_worker) as pool:
+        for _ in range(num_workers):  # they start while the job is planned
+            pool.submit(os.getpid)
+
+        def run(
+            function: Callable[[Item], Result], items: Sequence[Item]
+        ) -> Iterator[Result]:
+            futures = [pool.submit(function, item) for item in items]
+            for future in as_completed(futures):
                 yield future.result()
+
+        try:
+            yield run
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _single_thread() -> None:
+@contextlib.contextmanager
+def beam(arguments: Sequence[str]) -> Iterator[Runner]:
+    """Yields the runner on Apache Beam, with Beam's own command-line options.
+
+    Raises:
+      ConfigError: Beam is not installed, or does not know an option.
+    """
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ConfigError(
+            "`--runner=beam` needs the extra beam: pip install 'gpt2-tpu[beam]'."
+        ) from error
+
+    known = PipelineOptions(list(arguments)).get_all_options(drop_default=True)
+    for argument in arguments:
+        name = argument.lstrip("-").split("=")[0]
+        if argument.startswith("-") and name.removeprefix("no_") not in known:
+            raise ConfigError(
+                f"Apache Beam knows no option --{name}, or needs `--{name}=VALUE`."
+            )
+
+    def run(
+        function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Result]:
+        with apache_beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
+            _ = (
+                pipeline
+                | apache_beam.Create(list(items), reshuffle=False)
+                | apache_beam.Reshuffle()
+                | apache_beam.Map(_attempt, function)
+            )
+        # Everything is done: this reads the results.
+        yield from map(function, items)
+
+    yield run
+
+
+def _attempt(item: Item, function: Callable[[Item], Result]) -> None:
+    try:
+        function(item)
+    except ValueError as error:
+        # The user's mistake: this process's caller meets it again and reports it.
+        if not hasattr(error, "exit_code"):
+            raise
+
+
+def _start_worker() -> None:
     # The processes share the cores; the tokenizer's own threads would compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+
+
+def _die_with_the_parent() -> None:
+    """A killed program leaves no worker behind that goes on writing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,20 +1,26 @@
 """What is to be made of what: the job, settled before any work is done."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
+from absl import logging
+
 from configs.schema import Config, DataConfig
-from data_pipeline import chunks, sources
+from data_pipeline import chunks, documents, sources
 from data_pipeline.detokenizer import detokenize
-from tfrecords import manifest
+from tfrecords import manifest, order
 
 # A chunk is a 64th of the input, within these bounds.
 _MIN_CHUNK_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 16 << 20
 _LARGE_CORPUS_BYTES = 100_000_000
+# The engines are compared on so much text, from so many places of the input.
+_SAMPLE_CHARACTERS = 1 << 20
+_SAMPLE_CHUNKS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +39,66 @@ class Job:
         size = sum(f.num_bytes for f in self.train_files + self.validation_files)
         return min(max(size // 64, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
 
-    def pieces(self, files: list[sources.InputFile]) -> Iterator[sources.Piece]:
-        for file in files:
-            yield from sources.cut(file, self.config, self.chunk_bytes)
+    @functools.cached_property
+    def groups(self) -> list[tuple[tuple[sources.Piece, ...], float]]:
+        """The pieces of each chunk, and the share of its documents for validation."""
+        found = []
+        for files, fraction in (
+            (self.train_files, self.validation_fraction),
+            (self.validation_files, 1.0),
+        ):
+            pieces: list[sources.Piece] = []
+            for file in files:
+                pieces += sources.cut(file, self.config, self.chunk_bytes)
+            groups = chunks.group(pieces, self.chunk_bytes)
+            found += [(group, fraction) for group in groups]
+        return found
 
-    def training_documents(self) -> Iterator[str]:
-        """Yields what a new tokenizer learns from: nothing of the validation split."""
-        for piece in self.pieces(self.train_files):
-            for document in sources.read_documents(piece, self.config):
-                if chunks.split_of(document, self.validation_fraction) == "train":
-                    yield detokenize(document, self.config.detokenizer)
+    def training_texts(self) -> Iterator[str]:
+        """Yields what a new tokenizer learns from: nothing of the validation split.
+
+        Of an input beyond `tokenizer_sample_mebibytes` it yields whole chunks, chosen
+        by the seed, and stops at that size.
+        """
+        groups = [pieces for pieces, fraction in self.groups if fraction < 1]
+        pieces = [piece for group in groups for piece in group]
+        left = self.config.tokenizer_sample_mebibytes << 20
+        if sum(piece.end - piece.start for piece in pieces) > left:
+            logging.info("the tokenizer learns from a sample of %d bytes", left)
+            places = order.permutation(len(groups), self.config.seed)
+            pieces = [piece for place in places for piece in groups[place]]
+        for piece in pieces:
+            for document in documents.read(piece, self.config):
+                split = chunks.split_of(document, self.validation_fraction)
+                if document.skipped or split != "train":
+                    continue
+                for part in document.parts:
+                    yield detokenize(part.decode(), self.config.detokenizer)
+                    left -= len(part)
+                if left <= 0:
+                    return
+
+    def sample_texts(self) -> list[bytes]:
+        """Returns texts, UTF-8, of the whole input, to compare tokenizers on."""
+        groups = [pieces for pieces, _ in self.groups]
+        chosen = groups[:: -(-len(groups) // _SAMPLE_CHUNKS)]
+        texts = []
+        for group in chosen:
+            left = _SAMPLE_CHARACTERS // len(chosen)
+            for document in documents.read(group[0], self.config):
+                for part in document.parts:
+                    text = detokenize(part.decode(), self.config.detokenizer)[:left]
+                    texts.append(text.encode())
+                    left -= len(text)
+                    break
+                if left <= 0:
+                    break
+        return texts
 
     def description(self) -> dict[str, Any]:
         """What the manifest says of the job; paths do not count, contents do."""
         config = dataclasses.asdict(self.config)
-        del config["input"], config["validation_input"]
+        del config["input"], config["validation_input"], config["tfds_data_dir"]
         config["validation_fraction"] = self.validation_fraction
         config["n_positions"] = self.n_positions  # a new tokenizer records it
         if os.path.isdir(self.config.tokenizer):
@@ -69,9 +120,10 @@ class Job:
 def plan(config: Config) -> Job:
     """Finds the input and settles what the config leaves open."""
     data = config.data
-    train_files = sources.find_files(data.input, "input")
+    find = functools.partial(sources.find_files, tfds_data_dir=data.tfds_data_dir)
+    train_files = find(data.input, "input")
     if data.validation_input:
-        validation_files = sources.find_files(data.validation_input, "validation_input")
+        validation_files = find(data.validation_input, "validation_input")
         fraction = 0.0
         trained_on = {file.sha256: file.path for file in train_files}
         for file in validation_files:

@@ -1,26 +1,22 @@
 """Pure: streams of tokens -> fixed-length records.
 
 The token files of all chunks, front to back, are one stream. Record r is its tokens
-[r * sequence_length, (r + 1) * sequence_length), in whatever files they lie.
+[r * stride, r * stride + sequence_length), in whatever files they lie.
 """
 
-from collections.abc import Callable
+import bisect
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tfrecords import order
 
 
-def num_records(num_tokens: int, sequence_length: int) -> int:
-    """Returns the records that hold all tokens; the last one may be padded."""
-    return -(-num_tokens // sequence_length)
-
-
 def stored_order(count: int, *, seed: int, shuffle: bool) -> np.ndarray:
     """Returns which record of the stream stands where in the shards.
 
-    The last record of the stream, the only one with padding, stays last: all others
-    have the same size on disk.
+    The last record of the stream, the only packed one with padding, stays last: all
+    others have the same size on disk.
 
     Returns:
       int64 [count].
@@ -32,26 +28,27 @@ def stored_order(count: int, *, seed: int, shuffle: bool) -> np.ndarray:
 
 def gather(
     read: Callable[[int, int, int], np.ndarray],
-    starts: np.ndarray,
-    record: int,
-    sequence_length: int,
+    starts: Sequence[int],
+    position: int,
+    length: int,
 ) -> np.ndarray:
-    """Returns the tokens of one record; fewer than `sequence_length` only at the end.
+    """Returns a stretch of the stream; fewer than `length` tokens only at its end.
 
     Args:
       read: (file, offset, count) -> tokens of that file from the offset: `count` of
         them, or what is there.
-      starts: int64 [files]: place of each file's first token in the stream.
-      record: index of the record.
-      sequence_length: tokens of a record.
+      starts: place of each file's first token in the stream.
+      position: place in the stream where the stretch begins.
+      length: tokens of the stretch.
     """
-    position = record * sequence_length
-    missing = sequence_length
+    missing = length
     parts = []
     # The last file that begins at or before the position.
-    file = int(np.searchsorted(starts, position, side="right")) - 1
+    file = bisect.bisect_right(starts, position) - 1
     while missing and file < len(starts):
-        part = read(file, position - int(starts[file]), missing)
+        part = read(file, position - starts[file], missing)
+        if len(part) == length:
+            return part
         parts.append(part)
         position += len(part)
         missing -= len(part)

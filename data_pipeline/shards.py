@@ -2,73 +2,127 @@
 
 import dataclasses
 import functools
-import json
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import IO
 
 import numpy as np
 
-from data_pipeline import packing
+from data_pipeline import chunks, packing, storage, work
 from tfrecords import manifest, schema, writer
 
-# The end of the marker that is written last: the shard's entry for the manifest.
-_DONE_SUFFIX = ".done"
 # A corpus of 50 GB has thousands of token files; each open one holds a descriptor.
 _MAX_OPEN_FILES = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardItem:
-    """Which records a shard holds, in its order, and where their tokens are."""
+    """Which records a shard holds, in its order, and where their tokens are.
+
+    `chunk_sizes`: of each chunk, tokens of a packed split, else documents.
+    """
 
     name: str
     work_dir: str
-    token_files: tuple[str, ...]
-    token_counts: tuple[int, ...]
+    split: str
+    chunk_paths: tuple[str, ...]
+    chunk_fingerprints: tuple[str, ...]
+    chunk_sizes: tuple[int, ...]
     records: np.ndarray  # int64 [records of this shard]
+    mode: str
     sequence_length: int
+    stride: int
     token_dtype: str
+    pad_id: int
 
     @property
     def path(self) -> str:
-        return os.path.join(self.work_dir, self.name)
+        return f"{self.work_dir}/{self.name}"
 
     @property
     def num_tokens(self) -> int:
         return len(self.records) * self.sequence_length
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the shard depends on; paths do not count."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("work_dir", "chunk_paths", "records")
+        }
+        return work.fingerprint(values, self.records.tobytes())
+
 
 def write(item: ShardItem) -> tuple[ShardItem, manifest.Shard]:
     """Writes the shard, unless that has been done; returns its manifest entry."""
-    done_path = item.path + _DONE_SUFFIX
-    if os.path.exists(done_path):
-        with open(done_path) as stream:
-            return item, manifest.Shard(**json.load(stream))
-    shard = writer.write_shard(item.path, _payloads(item))
-    with open(done_path + ".partial", "w") as stream:
-        json.dump(dataclasses.asdict(shard), stream)
-    os.replace(done_path + ".partial", done_path)
-    return item, shard
+    marker, fingerprint = f"{item.path}.done", item.fingerprint
+    entry = work.load(marker, fingerprint)
+    if entry is None:
+        with storage.writing(item.path) as name:
+            shard = writer.write_shard(name, _payloads(item))
+        entry = dataclasses.asdict(dataclasses.replace(shard, name=item.name))
+        work.save(marker, fingerprint, [item.path], entry)
+    return item, manifest.Shard(**entry)
 
 
 def _payloads(item: ShardItem) -> Iterator[bytes]:
-    dtype = np.dtype(item.token_dtype)
-    # A file without tokens cannot be mapped, nor is it needed.
-    sizes = zip(item.token_files, item.token_counts, strict=True)
-    files = [(path, count) for path, count in sizes if count]
-    starts = np.cumsum([0, *(count for _, count in files[:-1])])
+    dtype, length = np.dtype(item.token_dtype), item.sequence_length
+    if item.mode == "packed":
+        tokens = _stream(item, chunks.TOKENS, dtype, 1)
+        for record in item.records.tolist():
+            found = tokens(record * item.stride, length)
+            missing = length - len(found)
+            if missing:
+                padded = np.pad(found, (0, missing), constant_values=item.pad_id)
+                yield schema.serialize(padded, length=len(found))
+            else:
+                yield schema.serialize(found)
+        return
+    rows = _stream(item, chunks.TOKENS, dtype, length)
+    side = [
+        _stream(item, kind, stored, 1) for kind, stored in chunks.SIDE_DTYPES.items()
+    ]
+    for record in item.records:
+        real, label = (int(numbers(int(record), 1)[0]) for numbers in side)
+        yield schema.serialize(
+            rows(int(record) * length, length),
+            length=real,
+            label=label if item.mode == "labelled" else None,
+        )
+
+
+def _stream(
+    item: ShardItem, kind: str, dtype: np.dtype, width: int
+) -> Callable[[int, int], np.ndarray]:
+    """Returns (position, length) -> values of all files of a kind as one stream.
+
+    Args:
+      item: whose split is read.
+      kind: TOKENS, LENGTHS or LABELS of `chunks`.
+      dtype: of the values.
+      width: values for each unit of the item's `chunk_sizes`.
+    """
+    # A file without values is never asked for.
+    files = [
+        (chunks.file_path(path, item.split, kind), version)
+        for path, version, size in zip(
+            item.chunk_paths, item.chunk_fingerprints, item.chunk_sizes, strict=True
+        )
+        if size
+    ]
+    sizes = [size * width for size in item.chunk_sizes if size]
+    starts = list(itertools.accumulate(sizes[:-1], initial=0))
 
     @functools.lru_cache(maxsize=_MAX_OPEN_FILES)
-    def mapped(file: int) -> np.ndarray:
-        return np.memmap(files[file][0], dtype, mode="r")
+    def opened(file: int) -> IO[bytes]:
+        return open(storage.local_copy(*files[file]), "rb", buffering=0)
 
     def read(file: int, offset: int, count: int) -> np.ndarray:
-        return mapped(file)[offset : offset + count]
+        # Not mapped: the pages of a map would count as this process's memory.
+        size = dtype.itemsize
+        data = os.pread(opened(file).fileno(), count * size, offset * size)
+        return np.frombuffer(data, dtype)
 
-    for record in item.records:
-        tokens = packing.gather(read, starts, int(record), item.sequence_length)
-        missing = item.sequence_length - len(tokens)
-        if missing:
-            yield schema.serialize(np.pad(tokens, (0, missing)), length=len(tokens))
-        else:
-            yield schema.serialize(tokens)
+    return lambda position, length: packing.gather(read, starts, position, length)

@@ -1,23 +1,22 @@
-"""From what the user names to documents: files, globs, JSONL, built-in text.
+"""From what the user names to pieces of input: files, buckets, TFDS, built-in text.
 
-Large files are cut at document boundaries into pieces of about the same size, whatever
-the number of workers; every piece is read by itself. UTF-8 is required.
+Large uncompressed files are cut at document boundaries into pieces of about the same
+size, whatever the number of workers. `documents` reads a piece.
 """
 
-import ast
 import dataclasses
-import glob
 import hashlib
 import itertools
-import json
 import os
 import sysconfig
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from configs.schema import DataConfig
+from data_pipeline import storage
 
 PYTHON_DOCS = "builtin:python_docs"
+_TFDS = "tfds:"
 _NOT_DOCUMENTATION = {
     "site-packages",
     "dist-packages",
@@ -26,6 +25,25 @@ _NOT_DOCUMENTATION = {
     "idle_test",
     "__pycache__",
     "_bundled",
+}
+_COMPRESSIONS = (".gz", ".bz2", ".zst")
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+# Never taken for text.
+_OTHER_FORMATS = {
+    ".json": "write one object a line, as .jsonl",
+    ".xz": "decompress it, or use .gz, .bz2 or .zst",
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".tgz": "unpack it",
+    ".pdf": "extract its text",
+    ".tfrecord": "name the text that it was made from, or use tfds:",
+    ".arrow": "save it as Parquet",
 }
 
 
@@ -37,12 +55,19 @@ class InputError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class InputFile:
-    """A file, how to read it ("text", "jsonl", "python"), and what is in it."""
+    """A file, how to read it, and what is in it.
+
+    `format`: "text", "jsonl", "csv", "tsv", "parquet", "tfds" or "python".
+    `compression`: ".gz", ".bz2", ".zst" or "". `version` tells whether the file was
+    written again since it was planned.
+    """
 
     path: str
     format: str
+    compression: str
     num_bytes: int
     sha256: str
+    version: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +79,8 @@ class Piece:
     end: int
 
 
-def find_files(names: str, flag: str) -> list[InputFile]:
-    """Finds what a comma-separated list of files, folders and globs names.
+def find_files(names: str, flag: str, tfds_data_dir: str = "") -> list[InputFile]:
+    """Finds what a comma-separated list of files, folders, globs and datasets names.
 
     Returns:
       The files sorted by path, each once: the order of the list does not matter.
@@ -65,22 +90,23 @@ def find_files(names: str, flag: str) -> list[InputFile]:
     """
     found: dict[str, str] = {}  # path -> format
     for name in filter(None, (part.strip() for part in names.split(","))):
-        paths = _expand(name)
-        if not paths:
+        files = _expand(name, tfds_data_dir)
+        if not files:
             raise InputError(
                 f"`--{flag}` must name files that exist. Received: {name!r}, which "
                 "matches none. Correct the path, or quote the glob."
             )
-        found.update(paths)
+        found.update(files)
     if not found:
         raise InputError(
             f"`--{flag}` must name the text: files, folders or globs, separated by "
-            f"commas, or {PYTHON_DOCS}. Received: nothing."
+            f"commas, {_TFDS}NAME/SPLIT, or {PYTHON_DOCS}. Received: nothing."
         )
-    files = [_describe(path, found[path]) for path in sorted(found)]
-    if not any(file.num_bytes for file in files):
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        files_in_order = list(pool.map(_describe, sorted(found.items())))
+    if not any(file.num_bytes for file in files_in_order):
         raise InputError(f"All files of the input are empty. Received: {names}.")
-    return files
+    return files_in_order
 
 
 def cut(file: InputFile, config: DataConfig, piece_bytes: int) -> list[Piece]:
@@ -88,7 +114,7 @@ def cut(file: InputFile, config: DataConfig, piece_bytes: int) -> list[Piece]:
     if file.num_bytes <= piece_bytes or not _is_divisible(file, config):
         return [Piece(file, 0, file.num_bytes)]
     boundaries = [0]
-    with open(file.path, "rb") as stream:
+    with storage.open_read(file.path) as stream:
         while (target := boundaries[-1] + piece_bytes) < file.num_bytes:
             stream.seek(target)
             stream.readline()  # what is left of a line that began before
@@ -99,122 +125,74 @@ def cut(file: InputFile, config: DataConfig, piece_bytes: int) -> list[Piece]:
     return [Piece(file, start, end) for start, end in itertools.pairwise(boundaries)]
 
 
-def read_documents(piece: Piece, config: DataConfig) -> Iterator[str]:
-    """Yields the documents of a piece that hold more than white space.
-
-    Raises:
-      InputError: text that is not UTF-8, or a line that is not the JSON expected.
-    """
-    if piece.file.format == "jsonl":
-        documents = _jsonl_documents(piece, config.text_field)
-    elif piece.file.format == "python":
-        documents = iter(_python_documentation(piece.file.path))
-    elif config.document == "line":
-        documents = (_decode(line, piece, at) for at, line in _lines(piece))
-    elif config.document == "paragraph":
-        documents = _paragraphs(piece)
-    else:
-        with open(piece.file.path, "rb") as stream:
-            documents = iter([_decode(stream.read(), piece, 0)])
-    return (document for document in documents if document.strip())
+def check_unchanged(file: InputFile) -> None:
+    """Raises InputError where a file is not the one that was planned any more."""
+    try:
+        found = storage.stat(file.path)
+    except (OSError, storage.StorageError):
+        found = None
+    if found != (file.num_bytes, file.version):
+        raise InputError(
+            f"{file.path} must stay as it is while it is read. It had {file.num_bytes} "
+            f"bytes; now it has {found[0] if found else 'none'}, or was written again. "
+            "Run the command again with --overwrite when the input is complete."
+        )
 
 
-def _expand(name: str) -> dict[str, str]:
+def _expand(name: str, tfds_data_dir: str) -> dict[str, str]:
     """Returns the files that one name stands for, with their formats."""
     if name == PYTHON_DOCS:
         return dict.fromkeys(_python_files(), "python")
-    if os.path.isdir(name):
-        name = os.path.join(glob.escape(name), "**")
-    paths = filter(os.path.isfile, glob.glob(name, recursive=True))
-    return {path: "jsonl" if path.endswith(".jsonl") else "text" for path in paths}
+    if name.startswith(_TFDS):
+        return dict.fromkeys(_tfds_files(name, tfds_data_dir), "tfds")
+    return {path: _format(path) for path in storage.expand(name)}
 
 
-def _describe(path: str, file_format: str) -> InputFile:
-    with open(path, "rb") as stream:
-        digest = hashlib.sha256()
+def _format(path: str) -> str:
+    stem, ending = os.path.splitext(path.lower())
+    if ending in _COMPRESSIONS:
+        ending = os.path.splitext(stem)[1]
+    if ending in _OTHER_FORMATS:
+        raise InputError(
+            "The input must be text, JSONL, CSV, TSV or Parquet. Received: "
+            f"{path}. Leave it out, or {_OTHER_FORMATS[ending]}."
+        )
+    return _FORMATS.get(ending, "text")
+
+
+def _describe(path_and_format: tuple[str, str]) -> InputFile:
+    path, file_format = path_and_format
+    ending = os.path.splitext(path.lower())[1]
+    size, version = storage.stat(path)
+    digest = hashlib.sha256()
+    with storage.open_read(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
-        return InputFile(path, file_format, stream.tell(), digest.hexdigest())
+    return InputFile(
+        path=path,
+        format=file_format,
+        compression=ending if ending in _COMPRESSIONS else "",
+        num_bytes=size,
+        sha256=digest.hexdigest(),
+        version=version,
+    )
 
 
 def _is_divisible(file: InputFile, config: DataConfig) -> bool:
-    return file.format == "jsonl" or (
-        file.format == "text" and config.document != "file"
-    )
+    if file.compression or file.format in ("parquet", "tfds", "python"):
+        return False
+    if file.format in ("csv", "tsv"):
+        # A quoted field may hold line ends; without quotes each one ends a row.
+        with storage.open_read(file.path) as stream:
+            blocks = iter(lambda: stream.read(1 << 20), b"")
+            return not any(b'"' in block for block in blocks)
+    return file.format == "jsonl" or config.document != "file"
 
 
 def _skip_paragraph(stream: BinaryIO) -> None:
     """Moves on to behind the next blank line."""
     while (line := stream.readline()) and line.strip():
         pass
-
-
-def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """Yields (offset in the file, line without its end)."""
-    with open(piece.file.path, "rb") as stream:
-        stream.seek(piece.start)
-        offset = piece.start
-        while offset < piece.end:
-            line = stream.readline()
-            if not line:
-                return
-            yield offset, line.rstrip(b"\r\n")
-            offset += len(line)
-
-
-def _paragraphs(piece: Piece) -> Iterator[str]:
-    lines: list[str] = []
-    for offset, line in _lines(piece):
-        if line.strip():
-            lines.append(_decode(line, piece, offset))
-        elif lines:
-            yield "\n".join(lines)
-            lines = []
-    if lines:
-        yield "\n".join(lines)
-
-
-def _jsonl_documents(piece: Piece, text_field: str) -> Iterator[str]:
-    for offset, line in _lines(piece):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)[text_field]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{piece.file.path}:{_line_number(piece, offset)}: each line must be "
-                f"a JSON object with the field {text_field!r}. Received: {error!r}. "
-                "Mend the line, or set `--config.data.text_field`."
-            ) from error
-        if not isinstance(text, str):
-            raise InputError(
-                f"{piece.file.path}:{_line_number(piece, offset)}: the field "
-                f"{text_field!r} must be a string. Received: {type(text).__name__}."
-            )
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{piece.file.path}:{_line_number(piece, offset)}: the field "
-                f"{text_field!r} must be Unicode text. It holds half of a surrogate "
-                f"pair at character {error.start}. Mend the line or leave it out."
-            ) from error
-        yield text
-
-
-def _line_number(piece: Piece, offset: int) -> int:
-    with open(piece.file.path, "rb") as stream:
-        return stream.read(offset).count(b"\n") + 1
-
-
-def _decode(data: bytes, piece: Piece, offset: int) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{piece.file.path} must be UTF-8. Byte {offset + error.start} is not: "
-            f"{error.reason}. Convert the file (iconv -f … -t UTF-8) or leave it out."
-        ) from error
 
 
 def _python_files() -> list[str]:
@@ -227,21 +205,18 @@ def _python_files() -> list[str]:
     return paths
 
 
-def _python_documentation(path: str) -> list[str]:
-    """Returns pydoc's topics, a document each, or the docstrings of one module."""
-    with open(path, encoding="utf-8") as stream:
-        tree = ast.parse(stream.read())
-    if path.endswith(os.path.join("pydoc_data", "topics.py")):
-        assignments = [node for node in tree.body if isinstance(node, ast.Assign)]
-        return list(ast.literal_eval(assignments[0].value).values())
-    return ["\n\n\n".join(_docstrings(tree, ""))]
+def _tfds_files(name: str, data_dir: str) -> list[str]:
+    """The files of a TFDS split, which is downloaded and built where it is absent."""
+    import tensorflow_datasets as tfds
 
-
-def _docstrings(node: ast.AST, prefix: str) -> Iterator[str]:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
-        yield f"{prefix}\n\n{docstring}" if prefix else docstring
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, documented):
-            name = getattr(child, "name", "")
-            yield from _docstrings(child, f"{prefix}.{name}" if prefix else name)
+    dataset, _, split = name.removeprefix(_TFDS).rpartition("/")
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir or None)
+        builder.download_and_prepare()
+        return [str(path) for path in builder.info.splits[split].filepaths]
+    except (tfds.core.DatasetNotFoundError, ValueError, KeyError, OSError) as error:
+        raise InputError(
+            f"`{_TFDS}NAME[:VERSION]/SPLIT` must name a dataset of tensorflow-datasets "
+            f"and one of its splits. Received: {name!r}, data_dir {data_dir!r}. It "
+            f"said: {str(error).strip().splitlines()[0]}"
+        ) from error

@@ -1,10 +1,13 @@
-"""Loads or trains the byte-level BPE.
+"""Loads, trains or extends the byte-level BPE.
 
 Worker processes import this module with the program but do not use it: transformers,
 which takes seconds to import, waits for who needs it.
 """
 
+import dataclasses
+import json
 import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import tokenizers
@@ -12,14 +15,18 @@ import tokenizers
 if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast
 
+from configs.schema import DataConfig
+from data_pipeline import storage
+from data_pipeline.encoder import Vocabulary
 from data_pipeline.job import Job
 from data_pipeline.sources import InputError
 
 END_OF_TEXT = "<|endoftext|>"
+FILE_NAME = "tokenizer.json"
 
 
-def load_or_train(job: Job, folder: str) -> "GPT2TokenizerFast":
-    """Returns the job's tokenizer, which from then on is stored in `folder`.
+def load_or_train(job: Job, folder: str) -> Vocabulary:
+    """Stores the job's tokenizer in `folder`, unless that is done.
 
     Args:
       job: with `config.tokenizer` a Hugging Face name, a folder (tokenizer.json, or
@@ -29,34 +36,58 @@ def load_or_train(job: Job, folder: str) -> "GPT2TokenizerFast":
     Raises:
       InputError: nothing loads from that name, or it has no end-of-text token.
     """
-    from transformers import GPT2TokenizerFast
-
-    if os.path.isdir(folder):
-        return GPT2TokenizerFast.from_pretrained(folder)
+    marker = f"{folder}.vocabulary.json"  # written last
+    if storage.exists(marker):
+        values = json.loads(storage.read(marker))
+        return Vocabulary(**{**values, "added_tokens": tuple(values["added_tokens"])})
     name = job.config.tokenizer
     tokenizer = _train(job) if name == "train" else _load(name)
-    tokenizer.save_pretrained(f"{folder}.partial")
-    os.replace(f"{folder}.partial", folder)
-    return tokenizer
+    vocabulary = _extend(tokenizer, job.config)
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save_pretrained(local)
+        for file in sorted(os.listdir(local)):
+            storage.write(f"{folder}/{file}", storage.read(os.path.join(local, file)))
+    storage.write(marker, json.dumps(dataclasses.asdict(vocabulary)).encode())
+    return vocabulary
 
 
 def _load(name: str) -> "GPT2TokenizerFast":
     from transformers import GPT2TokenizerFast
 
     try:
-        tokenizer = GPT2TokenizerFast.from_pretrained(name)
+        return GPT2TokenizerFast.from_pretrained(name)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             "`data.tokenizer` must be a Hugging Face name, a folder with "
             "tokenizer.json or with vocab.json and merges.txt, or `train`. Received: "
             f"{name!r}. Loading said: {str(error).splitlines()[0]}"
         ) from error
-    if tokenizer.eos_token_id is None:
+
+
+def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
+    """Adds the start and end tokens that are new, and finds all special ids."""
+    known = tokenizer.get_vocab()
+    end_token = tokenizer.eos_token if config.end_token is None else config.end_token
+    if not end_token and tokenizer.eos_token is None:
         raise InputError(
-            f"The tokenizer {name!r} must have an end-of-text token (eos_token), which "
-            "separates documents. It has none."
+            f"The tokenizer {config.tokenizer!r} must have an end-of-text token "
+            "(eos_token), which separates documents. It has none: name one with "
+            "`--config.data.end_token`."
         )
-    return tokenizer
+    special = [token for token in (config.start_token, end_token) if token]
+    added = tuple(dict.fromkeys(token for token in special if token not in known))
+    tokenizer.add_tokens(list(added), special_tokens=True)
+    ids = tokenizer.get_vocab()
+    end_of_text_id = ids[end_token or tokenizer.eos_token]
+    pad_id = tokenizer.pad_token_id
+    return Vocabulary(
+        size=len(tokenizer),
+        end_of_text_id=end_of_text_id,
+        pad_id=end_of_text_id if pad_id is None else pad_id,
+        start_id=ids[config.start_token] if config.start_token else None,
+        end_id=ids[end_token] if end_token else None,
+        added_tokens=added,
+    )
 
 
 def _train(job: Job) -> "GPT2TokenizerFast":
@@ -72,7 +103,7 @@ def _train(job: Job) -> "GPT2TokenizerFast":
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(job.training_documents(), trainer)
+    bpe.train_from_iterator(job.training_texts(), trainer)
     return GPT2TokenizerFast(
         tokenizer_object=bpe,
         bos_token=END_OF_TEXT,

@@ -78,6 +78,7 @@ def write_dataset(
             words=len(tokens) // 2,
             bytes=len(tokens) * 3,
             tokens=len(tokens),
+            stride=sequence_length,
             shards=tuple(shards),
         )
     result = manifest.Manifest(
@@ -86,6 +87,10 @@ def write_dataset(
         token_dtype=dtype.name,
         vocabulary_size=VOCABULARY_SIZE,
         end_of_text_id=0,
+        pad_id=0,
+        padding_side="right",
+        tokenizer_engine="",
+        added_tokens=(),
         tokenizer_fingerprint=str(manifest.tokenizer_fingerprint(str(tokenizer))),
         mode="packed",
         config={},

@@ -4,19 +4,21 @@ import numpy as np
 import pytest
 
 from data_pipeline import packing
+from tfrecords import manifest
 
 
-def gather_all(lengths, sequence_length):
+def gather_all(lengths, sequence_length, stride):
     stream = np.arange(sum(lengths))
     ends = np.cumsum(lengths)
     files = np.split(stream, ends[:-1])
-    starts = np.concatenate([[0], ends[:-1]])
-    count = packing.num_records(len(stream), sequence_length)
+    starts = [0, *ends[:-1].tolist()]
+    count = manifest.num_windows(len(stream), sequence_length, stride)
 
     def read(file, offset, size):
         return files[file][offset : offset + size]
 
-    return [packing.gather(read, starts, r, sequence_length) for r in range(count)]
+    places = [stride * record for record in range(count)]
+    return [packing.gather(read, starts, p, sequence_length) for p in places]
 
 
 @pytest.mark.parametrize(
@@ -24,10 +26,23 @@ def gather_all(lengths, sequence_length):
 )
 @pytest.mark.parametrize("sequence_length", [2, 4, 5, 40])
 def test_records_are_the_stream_cut_in_pieces(lengths, sequence_length):
-    records = gather_all(lengths, sequence_length)
+    records = gather_all(lengths, sequence_length, sequence_length)
     assert np.concatenate(records).tolist() == list(range(sum(lengths)))
     assert all(len(record) == sequence_length for record in records[:-1])
     assert 0 < len(records[-1]) <= sequence_length
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("length", [1, 4, 5, 6, 23])
+def test_windows_overlap_by_the_stride_and_reach_the_end(length, stride):
+    records = gather_all([length], 5, stride)
+    assert {token for record in records for token in record} == set(range(length))
+    assert [record[0] for record in records] == list(range(len(records) * stride))[
+        ::stride
+    ]
+    assert all(len(record) == 5 for record in records[:-1])
+    # No window more than it takes.
+    assert len(records) == 1 or (len(records) - 2) * stride + 5 < length
 
 
 def test_stored_order_is_a_permutation_with_the_padded_record_last():

@@ -16,9 +16,9 @@ import tensorflow as tf
 import tokenizers
 
 from configs.schema import Config, ConfigError, DataConfig
-from data_pipeline import chunks, packing, preprocess, sources
+from data_pipeline import chunks, engine, packing, preprocess, sources
 from data_pipeline import job as jobs
-from data_pipeline.chunks import load_encoder
+from data_pipeline.documents import Document
 from data_pipeline.tokenizer import END_OF_TEXT
 from tests.conftest import ROOT, run_program, shared
 from tfrecords import manifest, schema
@@ -54,9 +54,23 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(jobs, "_MIN_CHUNK_BYTES", 40_000)
 
 
-def run(corpus, output_dir, num_workers=1, **fields) -> manifest.Manifest:
+def in_process(function, items):
+    return map(function, items)
+
+
+def run(corpus, output_dir, num_workers=0, **fields) -> manifest.Manifest:
+    """Preprocesses in this process, or with that many worker processes."""
     config = Config(data=DataConfig(**{"input": str(corpus), **SETTINGS, **fields}))
-    return preprocess.preprocess(jobs.plan(config), str(output_dir), num_workers)
+    if not num_workers:
+        return preprocess.preprocess(jobs.plan(config), str(output_dir), in_process)
+    with engine.local(num_workers) as runner:
+        return preprocess.preprocess(jobs.plan(config), str(output_dir), runner)
+
+
+def load_encoder(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    encoder = tokenizers.Tokenizer.from_file(str(folder / "tokenizer/tokenizer.json"))
+    encoder.encode_special_tokens = True
+    return encoder
 
 
 def hashes(folder: pathlib.Path) -> dict[str, str]:
@@ -107,14 +121,14 @@ def test_no_token_is_lost(corpus, tmp_path):
     """Shards, unshuffled, are the tokenizer's output for the corpus, document by
     document, computed here without chunks, pieces or packing."""
     written = run(corpus, tmp_path, num_workers=2)
-    encoder = load_encoder(str(tmp_path / "tokenizer"))
+    encoder = load_encoder(tmp_path)
     end = encoder.token_to_id(END_OF_TEXT)
     expected = {"train": [], "validation": []}
     counts = {"train": [0, 0, 0], "validation": [0, 0, 0]}
     for path in sorted(corpus.iterdir()):
         for line in path.read_text().splitlines():
             text = json.loads(line)["text"]
-            split = chunks.split_of(text, 0.1)
+            split = chunks.split_of(Document((text.encode(),)), 0.1)
             expected[split] += [*encoder.encode(text).ids, end]
             for index, number in enumerate((1, len(text.split()), len(text.encode()))):
                 counts[split][index] += number
@@ -139,7 +153,7 @@ def test_real_text_of_many_scripts_round_trips(tmp_path):
     ]
     corpus = ",".join(names)
     written = run(corpus, tmp_path, num_workers=2, validation_fraction=0.0)
-    encoder = load_encoder(str(tmp_path / "tokenizer"))
+    encoder = load_encoder(tmp_path)
     end = encoder.token_to_id(END_OF_TEXT)
     texts = [
         json.loads(line)["text"]
@@ -186,9 +200,11 @@ def test_validation_input_is_a_split_of_its_own(corpus, tmp_path):
 
 
 def test_adding_documents_moves_none():
-    texts = [f"document {number}" for number in range(2000)]
-    small = {text for text in texts if chunks.split_of(text, 0.01) == "validation"}
-    large = {text for text in texts if chunks.split_of(text, 0.1) == "validation"}
+    texts = [b"document %d" % number for number in range(2000)]
+    small, large = (
+        {t for t in texts if chunks.split_of(Document((t,)), share) == "validation"}
+        for share in (0.01, 0.1)
+    )
     assert small < large
     assert 5 < len(small) < 50
     assert 150 < len(large) < 250
@@ -331,7 +347,9 @@ def test_a_stopped_run_is_not_thrown_away(corpus, tmp_path, monkeypatch):
         run(corpus, tmp_path, num_shards=2, seed=1)
     assert hashes(tmp_path) == before
     config = Config(data=DataConfig(**{"input": str(corpus), **SETTINGS, "seed": 1}))
-    written = preprocess.preprocess(jobs.plan(config), str(tmp_path), 1, overwrite=True)
+    written = preprocess.preprocess(
+        jobs.plan(config), str(tmp_path), in_process, overwrite=True
+    )
     assert written.config["seed"] == 1
 
 

@@ -1,5 +1,7 @@
 """The record against TensorFlow's own reader, writer and protocol buffers."""
 
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -66,10 +68,34 @@ def test_parse_gives_back_tokens_and_length(dtype):
     np.testing.assert_array_equal(parsed["length"], [4, 3])
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_every_record_of_a_kind_has_the_same_size(padded):
+@pytest.mark.parametrize(
+    ("length", "label"), [(None, None), (299, None), (5, -7), (0, 2**31 - 1)]
+)
+def test_a_record_comes_back_and_has_the_size_of_its_kind(length, label):
     dtype = np.dtype("<u2")
     for fill in (0, 65_535):
-        payload = schema.serialize(np.full(300, fill, dtype), 299 if padded else None)
-        expected = schema.frame_bytes(300, dtype, padded=padded)
-        assert len(schema.frame(payload)) == expected
+        payload = schema.serialize(np.full(300, fill, dtype), length, label)
+        expected = schema.frame_bytes(
+            300, dtype, with_length=length is not None, with_label=label is not None
+        )
+        framed = schema.frame(payload)
+        assert len(framed) == expected
+        assert list(schema.unframe(io.BytesIO(framed).read)) == [payload]
+        tokens, *rest = schema.deserialize(payload, dtype)
+        assert (tokens == fill).all()
+        assert rest == [length, label]
+        parsed = schema.parse(
+            tf.constant([payload]),
+            sequence_length=300,
+            dtype=dtype,
+            labelled=label is not None,
+        )
+        assert parsed["length"].numpy() == [300 if length is None else length]
+        if label is not None:
+            assert parsed["label"].numpy() == [label]
+
+
+@pytest.mark.parametrize("payload", [b"", b"text", b"\x0a\x05ab", b"\x0a\xff"])
+def test_what_is_no_record_is_refused(payload):
+    with pytest.raises(ValueError, match="not a record"):
+        schema.deserialize(payload, np.dtype("<u2"))

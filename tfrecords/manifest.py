@@ -40,7 +40,8 @@ class Split:
     """A split's text and its shards.
 
     `words` (between white space) and `bytes` (UTF-8) count the original text, before
-    any detokenizer; `tokens` includes the end-of-text after each document.
+    any detokenizer; `tokens` counts each token once, with the start and end tokens of
+    the documents and without padding and what was truncated.
     """
 
     documents: int
@@ -48,6 +49,17 @@ class Split:
     bytes: int
     tokens: int
     shards: tuple[Shard, ...]
+    # Packed: tokens from the start of a record to that of the next.
+    stride: int = 0
+    # Documents of which `truncated_tokens` did not fit into their record.
+    truncated_documents: int = 0
+    truncated_tokens: int = 0
+    # Documents left out, changed, and with something odd that was kept, by what it is.
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    repaired: dict[str, int] = dataclasses.field(default_factory=dict)
+    kept: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Labelled: documents by label.
+    labels: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def num_records(self) -> int:
@@ -56,14 +68,25 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """All that a reader needs to know before it opens a shard."""
+    """All that a reader needs to know before it opens a shard.
+
+    `mode`: "packed" (records are windows of one stream of tokens), "document" (a
+    record is a document) or "labelled" (and has a label). `padding_side`, "right" or
+    "left", is where the `pad_id` of a record stand. `added_tokens`: special tokens
+    that the job added to the tokenizer that it was given. `tokenizer_engine` made the
+    tokens; all engines make the same.
+    """
 
     format_version: int
     sequence_length: int
     token_dtype: str
     vocabulary_size: int
     end_of_text_id: int
+    pad_id: int
+    padding_side: str
     tokenizer_fingerprint: str
+    tokenizer_engine: str
+    added_tokens: tuple[str, ...]
     mode: str
     config: dict[str, Any]
     splits: dict[str, Split]
@@ -74,8 +97,13 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest: shards, tokenizer and config, so all of the data."""
-        return hashlib.sha256(to_json(self).encode()).hexdigest()
+        """SHA-256 of the manifest but for `tokenizer_engine`: so of all of the data."""
+        data = dataclasses.replace(self, tokenizer_engine="")
+        return hashlib.sha256(to_json(data).encode()).hexdigest()
+
+    @property
+    def labelled(self) -> bool:
+        return self.mode == "labelled"
 
     def split(self, name: str) -> Split:
         if name not in self.splits:
@@ -83,6 +111,11 @@ class Manifest:
                 f"The dataset has no split {name!r}. It has: {', '.join(self.splits)}."
             )
         return self.splits[name]
+
+
+def num_windows(num_tokens: int, sequence_length: int, stride: int) -> int:
+    """Returns how many windows, a stride apart, hold all tokens of a stream."""
+    return 1 + max(-(-(num_tokens - sequence_length) // stride), 0)
 
 
 def shard_name(split: str, index: int, count: int) -> str:
@@ -106,8 +139,13 @@ def load(data_dir: str) -> Manifest:
             f"has no {FILE_NAME}. Run `make preprocess` to its end, or correct the "
             "folder."
         )
+    return from_json(path.read_text(), str(path))
+
+
+def from_json(text: str, path: str) -> Manifest:
+    """Returns the manifest that was read from `path`; raises as `load` does."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(text)
         version = values["format_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise DatasetError(f"{path} is damaged: {error!r}.") from error
@@ -125,11 +163,21 @@ def load(data_dir: str) -> Manifest:
 def verify_shards(data_dir: str, manifest: Manifest, split: str) -> None:
     """Checks that every shard of a split is there with the size of its records.
 
-    TFRecord readers take a file that was cut between two records for whole; the
-    size tells. Checksums are not read here.
-
     Raises:
       DatasetError: lists all shards that are not as the manifest says.
+    """
+    problems = shard_problems(data_dir, manifest, split)
+    if problems:
+        raise DatasetError(
+            "\n".join(problems) + "\nCopy the dataset again, or preprocess it again."
+        )
+
+
+def shard_problems(data_dir: str, manifest: Manifest, split: str) -> list[str]:
+    """Names the shards that are missing or not of the size of their records.
+
+    TFRecord readers take a file that was cut between two records for whole; the
+    size tells. Checksums are not read here, but in `integrity`.
     """
     problems = []
     for shard in manifest.split(split).shards:
@@ -141,11 +189,7 @@ def verify_shards(data_dir: str, manifest: Manifest, split: str) -> None:
             problems.append(
                 f"{path} must have {shard.num_bytes} bytes. It has {found}."
             )
-    problems += _count_problems(manifest, split)
-    if problems:
-        raise DatasetError(
-            "\n".join(problems) + "\nCopy the dataset again, or preprocess it again."
-        )
+    return problems + _count_problems(manifest, split)
 
 
 def verify_tokenizer(data_dir: str, manifest: Manifest) -> None:
@@ -162,18 +206,29 @@ def tokenizer_fingerprint(folder: str) -> str | None:
     """Returns the SHA-256 of a BPE tokenizer's vocabulary and merges.
 
     Reads `tokenizer.json`, or `vocab.json` and `merges.txt`; the same tokenizer has
-    the same fingerprint in both forms. None where the folder holds neither.
+    the same fingerprint in both forms. Added tokens belong to the vocabulary. None
+    where the folder holds neither.
     """
     root = epath.Path(folder)
     if (root / "tokenizer.json").exists():
-        model = json.loads((root / "tokenizer.json").read_text())["model"]
-        vocabulary, merges = model["vocab"], model.get("merges", [])
-    elif (root / "vocab.json").exists() and (root / "merges.txt").exists():
+        return fingerprint_of_tokenizer((root / "tokenizer.json").read_text())
+    if (root / "vocab.json").exists() and (root / "merges.txt").exists():
         vocabulary = json.loads((root / "vocab.json").read_text())
         lines = (root / "merges.txt").read_text().split("\n")
         merges = [line for line in lines if line and not line.startswith("#version")]
-    else:
-        return None
+        return _fingerprint(vocabulary, merges)
+    return None
+
+
+def fingerprint_of_tokenizer(tokenizer_json: str) -> str:
+    """As `tokenizer_fingerprint`, of the content of a `tokenizer.json`."""
+    stored = json.loads(tokenizer_json)
+    added = {t["content"]: t["id"] for t in stored.get("added_tokens", [])}
+    vocabulary = {**stored["model"]["vocab"], **added}
+    return _fingerprint(vocabulary, stored["model"].get("merges", []))
+
+
+def _fingerprint(vocabulary: dict[str, int], merges: list) -> str:
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
     canonical = json.dumps([vocabulary, pairs], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -182,22 +237,30 @@ def tokenizer_fingerprint(folder: str) -> str | None:
 def _count_problems(manifest: Manifest, name: str) -> list[str]:
     """Compares each shard's records with its size, which the record's size ties."""
     split, length = manifest.split(name), manifest.sequence_length
-    full = schema.frame_bytes(length, manifest.dtype)
-    padded = schema.frame_bytes(length, manifest.dtype, padded=True)
+    packed = manifest.mode == "packed"
+    full = schema.frame_bytes(
+        length, manifest.dtype, with_length=not packed, with_label=manifest.labelled
+    )
+    padded = schema.frame_bytes(length, manifest.dtype, with_length=True)
+    num_records = split.documents
+    if packed:
+        num_records = num_windows(split.tokens, length, split.stride)
     problems = []
     for shard in split.shards:
         expected = shard.num_records * full
-        if shard is split.shards[-1] and split.tokens % length:
+        last_token = (num_records - 1) * split.stride + length
+        if packed and shard is split.shards[-1] and last_token > split.tokens:
             expected += padded - full  # the last record of the split
         if shard.num_bytes != expected:
             problems.append(
                 f"The manifest's {shard.name} must have {expected} bytes for its "
                 f"{shard.num_records} records. It has {shard.num_bytes}."
             )
-    if split.num_records != -(-split.tokens // length):
+    if split.num_records != num_records:
         problems.append(
-            f"The manifest's {name} split must have {-(-split.tokens // length)} "
-            f"records for its {split.tokens} tokens. It has {split.num_records}."
+            f"The manifest's {name} split must have {num_records} records for its "
+            f"{split.tokens} tokens of {split.documents} documents. It has "
+            f"{split.num_records}."
         )
     return problems
 
@@ -211,4 +274,5 @@ def _from_values(values: dict[str, Any]) -> Manifest:
             if not re.fullmatch(r"[a-z]+-\d{5}-of-\d{5}\.tfrecord", shard.name):
                 raise KeyError(f"shard name {shard.name!r}")
         splits[name] = Split(**{**split, "shards": shards})
-    return Manifest(**{**values, "splits": splits})
+    added_tokens = tuple(values["added_tokens"])
+    return Manifest(**{**values, "splits": splits, "added_tokens": added_tokens})

@@ -6,11 +6,14 @@ many hosts or replicas read it, nor on where a run was interrupted: a run that c
 at step s opens each shard where it stands then.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from tfrecords import order, schema
+from tfrecords import integrity, order, schema
 from tfrecords.manifest import DatasetError, Manifest, Split
 
 
@@ -43,7 +46,8 @@ def training_batches(
 
     Returns:
       Elements {tokens: int32 [batch_size, sequence_length], length: int32
-      [batch_size]}.
+      [batch_size]}, and label: int32 [batch_size] of labelled records. Padding stands
+      at the end, on whatever side it is stored.
     """
     split = manifest.split("train")
     if len(split.shards) < num_hosts:
@@ -89,11 +93,38 @@ def evaluation_batches(
     """
     paths = _paths(data_dir, manifest.split(split))
     missing = -manifest.split(split).num_records % global_batch_size
-    filler = schema.serialize(np.zeros(manifest.sequence_length, manifest.dtype), 0)
+    filler = schema.serialize(
+        np.zeros(manifest.sequence_length, manifest.dtype),
+        length=0,
+        label=0 if manifest.labelled else None,
+    )
     records = tf.data.TFRecordDataset(paths).concatenate(
         tf.data.Dataset.from_tensors(filler).repeat(missing)
     )
     return _batches(records.shard(num_hosts, host_index), manifest, batch_size)
+
+
+@contextlib.contextmanager
+def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
+    """Says which shard and record is damaged where reading them fails.
+
+    Raises:
+      DatasetError: in place of TensorFlow's error, when the dataset is not as its
+        manifest says.
+    """
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        problems = [
+            problem
+            for split in manifest.splits
+            for problem in integrity.examine(data_dir, manifest, split)[1]
+        ]
+        if not problems:
+            raise
+        raise DatasetError(
+            "\n".join(problems) + "\nCopy the dataset again, or preprocess it again."
+        ) from error
 
 
 def _paths(data_dir: str, split: Split) -> list[str]:
@@ -137,8 +168,17 @@ def _batches(
 ) -> tf.data.Dataset:
     def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         batch = schema.parse(
-            serialized, sequence_length=manifest.sequence_length, dtype=manifest.dtype
+            serialized,
+            sequence_length=manifest.sequence_length,
+            dtype=manifest.dtype,
+            labelled=manifest.labelled,
         )
+        if manifest.padding_side == "left":
+            # A causal model gives the same at the real tokens when the padding, which
+            # none of them sees, comes after them.
+            turn = tf.range(manifest.sequence_length) - batch[schema.LENGTH][:, None]
+            turn %= manifest.sequence_length
+            batch[schema.TOKENS] = tf.gather(batch[schema.TOKENS], turn, batch_dims=1)
         # A gather with an id outside the vocabulary would not complain on a TPU.
         in_vocabulary = tf.debugging.assert_less(
             batch[schema.TOKENS],

@@ -1,14 +1,17 @@
 """The record: `sequence_length` token ids in a `tf.train.Example` in a TFRecord file.
 
-An Example holds one bytes feature, `tokens`: little-endian uint16, or uint32 where the
-vocabulary has more than 65,536 ids. A record whose tail is padding has a second one,
-`length`: the number of real tokens as little-endian uint32; the real tokens come first.
+An Example holds bytes features, all little-endian. `tokens`: uint16, or uint32 where
+the vocabulary has more than 65,536 ids. `length`, uint32: the number of real tokens, in
+every record of a document and in a packed record with padding; a record without it is
+full. `label`, int32: in labelled datasets. Padding stands on the manifest's side.
 
 Every record of the same kind has the same size, so the size of a shard tells its
 number of records. Writing needs no TensorFlow: worker processes start in an instant.
 """
 
+import functools
 import struct
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import google_crc32c
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
 
 TOKENS = "tokens"
 LENGTH = "length"
-FORMAT_VERSION = 1
+LABEL = "label"
+FORMAT_VERSION = 2
 MAX_UINT16_VOCABULARY = 1 << 16
 
 # A TFRecord frame: uint64 length, uint32 crc of it, payload, uint32 crc of the payload.
@@ -31,21 +35,56 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
     return np.dtype("<u2" if vocabulary_size <= MAX_UINT16_VOCABULARY else "<u4")
 
 
-def serialize(tokens: np.ndarray, length: int | None = None) -> bytes:
+def serialize(
+    tokens: np.ndarray, length: int | None = None, label: int | None = None
+) -> bytes:
     """Serializes one record as a `tf.train.Example`.
 
     Args:
       tokens: uint16 or uint32 [sequence_length], padded where `length` is given.
       length: number of real tokens; None when all of them are.
+      label: of a labelled document, below 2^31 in size.
     """
     features = _feature(TOKENS, tokens.tobytes())
     if length is not None:
         features += _feature(LENGTH, struct.pack("<I", length))
-    return _field(1, features)  # Example.features
+    if label is not None:
+        features += _feature(LABEL, struct.pack("<i", label))
+    return _field_start(1, len(features)) + features  # Example.features
+
+
+def deserialize(
+    payload: bytes, dtype: np.dtype
+) -> tuple[np.ndarray, int | None, int | None]:
+    """Returns (tokens, length, label) of what `serialize` made, without TensorFlow.
+
+    Raises:
+      ValueError: the payload is no such Example.
+    """
+    try:
+        ((_, features),) = _fields(payload)
+        values = {}
+        for _, entry in _fields(features):
+            (_, name), (_, feature) = _fields(entry)
+            ((_, bytes_list),) = _fields(feature)
+            ((_, value),) = _fields(bytes_list)
+            values[name.decode()] = value
+        tokens = np.frombuffer(values.pop(TOKENS), dtype)
+        length = struct.unpack("<I", values.pop(LENGTH)) if LENGTH in values else [None]
+        label = struct.unpack("<i", values.pop(LABEL)) if LABEL in values else [None]
+    except (ValueError, KeyError, IndexError, struct.error) as error:
+        raise ValueError(f"not a record: {error!r}") from error
+    if values:
+        raise ValueError(f"not a record: it has the features {', '.join(values)}")
+    return tokens, length[0], label[0]
 
 
 def parse(
-    serialized: "tf.Tensor", *, sequence_length: int, dtype: np.dtype
+    serialized: "tf.Tensor",
+    *,
+    sequence_length: int,
+    dtype: np.dtype,
+    labelled: bool = False,
 ) -> dict[str, "tf.Tensor"]:
     """Parses a batch of serialized records.
 
@@ -53,29 +92,31 @@ def parse(
       serialized: string [batch].
       sequence_length: tokens in every record.
       dtype: what `token_dtype` returned when the records were written.
+      labelled: whether the records have labels.
 
     Returns:
-      `tokens` int32 [batch, sequence_length] and `length` int32 [batch].
+      `tokens` int32 [batch, sequence_length], `length` int32 [batch] and, of labelled
+      records, `label` int32 [batch].
     """
     import tensorflow as tf  # writing does without it
 
     full = struct.pack("<I", sequence_length)
-    example = tf.io.parse_example(
-        serialized,
-        {
-            TOKENS: tf.io.FixedLenFeature([], tf.string),
-            LENGTH: tf.io.FixedLenFeature([], tf.string, default_value=full),
-        },
-    )
+    features = {
+        TOKENS: tf.io.FixedLenFeature([], tf.string),
+        LENGTH: tf.io.FixedLenFeature([], tf.string, default_value=full),
+    }
+    if labelled:
+        features[LABEL] = tf.io.FixedLenFeature([], tf.string)
+    example = tf.io.parse_example(serialized, features)
     # decode_raw knows no uint32; ids stay far below 2**31.
     stored = tf.uint16 if dtype.itemsize == 2 else tf.int32
     tokens = tf.cast(tf.io.decode_raw(example[TOKENS], stored), tf.int32)
-    length = tf.squeeze(tf.io.decode_raw(example[LENGTH], tf.int32), axis=1)
     (batch,) = serialized.shape
-    return {
-        TOKENS: tf.ensure_shape(tokens, [batch, sequence_length]),
-        LENGTH: tf.ensure_shape(length, [batch]),
-    }
+    parsed = {TOKENS: tf.ensure_shape(tokens, [batch, sequence_length])}
+    for name in (LENGTH, LABEL)[: 1 + labelled]:
+        number = tf.squeeze(tf.io.decode_raw(example[name], tf.int32), axis=1)
+        parsed[name] = tf.ensure_shape(number, [batch])
+    return parsed
 
 
 def frame(payload: bytes) -> bytes:
@@ -83,14 +124,43 @@ def frame(payload: bytes) -> bytes:
 
     Source: tensorflow/core/lib/io/record_writer.h.
     """
-    length = struct.pack("<Q", len(payload))
-    return length + _masked_crc(length) + payload + _masked_crc(payload)
+    return _frame_start(len(payload)) + payload + _masked_crc(payload)
 
 
-def frame_bytes(sequence_length: int, dtype: np.dtype, *, padded: bool = False) -> int:
+def unframe(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Yields the payloads of a TFRecord file.
+
+    Args:
+      read: reads that many bytes of the file, or what is left.
+
+    Raises:
+      ValueError: a frame is cut off, or a checksum is wrong.
+    """
+    while header := read(12):
+        if len(header) < 12 or _masked_crc(header[:8]) != header[8:]:
+            raise ValueError("its header is cut off or damaged")
+        (size,) = struct.unpack("<Q", header[:8])
+        payload, checksum = read(size), read(4)
+        if len(payload) + len(checksum) < size + 4:
+            raise ValueError("it is cut off")
+        if _masked_crc(payload) != checksum:
+            raise ValueError("its checksum is wrong")
+        yield payload
+
+
+def frame_bytes(
+    sequence_length: int,
+    dtype: np.dtype,
+    *,
+    with_length: bool = False,
+    with_label: bool = False,
+) -> int:
     """Returns the size on disk of one framed record."""
-    record = np.zeros(sequence_length, dtype)
-    payload = serialize(record, length=0 if padded else None)
+    payload = serialize(
+        np.zeros(sequence_length, dtype),
+        length=0 if with_length else None,
+        label=0 if with_label else None,
+    )
     return len(payload) + _FRAME_OVERHEAD_BYTES
 
 
@@ -102,13 +172,53 @@ def _masked_crc(data: bytes) -> bytes:
 
 def _feature(name: str, value: bytes) -> bytes:
     """One entry of the map Features.feature: {name: Feature(bytes_list=[value])}."""
-    feature = _field(1, _field(1, value))  # Feature.bytes_list, BytesList.value
-    return _field(1, _field(1, name.encode()) + _field(2, feature))
+    return _feature_start(name, len(value)) + value
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited protocol buffer field."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+# Records of a file have the same few sizes: what depends on them alone is made once.
+
+
+@functools.lru_cache
+def _frame_start(size: int) -> bytes:
+    length = struct.pack("<Q", size)
+    return length + _masked_crc(length)
+
+
+@functools.lru_cache
+def _feature_start(name: str, size: int) -> bytes:
+    value = _field_start(1, size)  # BytesList.value
+    bytes_list = _field_start(1, len(value) + size) + value  # Feature.bytes_list
+    feature = _field_start(2, len(bytes_list) + size) + bytes_list
+    key = _field_start(1, len(name)) + name.encode()
+    return _field_start(1, len(key) + len(feature) + size) + key + feature
+
+
+@functools.lru_cache
+def _field_start(number: int, size: int) -> bytes:
+    """What stands before the content of a length-delimited protocol buffer field."""
+    return bytes([number << 3 | 2]) + _varint(size)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields (number, content) of the length-delimited fields that `data` consists of.
+
+    Raises:
+      IndexError: it does not.
+    """
+    position = 0
+    while position < len(data):
+        number, kind = data[position] >> 3, data[position] & 7
+        size = shift = 0
+        while True:
+            position += 1
+            size |= (data[position] & 0x7F) << shift
+            shift += 7
+            if data[position] <= 0x7F:
+                break
+        start, position = position + 1, position + 1 + size
+        if kind != 2 or position > len(data):
+            raise IndexError("no length-delimited field, or one that is cut off")
+        yield number, data[start:position]
 
 
 def _varint(value: int) -> bytes:

@@ -10,6 +10,7 @@ from absl import flags
 
 from configs import cli
 from tfrecords import manifest as manifests
+from tfrecords import reader
 from trainer import model, pretrained
 from trainer import strategy as strategies
 from trainer.scoring import Score, Scorer
@@ -22,9 +23,9 @@ def figures(score: Score, split: manifests.Split) -> dict[str, float]:
     """Returns loss and perplexities of a scored split.
 
     The first token of each record has no context and bears no loss; per word and per
-    byte, it counts as much as the others do on average.
+    byte, it counts as much as the others do on average. So do truncated tokens.
     """
-    nats = score.loss * split.tokens
+    nats = score.loss * (split.tokens + split.truncated_tokens)
     return {
         "tokens": split.tokens,
         "tokens_scored": score.num_tokens,
@@ -61,9 +62,11 @@ def evaluate() -> dict[str, float | str]:
         split=FLAGS.split,
         batch_size=FLAGS.batch_size,
     )
+    with reader.naming_damage(FLAGS.data_dir, manifest):
+        score = scorer()
     return {
         "split": FLAGS.split,
-        **figures(scorer(), split),
+        **figures(score, split),
         "sequence_length": manifest.sequence_length,
         "mode": manifest.mode,
         "precision": trained.precision,

@@ -28,6 +28,8 @@ def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadMo
     if config.initial_checkpoint:
         model = load(config.initial_checkpoint)
         check_tokenizer(config.initial_checkpoint, manifest)
+        if manifest.added_tokens and manifest.vocabulary_size > model.config.vocab_size:
+            model = _with_new_tokens(model, manifest.vocabulary_size)
     else:
         model = from_shape(
             GPT2Config(
@@ -125,6 +127,22 @@ def from_shape(config: GPT2Config) -> TFGPT2LMHeadModel:
     return model
 
 
+def _with_new_tokens(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
+    """Returns the model with rows for new tokens, each the mean of all others.
+
+    So a new token begins as likely as the average one, and the loss does not jump.
+    """
+    values = model.config.to_dict()
+    extended = from_shape(GPT2Config.from_dict({**values, "vocab_size": size}))
+    for new, old in zip(extended.variables, model.variables, strict=True):
+        value = tf.convert_to_tensor(old)
+        if new is extended.transformer.wte.embeddings:
+            mean = tf.reduce_mean(value, axis=0, keepdims=True)
+            value = tf.concat([value, tf.repeat(mean, size - len(value), axis=0)], 0)
+        new.assign(value)
+    return extended
+
+
 def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
     """Draws all weights from `seed`, the same under every strategy.
 
@@ -179,6 +197,7 @@ def check_tokenizer(source: str, manifest: Manifest) -> None:
             "%s has no tokenizer: only the size of its vocabulary is compared.", source
         )
         return
+    tokenizer.add_tokens(list(manifest.added_tokens), special_tokens=True)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         found = tokenizer_fingerprint(folder)

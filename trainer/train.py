@@ -55,14 +55,15 @@ def train(
     log = metrics.MetricsLog(workdir, step)
 
     # -- train
-    task.fit(
-        _batches(config.training, data_dir, manifest, strategy, step, num_steps),
-        steps_per_epoch=num_steps - step,
-        callbacks=_callbacks(
-            config, data_dir, manifest, strategy, task, log, checkpoints, num_steps
-        ),
-        verbose=0,
-    )
+    with reader.naming_damage(data_dir, manifest):
+        task.fit(
+            _batches(config.training, data_dir, manifest, strategy, step, num_steps),
+            steps_per_epoch=num_steps - step,
+            callbacks=_callbacks(
+                config, data_dir, manifest, strategy, task, log, checkpoints, num_steps
+            ),
+            verbose=0,
+        )
 
 
 def _num_steps(config: TrainingConfig, manifest: manifests.Manifest) -> int:
@@ -136,15 +137,16 @@ def _copy_tokenizer(data_dir: str, workdir: str) -> None:
         path.copy(target / path.name, overwrite=True)
 
 
-def _print_result(workdir: str) -> None:
+def _print_result(data_dir: str, workdir: str) -> None:
     lines = metrics.load(workdir)
-    figures = summary.table(lines)
+    figures = {"mode": manifests.load(data_dir).mode, **summary.table(lines)}
     curve = summary.draw_curve(lines, workdir)
     if FLAGS.json:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        number = f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
+        number = f"{value:,.3f}" if isinstance(value, float) else value
+        number = f"{value:,}" if isinstance(value, int) else number
         print(f"{name.replace('_', ' '):30}{number:>14}")
     print(f"{'loss curve':30}{curve}")
 
@@ -163,7 +165,7 @@ def main() -> None:
     strategies.check_folder("workdir", FLAGS.workdir)
     strategy = strategies.from_flags()
     train(config, FLAGS.data_dir, FLAGS.workdir, strategy)
-    _print_result(FLAGS.workdir)
+    _print_result(FLAGS.data_dir, FLAGS.workdir)
 
 
 def run() -> None:

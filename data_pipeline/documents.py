@@ -424,6 +424,7 @@ def _utf8(
     noticed = _NOTHING
     if offset == 0 and data.startswith(_BYTE_ORDER_MARK):
         data = data.removeprefix(_BYTE_ORDER_MARK)
+        offset = len(_BYTE_ORDER_MARK)
         noticed |= {BYTE_ORDER_MARK}
     try:
         data.decode()

@@ -19,7 +19,7 @@ _MIN_CHUNK_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 16 << 20
 _LARGE_CORPUS_BYTES = 100_000_000
 # The engines are compared on so much text, from so many places of the input.
-_SAMPLE_CHARACTERS = 1 << 20
+_SAMPLE_CHARACTERS = 1 << 18
 _SAMPLE_CHUNKS = 64
 
 

@@ -13,11 +13,12 @@ The result is a pure function of the input's bytes, the tokenizer and `config.da
 What a stopped run has finished stays in `OUTPUT_DIR/.unfinished` and is not done again.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
@@ -66,45 +67,65 @@ def preprocess(
     work_dir = f"{output_dir}/{_WORK_FOLDER}"
     with storage.only_writer(output_dir):
         _open_work(job, output_dir, work_dir, overwrite=overwrite)
-        tokenizer_folder = f"{work_dir}/{manifest.TOKENIZER_FOLDER}"
-        vocabulary = tokenizer.load_or_train(job, tokenizer_folder)
-        work = _plan_chunks(job, work_dir, tokenizer_folder, vocabulary)
-        if job.config.deduplicate:
-            work = _without_duplicates(work, job, runner)
-        counts = _tokenize(work, runner)
-        _check_counts(counts, job)
-
-        items = {
-            split: _plan_shards(split, work, counts, work_dir)
-            for split in chunks.SPLITS
-            if _total(counts, split).documents
-        }
-        all_items = [item for split_items in items.values() for item in split_items]
-        written = _write_shards(all_items, runner)
-        result = manifest.Manifest(
-            format_version=schema.FORMAT_VERSION,
-            sequence_length=job.config.sequence_length,
-            token_dtype=np.dtype(work[0].token_dtype).name,
-            vocabulary_size=vocabulary.size,
-            end_of_text_id=vocabulary.end_of_text_id,
-            pad_id=vocabulary.pad_id,
-            padding_side=job.config.padding_side,
-            tokenizer_fingerprint=work[0].tokenizer_fingerprint,
-            tokenizer_engine=encoder.version(work[0].engine),
-            added_tokens=vocabulary.added_tokens,
-            mode=job.config.mode,
-            config=job.description(),
-            splits={
-                split: manifest.Split(
-                    **dataclasses.asdict(_total(counts, split)),
-                    stride=items[split][0].stride,
-                    shards=tuple(written[item.name] for item in items[split]),
-                )
-                for split in items
-            },
-        )
-        _publish(result, all_items, work_dir, output_dir)
+        with _keeping_only_work(work_dir):
+            result, items = _make(job, work_dir, runner)
+        _publish(result, items, work_dir, output_dir)
     return result
+
+
+def _make(
+    job: jobs.Job, work_dir: str, runner: engine.Runner
+) -> tuple[manifest.Manifest, list[shards.ShardItem]]:
+    """Writes the shards into the work folder; returns the manifest and the items."""
+    tokenizer_folder = f"{work_dir}/{manifest.TOKENIZER_FOLDER}"
+    vocabulary = tokenizer.load_or_train(job, tokenizer_folder)
+    work = _plan_chunks(job, work_dir, tokenizer_folder, vocabulary)
+    if job.config.deduplicate:
+        work = _without_duplicates(work, job, runner)
+    counts = _tokenize(work, runner)
+    _check_counts(counts, job)
+
+    items = {
+        split: _plan_shards(split, work, counts, work_dir)
+        for split in chunks.SPLITS
+        if _total(counts, split).documents
+    }
+    all_items = [item for split_items in items.values() for item in split_items]
+    written = _write_shards(all_items, runner)
+    result = manifest.Manifest(
+        format_version=schema.FORMAT_VERSION,
+        sequence_length=job.config.sequence_length,
+        token_dtype=np.dtype(work[0].token_dtype).name,
+        vocabulary_size=vocabulary.size,
+        end_of_text_id=vocabulary.end_of_text_id,
+        pad_id=vocabulary.pad_id,
+        padding_side=job.config.padding_side,
+        tokenizer_fingerprint=work[0].tokenizer_fingerprint,
+        tokenizer_engine=encoder.version(work[0].engine),
+        added_tokens=vocabulary.added_tokens,
+        mode=job.config.mode,
+        config=job.description(),
+        splits={
+            split: manifest.Split(
+                **dataclasses.asdict(_total(counts, split)),
+                stride=items[split][0].stride,
+                shards=tuple(written[item.name] for item in items[split]),
+            )
+            for split in items
+        },
+    )
+    return result, all_items
+
+
+@contextlib.contextmanager
+def _keeping_only_work(work_dir: str) -> Iterator[None]:
+    """Leaves no work folder when the user's mistake was found before any work."""
+    try:
+        yield
+    except ValueError:
+        if not storage.expand(f"{work_dir}/chunk-*.json"):
+            storage.remove(work_dir)
+        raise
 
 
 def _plan_chunks(

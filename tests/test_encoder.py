@@ -1,0 +1,135 @@
+"""The fast engine against `tokenizers`, on real text and on hostile text."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tokenizers
+from transformers import GPT2TokenizerFast
+
+from data_pipeline import encoder
+from tests.conftest import shared
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> str:
+    """GPT-2's own tokenizer.json."""
+    vocabulary = shared("gpt2-vocabulary/vocab.json").removesuffix("vocab.json")
+    folder = tmp_path_factory.mktemp("gpt2")
+    GPT2TokenizerFast.from_pretrained(vocabulary).save_pretrained(folder)
+    return (folder / "tokenizer.json").read_text()
+
+
+def make(tokenizer_json, engine=encoder.FAST, special=False):
+    return encoder.Encoder(tokenizer_json, engine, allow_special_tokens=special)
+
+
+def long_texts() -> dict[str, str]:
+    return {
+        "a letter": "a" * 1_000_000,
+        "spaces": " " * 1_000_000,
+        "lines": "\n" * 1_000_000,
+        "Chinese": "".join(chr(0x4E00 + i * 7919 % 20_000) for i in range(350_000)),
+        "emoji": "👩‍👩‍👧‍👦🇨🇭" * 20_000,
+    }
+
+
+@pytest.mark.parametrize("name", long_texts())
+def test_a_megabyte_without_an_end_comes_back(gpt2, name):
+    text = long_texts()[name]
+    reference = tokenizers.Tokenizer.from_str(gpt2)
+    for engine in (encoder.FAST, encoder.REFERENCE):
+        tokens, offsets = make(gpt2, engine).encode([text.encode(), b"end"])
+        decoded = reference.decode(tokens[: offsets[1]], skip_special_tokens=False)
+        assert decoded == text
+        assert len(offsets) == 3
+
+
+@pytest.mark.parametrize(
+    "path", ["chinese/sanguo.jsonl", "wikitext-2/wiki.valid.raw", "recipes"]
+)
+def test_both_engines_give_the_same_tokens_of_real_text(gpt2, path):
+    root = pathlib.Path(shared(path))
+    files = sorted(root.iterdir()) if root.is_dir() else [root]
+    texts = [line for file in files for line in file.read_bytes().splitlines(True)]
+    fast, slow = (
+        make(gpt2, engine).encode(texts[:2000])
+        for engine in (encoder.FAST, encoder.REFERENCE)
+    )
+    np.testing.assert_array_equal(fast[0], slow[0])
+    np.testing.assert_array_equal(fast[1], slow[1])
+
+
+@pytest.mark.parametrize("path", ["chinese/sanguo.jsonl", "wikitext-2/wiki.valid.raw"])
+@pytest.mark.parametrize("part_bytes", [50, 700, 10**9])
+def test_blocks_have_the_tokens_of_the_whole(gpt2, monkeypatch, path, part_bytes):
+    monkeypatch.setattr(encoder, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(encoder, "_CUT_BYTES", 60)
+    data = pathlib.Path(shared(path)).read_bytes()[:900_000]
+    data = data.decode(errors="ignore").encode()
+    engine = make(gpt2)
+    parts = [data[i : i + part_bytes] for i in range(0, len(data), part_bytes)]
+    blocks = list(engine.blocks(parts))
+    assert len(blocks) > 20
+    assert b"".join(blocks) == data
+    whole, _ = engine.encode([data])
+    np.testing.assert_array_equal(engine.encode(blocks)[0], whole)
+
+
+def test_blocks_are_not_cut_inside_white_space(gpt2, monkeypatch):
+    monkeypatch.setattr(encoder, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(encoder, "_CUT_BYTES", 8)
+    engine = make(gpt2)
+    generator = np.random.default_rng(0)
+    letters = ["a", "語", " ", "\n", "\u3000", "\u00a0", "\u2003", "\x1f", "'", "1"]
+    for _ in range(500):
+        text = "".join(generator.choice(letters, 60)).encode()
+        blocks = list(engine.blocks([text]))
+        whole, _ = engine.encode([text])
+        assert engine.encode(blocks)[0].tolist() == whole.tolist(), text
+
+
+def test_other_patterns_are_not_cut(gpt2):
+    values = json.loads(gpt2)
+    values["pre_tokenizer"]["add_prefix_space"] = True
+    texts = [b"one two " * 99] * 3
+    blocks = list(make(json.dumps(values), encoder.REFERENCE).blocks(texts))
+    assert blocks == [b"".join(texts)]
+
+
+@pytest.mark.parametrize("engine", [encoder.FAST, encoder.REFERENCE])
+def test_special_tokens_are_text_unless_allowed(gpt2, engine):
+    text = b"one<|endoftext|>two"
+    assert 50256 not in make(gpt2, engine).encode([text])[0]
+    assert 50256 in make(gpt2, engine, special=True).encode([text])[0]
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_the_fast_engine_is_chosen_when_it_agrees(gpt2, special):
+    chosen = encoder.choose(gpt2, [b"some text"], allow_special_tokens=special)
+    assert chosen == encoder.FAST
+    assert encoder.version(chosen).startswith("gigatoken 0.")
+
+
+def test_an_engine_that_differs_is_not_used(gpt2, monkeypatch, caplog):
+    """Its tokens of the sample are changed in one place."""
+    original = encoder.Encoder._encode_fast
+
+    def changed(self, texts):
+        tokens, offsets = original(self, texts)
+        tokens = tokens.copy()
+        tokens[-1:] += 1
+        return tokens, offsets
+
+    monkeypatch.setattr(encoder.Encoder, "_encode_fast", changed)
+    chosen = encoder.choose(gpt2, [b"my own text"], allow_special_tokens=False)
+    assert chosen == encoder.REFERENCE
+    assert "it gives other tokens for '  " in caplog.text
+
+
+def test_a_tokenizer_that_the_fast_engine_does_not_do(caplog):
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, "?"))
+    chosen = encoder.choose(plain.to_str(), [b"a b"], allow_special_tokens=False)
+    assert chosen == encoder.REFERENCE
+    assert "slower" in caplog.text

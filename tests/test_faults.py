@@ -1,0 +1,394 @@
+"""Faults of preprocessing and reading, with real files and real processes.
+
+What interrupts, fills, changes or damages, and what must come of it. Faults that need
+no process of their own are tested beside their module: another order of the input, a
+literal end-of-text, empty input, a malformed line (test_preprocess), exchanged records
+(test_inspect), another format version (test_manifest), too few shards (test_reader).
+"""
+
+import contextlib
+import gzip
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tokenizers
+
+from tests.conftest import ROOT, run_program, shared
+from tests.test_preprocess import hashes, load_encoder
+from tfrecords import manifest, reader, schema, writer
+
+SIZES = ("--config.data.vocab_size=300", "--config.data.sequence_length=32")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Enough text that a run takes some seconds."""
+    generator = np.random.default_rng(0)
+    words = ["the", "tree", "Wörter", "語言", "🙂", "a", "(b)", "\tc", "don't", "1,000"]
+    path = tmp_path_factory.mktemp("corpus") / "a.jsonl"
+    with open(path, "w") as stream:
+        for _ in range(40_000):
+            text = " ".join(generator.choice(words, 20))
+            stream.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+def command(corpus, output_dir, *arguments) -> list[str]:
+    return [
+        "--config=configs/quickstart.py",
+        f"--input={corpus}",
+        f"--output_dir={output_dir}",
+        *SIZES,
+        *arguments,
+    ]
+
+
+def preprocess(*arguments) -> subprocess.CompletedProcess:
+    return run_program("data_pipeline.preprocess", *command(*arguments))
+
+
+@contextlib.contextmanager
+def running(corpus, output_dir, *arguments):
+    """A run in the background, that has begun to write."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "data_pipeline.preprocess"),
+            *command(corpus, output_dir, *arguments),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        job = pathlib.Path(output_dir) / ".unfinished" / "job.json"
+        while process.poll() is None and not job.exists():
+            time.sleep(0.01)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(corpus, tmp_path):
+    began = time.monotonic()
+    assert preprocess(corpus, tmp_path / "whole").returncode == 0
+    seconds = time.monotonic() - began
+    generator = random.Random(0)
+    kills = 0
+    while kills < 20:
+        with running(corpus, tmp_path / "killed") as process:
+            try:
+                assert process.wait(generator.uniform(0.0, seconds)) == 0
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                continue
+        assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+        shutil.rmtree(tmp_path / "killed")
+    assert preprocess(corpus, tmp_path / "killed").returncode == 0
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+
+
+def test_workers_do_not_outlive_a_killed_program(corpus, tmp_path):
+    with running(corpus, tmp_path) as process:
+        listed = f"/proc/{process.pid}/task/{process.pid}/children"
+        while not (children := pathlib.Path(listed).read_text().split()):
+            time.sleep(0.01)
+        time.sleep(1)
+        children = pathlib.Path(listed).read_text().split()
+        process.kill()
+        deadline = time.monotonic() + 30
+        while alive := [c for c in children if _runs(c)]:
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.05)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_full_disk_commits_nothing(corpus, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        found = preprocess(corpus, disk / "out")
+        assert found.returncode == 1, found.stderr
+        assert "error: The disk is full" in found.stderr
+        assert "Traceback" not in found.stderr
+        assert not (disk / "out" / "manifest.json").exists()
+        assert not list((disk / "out").glob("*.tfrecord"))
+        larger = ["mount", "-o", "remount,size=200m", str(disk)]
+        subprocess.run(larger, check=True)
+        found = preprocess(corpus, disk / "out")
+        assert found.returncode == 0, found.stderr
+        assert preprocess(corpus, tmp_path / "whole").returncode == 0
+        assert hashes(disk / "out") == hashes(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_second_writer_is_refused_and_the_first_is_not_disturbed(corpus, tmp_path):
+    with running(corpus, tmp_path) as first:
+        second = preprocess(corpus, tmp_path)
+        assert second.returncode == 2, second.stderr
+        assert "must have one writer" in second.stderr
+        assert "Traceback" not in second.stderr
+        assert first.wait(120) == 0
+    assert preprocess(corpus, tmp_path).returncode == 0
+
+
+def test_another_config_does_not_continue_a_killed_run(corpus, tmp_path):
+    with running(corpus, tmp_path) as process:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    found = preprocess(corpus, tmp_path, "--config.data.seed=5")
+    assert found.returncode == 2
+    assert "with other seed" in found.stderr
+    assert preprocess(corpus, tmp_path).returncode == 0
+
+
+def test_input_that_changes_during_the_run_is_an_error(corpus, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(corpus.read_bytes())
+    with running(path, tmp_path / "out") as process:
+        with open(path, "a") as stream:
+            stream.write('{"text": "more"}\n')
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "a.jsonl must stay as it is" in errors
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_odd_bytes_are_counted_in_the_manifest(tmp_path):
+    lines = [b"\xef\xbb\xbfone\r", b"two \0", b"three \xff", b"", *[b"more text"] * 99]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    arguments = ["--config.data.document=line", "--config.data.validation_fraction=0"]
+    found = preprocess(tmp_path / "a.txt", tmp_path / "out", *arguments)
+    assert found.returncode == 2
+    assert "must be UTF-8. Byte 20 is not" in found.stderr
+    found = preprocess(
+        *(tmp_path / "a.txt", tmp_path / "out", *arguments, "--json"),
+        "--config.data.encoding_errors=skip",
+    )
+    assert found.returncode == 0, found.stderr
+    split = json.loads(found.stdout)["splits"]["train"]
+    assert split["repaired"] == {"byte_order_mark": 1}
+    assert split["kept"] == {"crlf": 1, "nul": 1}
+    assert split["skipped"] == {"invalid_utf8": 1, "empty": 1}
+    assert split["documents"] == 101
+
+
+def test_megabytes_of_one_letter_complete_in_bounded_memory(tmp_path):
+    texts = {
+        "letter": "a" * 1_000_000,
+        "spaces": "x" + " " * 1_000_000 + "x",
+        "chinese": "".join(chr(0x4E00 + i * 7919 % 20_000) for i in range(350_000)),
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    vocabulary = os.path.dirname(shared("gpt2-vocabulary/vocab.json"))
+    arguments = command(
+        *(f"{tmp_path}/*.txt", tmp_path / "out", "--config.data.num_shards=1"),
+        "--config.data.validation_fraction=0",
+        f"--config.data.tokenizer={vocabulary}",
+    )
+    program = [sys.executable, "-m", "data_pipeline.preprocess", *arguments]
+    # A process of pytest's size would count as the peak of what it starts.
+    measure = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", measure, *program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    # KiB, of the largest process of the run, its workers included.
+    assert int(found.stdout.split()[-1]) < 500_000
+    written = manifest.load(str(tmp_path / "out"))
+    path = tmp_path / "out" / written.split("train").shards[0].name
+    with open(path, "rb") as stream:
+        records = [
+            schema.deserialize(p, written.dtype) for p in schema.unframe(stream.read)
+        ]
+    from data_pipeline.packing import stored_order
+
+    places = np.argsort(stored_order(len(records), seed=0, shuffle=True))
+    stream_of = [records[p][0][: records[p][1] or 32] for p in places]
+    tokens = np.concatenate(stream_of)
+    ends = np.flatnonzero(tokens == written.end_of_text_id)
+    parts = [part[part != written.end_of_text_id] for part in np.split(tokens, ends)]
+    encoder = load_encoder(tmp_path / "out")
+    decoded = [encoder.decode(part) for part in parts if len(part)]
+    assert decoded == [texts[name] for name in sorted(texts)]
+
+
+def test_a_vocabulary_of_more_than_65536_ids_is_stored_in_32_bits(tmp_path):
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: 70_000 + i for i, letter in enumerate(letters)}
+    vocabulary |= {f"unused{i}": i for i in range(70_000)}
+    vocabulary["<|endoftext|>"] = 70_256
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "a.txt").write_text("some text " * 99)
+    found = preprocess(
+        *(tmp_path / "a.txt", tmp_path / "out", f"--config.data.tokenizer={folder}"),
+        "--config.data.validation_fraction=0",
+    )
+    assert found.returncode == 0, found.stderr
+    written = manifest.load(str(tmp_path / "out"))
+    assert (written.vocabulary_size, written.token_dtype) == (70_257, "uint32")
+    batches = reader.training_batches(
+        *(str(tmp_path / "out"), written),
+        global_batch_size=2,
+        batch_size=2,
+        start_step=0,
+        num_steps=1,
+        seed=0,
+    )
+    tokens = next(iter(batches))["tokens"].numpy()
+    assert tokens.min() >= 70_000
+    inspected = run_program("tfrecords.inspect", f"--data_dir={tmp_path / 'out'}")
+    assert inspected.returncode == 0, inspected.stderr
+
+
+# -- reading
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A small finished dataset, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("good")
+    text = "\n\n".join(f"document {i} " + "of some words " * 9 for i in range(300))
+    (folder / "a.txt").write_text(text)
+    found = preprocess(
+        *(folder / "a.txt", folder / "data", "--config.data.document=paragraph"),
+        "--config.data.num_shards=2",
+    )
+    assert found.returncode == 0, found.stderr
+    return folder / "data"
+
+
+@pytest.fixture
+def data(good, tmp_path):
+    for path in good.rglob("*"):
+        if path.is_file():
+            target = tmp_path / "data" / path.relative_to(good)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return tmp_path / "data"
+
+
+SHARD = "train-00001-of-00002.tfrecord"
+
+
+def train(data) -> subprocess.CompletedProcess:
+    return run_program(
+        "trainer.train",
+        "--config=configs/quickstart.py",
+        f"--data_dir={data}",
+        f"--workdir={data}-run",
+        "--config.data.sequence_length=32",
+        "--config.model.n_embd=16",
+        "--config.training.num_steps=40",
+        "--config.training.global_batch_size=64",
+        "--config.training.microbatch_size=64",
+        "--config.training.evaluation_interval=0",
+        "--config.training.checkpoint_interval=0",
+    )
+
+
+def test_a_flipped_bit_stops_training_and_is_named(data):
+    content = bytearray((data / SHARD).read_bytes())
+    record_bytes = schema.frame_bytes(32, np.dtype("<u2"))
+    content[3 * record_bytes + 50] ^= 4
+    (data / SHARD).write_bytes(content)
+    found = train(data)
+    assert found.returncode == 2, found.stderr
+    assert f"{SHARD}, record 3: its checksum is wrong" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def cut_between_records(data):
+    content = (data / SHARD).read_bytes()
+    (data / SHARD).write_bytes(content[: schema.frame_bytes(32, np.dtype("<u2")) * 2])
+
+
+def cut_in_a_header(data):
+    content = (data / SHARD).read_bytes()
+    kept = schema.frame_bytes(32, np.dtype("<u2")) * 2 + 7
+    (data / SHARD).write_bytes(content[:kept])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_between_records,
+        cut_in_a_header,
+        lambda data: (data / SHARD).write_bytes(b""),
+        lambda data: (data / SHARD).unlink(),
+        lambda data: (data / SHARD).rename(data / "train-00002-of-00002.tfrecord"),
+        lambda data: (data / SHARD).write_bytes(
+            gzip.compress((data / SHARD).read_bytes())
+        ),
+    ],
+    ids=["cut", "cut header", "empty", "missing", "renamed", "compressed"],
+)
+def test_a_shard_that_is_not_whole_is_refused_before_training(data, damage):
+    damage(data)
+    found = manifest.load(str(data))
+    with pytest.raises(manifest.DatasetError, match=SHARD):
+        manifest.verify_shards(str(data), found, "train")
+    inspected = run_program("tfrecords.inspect", f"--data_dir={data}")
+    assert inspected.returncode == 2
+    assert SHARD in inspected.stderr
+    if damage is cut_between_records:
+        trained = train(data)
+        assert trained.returncode == 2, trained.stderr
+        assert SHARD in trained.stderr
+
+
+@pytest.mark.parametrize("fault", ["id", "length"])
+def test_a_record_that_does_not_fit_is_named_while_it_is_read(data, fault):
+    """Its checksums are right; another program wrote it."""
+    found = manifest.load(str(data))
+    (shard,) = [s for s in found.split("train").shards if s.name == SHARD]
+    rows = [np.zeros(32, "<u2") for _ in range(shard.num_records)]
+    if fault == "id":
+        rows[2][5] = found.vocabulary_size
+    else:
+        rows[2] = np.zeros(31, "<u2")
+    writer.write_shard(str(data / SHARD), [schema.serialize(row) for row in rows])
+    batches = reader.evaluation_batches(
+        *(str(data), found), split="train", global_batch_size=1, batch_size=1
+    )
+    message = "outside the vocabulary" if fault == "id" else "must have 32 tokens"
+    with (
+        pytest.raises(manifest.DatasetError, match=f"{SHARD}, record 2: .*{message}"),
+        reader.naming_damage(str(data), found),
+    ):
+        for _ in batches:
+            pass

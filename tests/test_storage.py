@@ -1,0 +1,135 @@
+"""Files here and in a real bucket server: whole or not at all, one writer."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from data_pipeline import storage
+from tests.conftest import ROOT
+
+
+@pytest.fixture(params=["local", "bucket"])
+def root(request, tmp_path) -> str:
+    """A folder on this machine, and one in a bucket."""
+    if request.param == "local":
+        return str(tmp_path)
+    return request.getfixturevalue("bucket") + f"/{tmp_path.name}"
+
+
+def test_what_is_written_is_read(root):
+    path = f"{root}/sub/file.bin"
+    assert not storage.exists(path)
+    storage.write(path, b"one\ntwo")
+    assert storage.exists(path)
+    assert storage.read(path) == b"one\ntwo"
+    size, version = storage.stat(path)
+    assert size == 7
+    with storage.open_read(path) as stream:
+        stream.seek(2)
+        assert stream.readline() == b"e\n"
+    checksum = storage.checksum(path)
+    assert checksum.startswith("7-")
+    storage.write(path, b"one\ntwx")
+    assert storage.checksum(path) != checksum
+    assert storage.stat(path)[1] != version
+    copy = storage.local_copy(path, version)
+    with open(copy, "rb") as stream:
+        assert stream.read() == b"one\ntwx"
+
+
+def test_a_checksum_is_the_same_here_and_in_a_bucket(tmp_path, bucket):
+    for path in (f"{tmp_path}/x", f"{bucket}/x"):
+        storage.write(path, bytes(range(256)))
+    assert storage.checksum(f"{tmp_path}/x") == storage.checksum(f"{bucket}/x")
+
+
+def test_a_write_that_fails_leaves_nothing(root):
+    def fail():
+        with storage.writing(f"{root}/file") as name:
+            with open(name, "wb") as stream:
+                stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert storage.expand(root) == []
+
+
+def test_names_folders_and_globs(root):
+    for name in ("a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt"):
+        storage.write(f"{root}/{name}", b"x")
+
+    def expand(pattern):
+        return [p.removeprefix(f"{root}/") for p in storage.expand(f"{root}{pattern}")]
+
+    assert expand("") == ["a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/a.txt") == ["a.txt"]
+    assert expand("/*.txt") == ["a.txt"]
+    assert expand("/*/?.txt") == ["sub/c.txt"]
+    assert expand("/**/*.txt") == ["a.txt", "sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/nothing") == []
+
+
+def test_move_and_remove(root):
+    storage.write(f"{root}/a", b"1")
+    for _ in range(2):  # again after an interruption
+        storage.move(f"{root}/a", f"{root}/b")
+    assert not storage.exists(f"{root}/a")
+    assert storage.read(f"{root}/b") == b"1"
+    storage.write(f"{root}/work/x", b"2")
+    storage.remove(f"{root}/work")
+    storage.remove(f"{root}/nothing")
+    assert storage.expand(root) == [f"{root}/b"]
+
+
+def test_one_writer(root):
+    with storage.only_writer(root):
+        with pytest.raises(storage.StorageError, match="must have one writer"):
+            storage.only_writer(root).__enter__()
+        with storage.only_writer(f"{root}/other"):
+            pass
+    with storage.only_writer(root):
+        pass
+
+
+def test_a_killed_writer_holds_nothing(root, monkeypatch):
+    program = (
+        "import os, signal, sys; from data_pipeline import storage\n"
+        "with storage.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    found = subprocess.run([sys.executable, "-c", program, root], cwd=ROOT)
+    assert found.returncode == -9
+    if storage.is_remote(root):  # there it is a lease, which ends
+        with pytest.raises(storage.StorageError, match=r"process \d+ on .* s ago"):
+            storage.only_writer(root).__enter__()
+        monkeypatch.setattr(storage, "_LEASE_SECONDS", 0)
+    with storage.only_writer(root):
+        pass
+
+
+def test_a_bucket_that_is_not_there_is_one_message(bucket):
+    with pytest.raises(storage.StorageError, match="gs://nowhere/x must exist"):
+        storage.read("gs://nowhere/x")
+    with pytest.raises(storage.StorageError, match=r"answered 404"):
+        storage.stat(f"{bucket}/absent")
+
+
+def test_missing_credentials_are_one_message(tmp_path):
+    program = "from data_pipeline import storage; storage.read('gs://bucket/x')"
+    environment = {
+        **{k: v for k, v in os.environ.items() if k != "STORAGE_EMULATOR_HOST"},
+        "HOME": str(tmp_path),
+        "NO_GCE_CHECK": "true",
+        "GOOGLE_APPLICATION_CREDENTIALS": "",
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "gs://bucket/x needs credentials" in found.stderr

@@ -19,8 +19,8 @@ endif
 flag = $(if $(2),--$(1)='$(subst ','\'',$(2))')
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart preprocess train evaluate generate test test-slow \
-        lint format check clean
+.PHONY: help install quickstart preprocess inspect train evaluate generate test \
+        test-slow lint format check benchmark clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -30,6 +30,7 @@ help:  ## this list
 	@echo "  DATA=FOLDER of the dataset (data/NAME)  WORKDIR=FOLDER of the run (runs/NAME)"
 	@echo "  TPU=local|NAME|grpc://HOST:PORT|none  DEVICES=virtual CPU devices"
 	@echo "  PROMPT='text'  ARGS='any other flag of the program'"
+	@echo "  TEXT=FILE,...  TOKENIZER=FOLDER with GPT-2's, of the benchmark"
 
 install: $(VENV)/.base  ## set up .venv
 
@@ -55,6 +56,9 @@ quickstart: $(VENV)/.base  ## GPT-2 learns from the text inside Python, here, in
 preprocess: $(VENV)/.base  ## text -> dataset: CONFIG= INPUT= DATA=
 	$(RUN) data_pipeline.preprocess --config=$(CONFIG) --output_dir=$(DATA) \
 	  $(call flag,input,$(INPUT)) $(call flag,validation_input,$(VALIDATION_INPUT)) $(ARGS)
+
+inspect: $(VENV)/.base  ## verify every record of a dataset, print examples: DATA=
+	$(RUN) tfrecords.inspect --data_dir=$(DATA) $(ARGS)
 
 train: $(VENV)/.base  ## dataset -> model: CONFIG= DATA= WORKDIR= TPU= DEVICES=
 	$(RUN) trainer.train --config=$(CONFIG) --data_dir=$(DATA) --workdir=$(WORKDIR) \
@@ -83,6 +87,15 @@ format: $(VENV)/.$(DEV)  ## rewrite the code in the project's format
 	$(VENV)/bin/ruff check --fix .
 
 check: lint test  ## what CI runs first
+
+$(VENV)/.benchmark: $(VENV)/.base
+	$(VENV)/bin/pip install --quiet --editable '.[benchmark]'
+	@touch $@
+
+benchmark: $(VENV)/.benchmark  ## beside the usual way; takes long: TEXT= TOKENIZER=
+	$(VENV)/bin/python benchmarks/preprocessing.py --text=$(TEXT) --tokenizer=$(TOKENIZER)
+	$(VENV)/bin/python benchmarks/memory.py --text=$(TEXT) --tokenizer=$(TOKENIZER)
+	$(VENV)/bin/python benchmarks/reading.py
 
 clean:  ## remove .venv and caches; data/ and runs/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info build

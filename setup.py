@@ -43,6 +43,8 @@ setup(
         # The TPU's compiler, for machines without a TPU; never beside `tpu`.
         "plan": ["jax>=0.10,<0.11", "jaxlib>=0.10,<0.11", "libtpu>=0.0.51,<0.1"],
         "beam": ["apache-beam>=2.77,<3"],
+        # What `make benchmark` compares with.
+        "benchmark": ["datasets>=4,<5"],
         "hub": ["huggingface-hub>=0.36,<1"],
         "wandb": ["wandb>=0.22,<1"],
         "dev": [
@@ -57,6 +59,7 @@ setup(
     entry_points={
         "console_scripts": [
             "gpt2-tpu-preprocess = data_pipeline.preprocess:run",
+            "gpt2-tpu-inspect = tfrecords.inspect:run",
             "gpt2-tpu-train = trainer.train:run",
             "gpt2-tpu-evaluate = trainer.evaluate:run",
             "gpt2-tpu-generate = trainer.generate:run",

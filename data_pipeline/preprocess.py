@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -309,8 +310,9 @@ def _publish(
     if storage.exists(manifest_path):  # of the dataset that --overwrite replaces
         storage.move(manifest_path, replaced_path)
     if storage.exists(replaced_path):
-        replaced = json.loads(storage.read(replaced_path))["splits"].values()
-        for name in [shard["name"] for split in replaced for shard in split["shards"]]:
+        text = storage.read(replaced_path).decode(errors="replace")
+        # Whatever its version, its shards are named so.
+        for name in set(re.findall(r'"([a-z]+-\d{5}-of-\d{5}\.tfrecord)"', text)):
             storage.remove(f"{output_dir}/{name}")
         storage.remove(replaced_path)
     for item in items:
@@ -353,7 +355,10 @@ def _dataset_differences(job: jobs.Job, output_dir: str) -> list[str] | None:
     path = f"{output_dir}/{manifest.FILE_NAME}"
     if not storage.exists(path):
         return None
-    return job.differences(_load_manifest(path).config)
+    try:
+        return job.differences(_load_manifest(path).config)
+    except manifest.DatasetError:  # damaged, or of another version
+        return ["format version"]
 
 
 def _load_manifest(path: str) -> manifest.Manifest:

@@ -303,6 +303,19 @@ def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path)
     assert len(shards) == 2
 
 
+@pytest.mark.parametrize("damage", ['{"format_version": 1}', "{", ""])
+def test_a_damaged_dataset_can_be_replaced(corpus, tmp_path, damage):
+    (tmp_path / "manifest.json").write_text(damage)
+    found = run_program("data_pipeline.preprocess", *command(corpus, tmp_path))
+    assert found.returncode == 2
+    assert "made with other format version" in found.stderr
+    found = run_program(
+        "data_pipeline.preprocess", *command(corpus, tmp_path, "--overwrite")
+    )
+    assert found.returncode == 0, found.stderr
+    assert manifest.load(str(tmp_path)).split("train").num_records
+
+
 def test_only_files_of_a_dataset_are_replaced(corpus, tmp_path):
     """Other people's files in the folder stay, whatever they are called."""
     others = ["train-00000-of-00009.tfrecord", "work/notes.txt", "x.tfrecord"]

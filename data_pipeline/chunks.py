@@ -14,7 +14,15 @@ from typing import IO
 import numpy as np
 
 from configs.schema import DataConfig
-from data_pipeline import documents, encoder, sources, storage, work
+from data_pipeline import (
+    documents,
+    encoder,
+    readers,
+    sources,
+    storage,
+    words,
+    work,
+)
 from data_pipeline.detokenizer import detokenize
 
 SPLITS = ("train", "validation")
@@ -157,7 +165,7 @@ def _tokenize(chunk: Chunk) -> tuple[list[str], dict]:
 
 def read_documents(chunk: Chunk) -> Iterator[documents.Document]:
     for piece in chunk.pieces:
-        yield from documents.read(piece, chunk.config)
+        yield from readers.read(piece, chunk.config)
 
 
 class _SplitWriter:
@@ -209,7 +217,7 @@ class _SplitWriter:
         if not self._texts:
             return
         text = b"\n".join(self._originals)
-        self.counts.words += count_words(text)
+        self.counts.words += words.count(text)
         self.counts.bytes += len(text) - max(len(self._originals) - 1, 0)
 
         tokens, ends = self._encode()
@@ -292,33 +300,3 @@ class _SplitWriter:
 def _count(counts: dict[str, int], names: Iterable[str]) -> None:
     for name in names:
         counts[name] = counts.get(name, 0) + 1
-
-
-def count_words(text: bytes) -> int:
-    """Returns `len(text.decode().split())`, several times faster."""
-    kinds = np.frombuffer(text.translate(_KINDS), np.uint8)
-    space = kinds == _SPACE
-    maybe = np.flatnonzero(kinds == _MAY_BEGIN_SPACE)
-    if len(maybe):
-        codes = np.frombuffer(text + b"\0\0", np.uint8)
-        found = np.zeros(len(maybe), np.uint32)
-        for size in (1, 2, 3):
-            found = found << np.uint32(8) | codes[maybe + size - 1]
-            for place in range(size):
-                space[maybe[np.isin(found, _WIDE_SPACES)] + place] = True
-    starts = np.count_nonzero(space[:-1] > space[1:])
-    return int(starts) + int(len(space) > 0 and not space[0])
-
-
-def _byte_kinds() -> tuple[bytes, np.ndarray]:
-    """What `count_words` looks up: a kind for each byte, and white space in UTF-8."""
-    spaces = [c.encode() for c in map(chr, range(0xD800)) if c.isspace()]
-    kinds = bytearray(256)
-    for space in spaces:
-        kinds[space[0]] = _SPACE if len(space) == 1 else _MAY_BEGIN_SPACE
-    wide = [int.from_bytes(space, "big") for space in spaces if len(space) > 1]
-    return bytes(kinds), np.array(wide, np.uint32)
-
-
-_SPACE, _MAY_BEGIN_SPACE = 1, 2
-_KINDS, _WIDE_SPACES = _byte_kinds()

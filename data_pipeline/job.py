@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 
 from configs.schema import Config, DataConfig
-from data_pipeline import chunks, documents, sources
+from data_pipeline import chunks, readers, sources
 from data_pipeline.detokenizer import detokenize
 from tfrecords import manifest, order
 
@@ -68,7 +68,7 @@ class Job:
             places = order.permutation(len(groups), self.config.seed)
             pieces = [piece for place in places for piece in groups[place]]
         for piece in pieces:
-            for document in documents.read(piece, self.config):
+            for document in readers.read(piece, self.config):
                 split = chunks.split_of(document, self.validation_fraction)
                 if document.skipped or split != "train":
                     continue
@@ -85,7 +85,7 @@ class Job:
         texts = []
         for group in chosen:
             left = _SAMPLE_CHARACTERS // len(chosen)
-            for document in documents.read(group[0], self.config):
+            for document in readers.read(group[0], self.config):
                 for part in document.parts:
                     text = detokenize(part.decode(), self.config.detokenizer)[:left]
                     texts.append(text.encode())

@@ -13,13 +13,10 @@ The result is a pure function of the input's bytes, the tokenizer and `config.da
 What a stopped run has finished stays in `OUTPUT_DIR/.unfinished` and is not done again.
 """
 
-import contextlib
 import dataclasses
-import json
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -29,6 +26,7 @@ from configs import cli
 from configs.schema import ConfigError, validate
 from data_pipeline import (
     chunks,
+    dataset_folder,
     duplicates,
     encoder,
     engine,
@@ -43,8 +41,6 @@ from tfrecords import manifest, order, schema
 
 FLAGS = flags.FLAGS
 
-# What a run has finished, until the dataset is whole.
-_WORK_FOLDER = ".unfinished"
 _MIN_AUTOMATIC_SHARDS = 8
 
 
@@ -65,12 +61,9 @@ def preprocess(
       StorageError: another process writes there.
     """
     output_dir = output_dir.rstrip("/")
-    work_dir = f"{output_dir}/{_WORK_FOLDER}"
-    with storage.only_writer(output_dir):
-        _open_work(job, output_dir, work_dir, overwrite=overwrite)
-        with _keeping_only_work(work_dir):
-            result, items = _make(job, work_dir, runner)
-        _publish(result, items, work_dir, output_dir)
+    with dataset_folder.working_in(job, output_dir, overwrite=overwrite) as work_dir:
+        result, items = _make(job, work_dir, runner)
+        dataset_folder.publish(result, items, output_dir)
     return result
 
 
@@ -116,17 +109,6 @@ def _make(
         },
     )
     return result, all_items
-
-
-@contextlib.contextmanager
-def _keeping_only_work(work_dir: str) -> Iterator[None]:
-    """Leaves no work folder when the user's mistake was found before any work."""
-    try:
-        yield
-    except ValueError:
-        if not storage.expand(f"{work_dir}/chunk-*.json"):
-            storage.remove(work_dir)
-        raise
 
 
 def _plan_chunks(
@@ -295,76 +277,6 @@ def _plan_shards(
     ]
 
 
-def _publish(
-    result: manifest.Manifest,
-    items: Sequence[shards.ShardItem],
-    work_dir: str,
-    output_dir: str,
-) -> None:
-    """Moves the dataset out of the work folder, the manifest last.
-
-    A run that is stopped here continues here.
-    """
-    manifest_path = f"{output_dir}/{manifest.FILE_NAME}"
-    replaced_path = f"{work_dir}/replaced.json"
-    if storage.exists(manifest_path):  # of the dataset that --overwrite replaces
-        storage.move(manifest_path, replaced_path)
-    if storage.exists(replaced_path):
-        text = storage.read(replaced_path).decode(errors="replace")
-        # Whatever its version, its shards are named so.
-        for name in set(re.findall(r'"([a-z]+-\d{5}-of-\d{5}\.tfrecord)"', text)):
-            storage.remove(f"{output_dir}/{name}")
-        storage.remove(replaced_path)
-    for item in items:
-        storage.move(item.path, f"{output_dir}/{item.name}")
-    for path in storage.expand(f"{work_dir}/{manifest.TOKENIZER_FOLDER}"):
-        name = path.rsplit("/", 1)[1]
-        target = f"{output_dir}/{manifest.TOKENIZER_FOLDER}/{name}"
-        storage.write(target, storage.read(path))
-    storage.write(manifest_path, manifest.to_json(result).encode())
-    storage.remove(work_dir)
-
-
-def _open_work(
-    job: jobs.Job, output_dir: str, work_dir: str, *, overwrite: bool
-) -> None:
-    """Makes the folder for unfinished work, or finds that of a stopped run.
-
-    Raises:
-      ConfigError: a run of another job was stopped here.
-    """
-    path = f"{work_dir}/job.json"
-    # Without job.json it was being removed; beside its finished dataset it was, too.
-    usable = storage.exists(path) and _dataset_differences(job, output_dir) != []
-    if usable:
-        different = job.differences(json.loads(storage.read(path)))
-        if different and not overwrite:
-            raise ConfigError(
-                f"{output_dir} holds the work of a run that was stopped, with other "
-                f"{', '.join(different)}. Finish it with the config that it began "
-                "with, or give another --output_dir, or --overwrite."
-            )
-        usable = not different
-    if not usable:
-        storage.remove(work_dir)
-    storage.write(path, json.dumps(job.description()).encode())
-
-
-def _dataset_differences(job: jobs.Job, output_dir: str) -> list[str] | None:
-    """Names the fields in which the dataset there differs; None: there is none."""
-    path = f"{output_dir}/{manifest.FILE_NAME}"
-    if not storage.exists(path):
-        return None
-    try:
-        return job.differences(_load_manifest(path).config)
-    except manifest.DatasetError:  # damaged, or of another version
-        return ["format version"]
-
-
-def _load_manifest(path: str) -> manifest.Manifest:
-    return manifest.from_json(storage.read(path).decode(), path)
-
-
 def _print_result(result: manifest.Manifest) -> None:
     if FLAGS.json:
         print(manifest.to_json(result), end="")
@@ -419,7 +331,7 @@ def main() -> None:
     # transformers, which is only asked for a tokenizer, then starts in half the time.
     os.environ.update(USE_TF="0", USE_TORCH="0", TRANSFORMERS_NO_ADVISORY_WARNINGS="1")
     job = jobs.plan(config)
-    different = _dataset_differences(job, output_dir)
+    different = dataset_folder.differences(job, output_dir)
     if different and not FLAGS.overwrite:
         raise ConfigError(
             f"{output_dir} holds a dataset made with other "
@@ -427,8 +339,8 @@ def main() -> None:
         )
     if different == [] and not FLAGS.overwrite:
         print(f"{output_dir} holds this dataset already.", file=sys.stderr)
-        result = _load_manifest(f"{output_dir}/{manifest.FILE_NAME}")
-        storage.remove(f"{output_dir}/{_WORK_FOLDER}")
+        result = dataset_folder.load(output_dir)
+        dataset_folder.remove_work(output_dir)
     else:
         if FLAGS.runner == "beam":
             engine_used = engine.beam(cli.passed_on())

@@ -163,11 +163,17 @@ def _format(path: str) -> str:
 def _describe(path_and_format: tuple[str, str]) -> InputFile:
     path, file_format = path_and_format
     ending = os.path.splitext(path.lower())[1]
-    size, version = storage.stat(path)
     digest = hashlib.sha256()
-    with storage.open_read(path) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    try:
+        size, version = storage.stat(path)
+        with storage.open_read(path) as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(
+            f"{path} must be readable. Opening it said: {error.strerror}. Change its "
+            "permissions, or leave it out."
+        ) from error
     return InputFile(
         path=path,
         format=file_format,

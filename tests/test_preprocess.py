@@ -16,7 +16,14 @@ import tensorflow as tf
 import tokenizers
 
 from configs.schema import Config, ConfigError, DataConfig
-from data_pipeline import chunks, engine, packing, preprocess, sources
+from data_pipeline import (
+    chunks,
+    dataset_folder,
+    engine,
+    packing,
+    preprocess,
+    sources,
+)
 from data_pipeline import job as jobs
 from data_pipeline.documents import Document
 from data_pipeline.tokenizer import END_OF_TEXT
@@ -411,7 +418,7 @@ def test_work_that_was_being_removed_is_not_taken_for_whole(
     """Killed while the work folder was removed: nothing of it is used again."""
     run(corpus / "two.jsonl", tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "_publish", lambda *_: 1 / 0)
+        patch.setattr(dataset_folder, "publish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(corpus / "two.jsonl", tmp_path / "run")
     work = tmp_path / "run" / ".unfinished"

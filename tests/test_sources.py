@@ -7,7 +7,7 @@ import json
 import pytest
 
 from configs.schema import DataConfig
-from data_pipeline import documents, sources
+from data_pipeline import readers, sources
 
 
 def texts(names, config=None, piece_bytes=1 << 30):
@@ -16,7 +16,7 @@ def texts(names, config=None, piece_bytes=1 << 30):
         b"".join(document.parts).decode()
         for file in sources.find_files(str(names), "input")
         for piece in sources.cut(file, config, piece_bytes)
-        for document in documents.read(piece, config)
+        for document in readers.read(piece, config)
         if not document.skipped
     ]
 
@@ -102,7 +102,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, change):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": str(i)}) for i in range(9)))
     (file,) = sources.find_files(str(path), "input")
-    reading = documents.read(sources.Piece(file, 0, file.num_bytes), DataConfig())
+    reading = readers.read(sources.Piece(file, 0, file.num_bytes), DataConfig())
     next(reading)
     if change == "append":
         path.write_bytes(path.read_bytes() + b'\n{"text": "more"}')
@@ -120,11 +120,11 @@ def test_python_docs_are_there_and_are_prose():
     files = sources.find_files("builtin:python_docs", "input")
     assert not [file.path for file in files if "site-packages" in file.path]
     by_name = {file.path.rsplit("/", 1)[1]: file for file in files}
-    topics = documents.read(sources.Piece(by_name["topics.py"], 0, 1), config)
+    topics = readers.read(sources.Piece(by_name["topics.py"], 0, 1), config)
     found = [b"".join(document.parts) for document in topics]
     assert len(found) > 50
     assert any(b"assignment" in text for text in found)
     textwrap = sources.Piece(by_name["textwrap.py"], 0, 1)
-    ((text,),) = [document.parts for document in documents.read(textwrap, config)]
+    ((text,),) = [document.parts for document in readers.read(textwrap, config)]
     assert text.startswith(b"Text wrapping and filling.")
     assert b"TextWrapper.wrap\n\nwrap(text : string) -> [string]" in text

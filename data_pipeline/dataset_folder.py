@@ -1,0 +1,110 @@
+"""The folder of a dataset: unfinished work, and how it becomes the dataset.
+
+`OUTPUT_DIR/.unfinished` holds what a run has made. When all is there, the shards are
+moved out, and the manifest is written last.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from configs.schema import ConfigError
+from data_pipeline import shards, storage
+from data_pipeline.job import Job
+from tfrecords import manifest
+
+# What a run has finished, until the dataset is whole.
+_WORK_FOLDER = ".unfinished"
+
+
+@contextlib.contextmanager
+def working_in(job: Job, output_dir: str, *, overwrite: bool) -> Iterator[str]:
+    """Holds the folder and yields that of the unfinished work.
+
+    Raises:
+      ConfigError: a run of another job was stopped here, and not `overwrite`.
+      StorageError: another process writes there.
+    """
+    work_dir = f"{output_dir}/{_WORK_FOLDER}"
+    with storage.only_writer(output_dir):
+        _open_work(job, output_dir, work_dir, overwrite=overwrite)
+        try:
+            yield work_dir
+        except ValueError:
+            # The user's mistake, found before anything was done, leaves nothing.
+            if not storage.expand(f"{work_dir}/chunk-*.json"):
+                storage.remove(work_dir)
+            raise
+
+
+def publish(
+    result: manifest.Manifest, items: Sequence[shards.ShardItem], output_dir: str
+) -> None:
+    """Moves the dataset out of the work folder, the manifest last.
+
+    A run that is stopped here continues here.
+    """
+    work_dir = f"{output_dir}/{_WORK_FOLDER}"
+    manifest_path = f"{output_dir}/{manifest.FILE_NAME}"
+    replaced_path = f"{work_dir}/replaced.json"
+    if storage.exists(manifest_path):  # of the dataset that --overwrite replaces
+        storage.move(manifest_path, replaced_path)
+    if storage.exists(replaced_path):
+        text = storage.read(replaced_path).decode(errors="replace")
+        # Whatever its version, its shards are named so.
+        for name in set(re.findall(r'"([a-z]+-\d{5}-of-\d{5}\.tfrecord)"', text)):
+            storage.remove(f"{output_dir}/{name}")
+        storage.remove(replaced_path)
+    for item in items:
+        storage.move(item.path, f"{output_dir}/{item.name}")
+    for path in storage.expand(f"{work_dir}/{manifest.TOKENIZER_FOLDER}"):
+        name = path.rsplit("/", 1)[1]
+        target = f"{output_dir}/{manifest.TOKENIZER_FOLDER}/{name}"
+        storage.write(target, storage.read(path))
+    storage.write(manifest_path, manifest.to_json(result).encode())
+    storage.remove(work_dir)
+
+
+def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> None:
+    """Makes the folder for unfinished work, or finds that of a stopped run.
+
+    Raises:
+      ConfigError: a run of another job was stopped here.
+    """
+    path = f"{work_dir}/job.json"
+    # Without job.json it was being removed; beside its finished dataset it was, too.
+    usable = storage.exists(path) and differences(job, output_dir) != []
+    if usable:
+        different = job.differences(json.loads(storage.read(path)))
+        if different and not overwrite:
+            raise ConfigError(
+                f"{output_dir} holds the work of a run that was stopped, with other "
+                f"{', '.join(different)}. Finish it with the config that it began "
+                "with, or give another --output_dir, or --overwrite."
+            )
+        usable = not different
+    if not usable:
+        storage.remove(work_dir)
+    storage.write(path, json.dumps(job.description()).encode())
+
+
+def differences(job: Job, output_dir: str) -> list[str] | None:
+    """Names the fields in which the dataset there differs; None: there is none."""
+    path = f"{output_dir}/{manifest.FILE_NAME}"
+    if not storage.exists(path):
+        return None
+    try:
+        return job.differences(load(output_dir).config)
+    except manifest.DatasetError:  # damaged, or of another version
+        return ["format version"]
+
+
+def load(output_dir: str) -> manifest.Manifest:
+    path = f"{output_dir}/{manifest.FILE_NAME}"
+    return manifest.from_json(storage.read(path).decode(), path)
+
+
+def remove_work(output_dir: str) -> None:
+    """Removes what a stopped run has left beside a finished dataset."""
+    storage.remove(f"{output_dir}/{_WORK_FOLDER}")

@@ -1,11 +1,14 @@
 """Writes a shard whole or not at all."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable
 
 from tfrecords import schema
 from tfrecords.manifest import Shard
+
+_BATCH_RECORDS = 256
 
 
 def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
@@ -24,12 +27,14 @@ def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
     digest = hashlib.sha256()
     num_records = num_bytes = 0
     partial = path + ".partial"
+    frames = map(schema.frame, payloads)
     with open(partial, "wb") as file:
-        for payload in payloads:
-            framed = schema.frame(payload)
-            digest.update(framed)
-            num_bytes += file.write(framed)
-            num_records += 1
+        # Many records at once: hashing and writing each by itself takes twice as long.
+        while batch := list(itertools.islice(frames, _BATCH_RECORDS)):
+            data = b"".join(batch)
+            digest.update(data)
+            num_bytes += file.write(data)
+            num_records += len(batch)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

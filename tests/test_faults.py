@@ -123,6 +123,7 @@ def _runs(pid: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_full_disk_commits_nothing(corpus, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -156,6 +157,7 @@ def test_a_second_writer_is_refused_and_the_first_is_not_disturbed(corpus, tmp_p
     assert preprocess(corpus, tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_another_config_does_not_continue_a_killed_run(corpus, tmp_path):
     with running(corpus, tmp_path) as process:
         os.killpg(process.pid, signal.SIGKILL)
@@ -197,6 +199,7 @@ def test_odd_bytes_are_counted_in_the_manifest(tmp_path):
     assert split["documents"] == 101
 
 
+@pytest.mark.slow
 def test_megabytes_of_one_letter_complete_in_bounded_memory(tmp_path):
     texts = {
         "letter": "a" * 1_000_000,
@@ -321,6 +324,7 @@ def train(data) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_stops_training_and_is_named(data):
     content = bytearray((data / SHARD).read_bytes())
     record_bytes = schema.frame_bytes(32, np.dtype("<u2"))

@@ -68,7 +68,15 @@ def rows(folder, split="train"):
     return {name: value.numpy() for name, value in parsed.items()}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "packed",
+        pytest.param("overlapping", marks=pytest.mark.slow),
+        pytest.param("document", marks=pytest.mark.slow),
+        "labelled",
+    ],
+)
 def test_workers_and_beam_write_the_same_bytes(corpus, tmp_path, monkeypatch, mode):
     monkeypatch.setattr(jobs, "_MIN_CHUNK_BYTES", 40_000)
     for workers in (1, 2, 3, 7):

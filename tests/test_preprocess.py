@@ -5,10 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -27,7 +23,7 @@ from data_pipeline import (
 from data_pipeline import job as jobs
 from data_pipeline.documents import Document
 from data_pipeline.tokenizer import END_OF_TEXT
-from tests.conftest import ROOT, run_program, shared
+from tests.conftest import run_program, shared
 from tfrecords import manifest, schema
 
 LENGTH = 64
@@ -257,32 +253,6 @@ def command(corpus, output_dir, *arguments):
         "--config.data.vocab_size=500",
         *arguments,
     ]
-
-
-def test_a_killed_run_continues_to_the_same_bytes(corpus, tmp_path):
-    """SIGKILL of the program and its workers, at moments of the whole run."""
-    found = run_program("data_pipeline.preprocess", *command(corpus, tmp_path / "a"))
-    assert found.returncode == 0, found.stderr
-    for delay in (1.0, 2.0, 3.0, 3.5):
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "data_pipeline.preprocess",
-                *command(corpus, tmp_path / "b"),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        time.sleep(delay)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    found = run_program("data_pipeline.preprocess", *command(corpus, tmp_path / "b"))
-    assert found.returncode == 0, found.stderr
-    assert hashes(tmp_path / "b") == hashes(tmp_path / "a")
 
 
 def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path):

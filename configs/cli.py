@@ -64,8 +64,9 @@ def _own_arguments(argv: Sequence[str], passes_on: str) -> list[str]:
         if argument.startswith("-"):  # other arguments are the value of the one before
             name = argument.lstrip("-").split("=")[0]
             known = name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS
-            repeated = passes_on.startswith(f"--{name}=")
-            aside = repeated or not (known or name.startswith("config."))
+            # Both programs have these; here they are the other's.
+            theirs = name == "num_workers" or passes_on.startswith(f"--{name}=")
+            aside = theirs or not (known or name.startswith("config."))
         (_passed_on if aside else own).append(argument)
     return own
 
@@ -78,6 +79,10 @@ def _guard(main: Callable[[], None]) -> None:
         if exit_code is None:
             raise
         _stop(str(error), exit_code)
+    except KeyboardInterrupt:
+        _stop("Interrupted. The same command continues.", exit_code=130)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        _stop(f"{error.filename} cannot be used: {error.strerror}. Name another.")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -16,6 +16,8 @@ from tfrecords import manifest
 
 # What a run has finished, until the dataset is whole.
 _WORK_FOLDER = ".unfinished"
+# There when the run ended in the user's mistake.
+_FAILED = "failed"
 
 
 @contextlib.contextmanager
@@ -32,10 +34,29 @@ def working_in(job: Job, output_dir: str, *, overwrite: bool) -> Iterator[str]:
         try:
             yield work_dir
         except ValueError:
-            # The user's mistake, found before anything was done, leaves nothing.
-            if not storage.expand(f"{work_dir}/chunk-*.json"):
-                storage.remove(work_dir)
+            # The user will change something: then this work is in nobody's way.
+            storage.write(f"{work_dir}/{_FAILED}", b"")
             raise
+
+
+def finished(job: Job, output_dir: str) -> manifest.Manifest | None:
+    """Returns the dataset that is there, if it is the job's; removes leftover work.
+
+    Raises:
+      ConfigError: there is the dataset of another job.
+      StorageError: another process writes there.
+    """
+    if not storage.exists(f"{output_dir}/{manifest.FILE_NAME}"):
+        return None
+    with storage.only_writer(output_dir):
+        different = _differences(job, output_dir)
+        if different:
+            raise ConfigError(
+                f"{output_dir} holds a dataset made with other "
+                f"{', '.join(different)}. Give another --output_dir, or --overwrite."
+            )
+        storage.remove(f"{output_dir}/{_WORK_FOLDER}")
+        return _load(output_dir)
 
 
 def publish(
@@ -58,6 +79,7 @@ def publish(
         storage.remove(replaced_path)
     for item in items:
         storage.move(item.path, f"{output_dir}/{item.name}")
+    storage.remove(f"{output_dir}/{manifest.TOKENIZER_FOLDER}")
     for path in storage.expand(f"{work_dir}/{manifest.TOKENIZER_FOLDER}"):
         name = path.rsplit("/", 1)[1]
         target = f"{output_dir}/{manifest.TOKENIZER_FOLDER}/{name}"
@@ -74,10 +96,11 @@ def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> 
     """
     path = f"{work_dir}/job.json"
     # Without job.json it was being removed; beside its finished dataset it was, too.
-    usable = storage.exists(path) and differences(job, output_dir) != []
+    usable = storage.exists(path) and _differences(job, output_dir) != []
     if usable:
-        different = job.differences(json.loads(storage.read(path)))
-        if different and not overwrite:
+        different = _differences_from(job, storage.read(path))
+        failed = storage.exists(f"{work_dir}/{_FAILED}")
+        if different and not (overwrite or failed):
             raise ConfigError(
                 f"{output_dir} holds the work of a run that was stopped, with other "
                 f"{', '.join(different)}. Finish it with the config that it began "
@@ -86,25 +109,27 @@ def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> 
         usable = not different
     if not usable:
         storage.remove(work_dir)
+    storage.remove(f"{work_dir}/{_FAILED}")
     storage.write(path, json.dumps(job.description()).encode())
 
 
-def differences(job: Job, output_dir: str) -> list[str] | None:
+def _differences_from(job: Job, description: bytes) -> list[str]:
+    try:
+        return job.differences(json.loads(description))
+    except (ValueError, AttributeError):
+        return ["job.json, which is damaged"]
+
+
+def _differences(job: Job, output_dir: str) -> list[str] | None:
     """Names the fields in which the dataset there differs; None: there is none."""
-    path = f"{output_dir}/{manifest.FILE_NAME}"
-    if not storage.exists(path):
+    if not storage.exists(f"{output_dir}/{manifest.FILE_NAME}"):
         return None
     try:
-        return job.differences(load(output_dir).config)
+        return job.differences(_load(output_dir).config)
     except manifest.DatasetError:  # damaged, or of another version
         return ["format version"]
 
 
-def load(output_dir: str) -> manifest.Manifest:
+def _load(output_dir: str) -> manifest.Manifest:
     path = f"{output_dir}/{manifest.FILE_NAME}"
-    return manifest.from_json(storage.read(path).decode(), path)
-
-
-def remove_work(output_dir: str) -> None:
-    """Removes what a stopped run has left beside a finished dataset."""
-    storage.remove(f"{output_dir}/{_WORK_FOLDER}")
+    return manifest.from_json(storage.read(path).decode(errors="replace"), path)

@@ -10,6 +10,7 @@ from data_pipeline import chunks, storage, work
 from data_pipeline.chunks import Chunk
 
 _HASH_BYTES = 16
+_LEFT_OUT = bytes(_HASH_BYTES)
 
 
 def hash_documents(chunk: Chunk) -> tuple[Chunk, str]:
@@ -20,7 +21,10 @@ def hash_documents(chunk: Chunk) -> tuple[Chunk, str]:
     path = f"{chunk.path}.hashes"
     marker, item = f"{path}.json", chunk.fingerprint
     if work.load(marker, item) is None:
-        hashes = [d.identity[:_HASH_BYTES] for d in chunks.read_documents(chunk)]
+        hashes = [
+            _LEFT_OUT if document.skipped else document.identity[:_HASH_BYTES]
+            for document in chunks.read_documents(chunk)
+        ]
         storage.write(path, b"".join(hashes))
         work.save(marker, item, [path], {})
     return chunk, path
@@ -43,6 +47,7 @@ def find(paths: list[str], first: int) -> list[tuple[int, ...]]:
     ordered = hashes[places]
     repeated = np.zeros(len(hashes), bool)
     repeated[places[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
+    repeated &= hashes.any(axis=1)  # what is left out anyway repeats nothing
     found: list[tuple[int, ...]] = [()] * len(paths)
     begin = 0
     for index, part in zip(order, parts, strict=True):

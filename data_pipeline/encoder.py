@@ -9,8 +9,12 @@ import functools
 import importlib.metadata
 import itertools
 import json
+import os
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -26,6 +30,8 @@ BLOCK_BYTES = 1 << 20
 _CUT = re.compile(rb"(?<=\S)(?=\s)")
 # How far back from the end of a block a place to cut is looked for.
 _CUT_BYTES = 256
+# The fast library's cache of words may grow by so much before it is emptied.
+_CACHE_BYTES = 128 << 20
 # What a sample of the input may lack.
 _HARD_TEXTS = (
     "",
@@ -87,14 +93,15 @@ class Encoder:
             if not allow_special_tokens:
                 values["added_tokens"] = []
             values |= {"truncation": None, "padding": None, "post_processor": None}
-            self._fast = load_hf_json(json.dumps(values))
+            self._load_fast, self._fast_json = load_hf_json, json.dumps(values)
+            self._fast: Any = None
+            self._allowed_bytes = 0
+            self._bound_memory()
             self._encode = self._encode_fast
         else:
-            self._reference = tokenizers.Tokenizer.from_str(tokenizer_json)
-            self._reference.encode_special_tokens = not allow_special_tokens
-            self._reference.no_truncation()
-            self._reference.no_padding()
             self._encode = self._encode_reference
+        self._reference_json = tokenizer_json
+        self._allow_special_tokens = allow_special_tokens
 
     def blocks(self, parts: Iterable[bytes]) -> Iterator[bytes]:
         """Cuts a text that comes in parts into blocks that are encoded by themselves.
@@ -126,9 +133,25 @@ class Encoder:
         return self._encode(texts)
 
     def _encode_fast(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        self._bound_memory()
         layout = self._fast.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(layout.offsets.data, np.int64)
-        return np.asarray(layout.content.data)[: offsets[-1]], offsets
+        tokens = np.asarray(layout.content.data)[: offsets[-1]]
+        new = [i for i, text in enumerate(texts) if _has_new_characters(text)]
+        if new:
+            parts = np.split(tokens, offsets[1:-1])
+            for index in new:
+                parts[index] = self._encode_reference([texts[index]])[0]
+            tokens = np.concatenate(parts)
+            offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        return tokens, offsets
+
+    def _bound_memory(self) -> None:
+        """Begins anew with an empty cache when that of the fast library has grown."""
+        used = _resident_bytes()
+        if self._fast is None or used > self._allowed_bytes:
+            self._fast = self._load_fast(self._fast_json)
+            self._allowed_bytes = max(_resident_bytes(), used // 2) + _CACHE_BYTES
 
     def _encode_reference(
         self, texts: Sequence[bytes]
@@ -139,6 +162,14 @@ class Encoder:
         ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         return np.concatenate([np.empty(0, np.uint32), *ids]), offsets
+
+    @functools.cached_property
+    def _reference(self) -> tokenizers.Tokenizer:
+        reference = tokenizers.Tokenizer.from_str(self._reference_json)
+        reference.encode_special_tokens = not self._allow_special_tokens
+        reference.no_truncation()
+        reference.no_padding()
+        return reference
 
 
 def choose(
@@ -209,3 +240,32 @@ def _last_cut(text: bytes, end: int) -> int:
         if not text[place - 3 : place].decode(errors="ignore")[-1:].isspace():
             return place
     return 0
+
+
+def _has_new_characters(text: bytes) -> bool:
+    """Whether a text has characters that are newer than Python's Unicode tables.
+
+    The libraries have tables of different age, so they may take such a character for
+    a letter or not. tests/test_encoder.py compares them on all others. The bytes that
+    are looked for first begin all characters on which they differ.
+    """
+    if text.isascii() or not any(b in text for b in (b"\xf0", b"\xe0", b"\xea\x9f")):
+        return False
+    return _new_characters().search(text.decode()) is not None
+
+
+@functools.lru_cache(maxsize=1)
+def _new_characters() -> re.Pattern[str]:
+    unassigned = [unicodedata.category(chr(c)) == "Cn" for c in range(sys.maxunicode)]
+    edges = np.flatnonzero(np.diff([False, *unassigned, False])).tolist()
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return re.compile("[" + "".join(f"{chr(a)}-{chr(b - 1)}" for a, b in pairs) + "]")
+
+
+def _resident_bytes() -> int:
+    """The memory of this process, or 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -4,6 +4,7 @@ An item is the same on every engine, and for any number of workers. What it make
 to files; the engine only carries results back.
 """
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -59,13 +60,18 @@ def beam(arguments: Sequence[str]) -> Iterator[Runner]:
             "`--runner=beam` needs the extra beam: pip install 'gpt2-tpu[beam]'."
         ) from error
 
-    known = PipelineOptions(list(arguments)).get_all_options(drop_default=True)
-    for argument in arguments:
-        name = argument.lstrip("-").split("=")[0]
-        if argument.startswith("-") and name.removeprefix("no_") not in known:
-            raise ConfigError(
-                f"Apache Beam knows no option --{name}, or needs `--{name}=VALUE`."
-            )
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, conflict_handler="resolve"
+    )
+    for concern in PipelineOptions.__subclasses__():
+        if "_add_argparse_args" in vars(concern):
+            concern._add_argparse_args(parser)  # type: ignore[arg-type]
+    _, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(
+            f"Apache Beam knows no option {unknown[0]}. Correct it, or write it before "
+            "--runner=beam where it is of this program."
+        )
 
     def run(
         function: Callable[[Item], Result], items: Sequence[Item]

@@ -4,15 +4,16 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from absl import logging
 
 from configs.schema import Config, DataConfig
-from data_pipeline import chunks, readers, sources
+from data_pipeline import chunks, readers, sources, work
 from data_pipeline.detokenizer import detokenize
-from tfrecords import manifest, order
+from tfrecords import order
 
 # A chunk is a 64th of the input, within these bounds.
 _MIN_CHUNK_BYTES = 1 << 20
@@ -75,8 +76,8 @@ class Job:
                 for part in document.parts:
                     yield detokenize(part.decode(), self.config.detokenizer)
                     left -= len(part)
-                if left <= 0:
-                    return
+                    if left <= 0:
+                        return
 
     def sample_texts(self) -> list[bytes]:
         """Returns texts, UTF-8, of the whole input, to compare tokenizers on."""
@@ -101,8 +102,8 @@ class Job:
         del config["input"], config["validation_input"], config["tfds_data_dir"]
         config["validation_fraction"] = self.validation_fraction
         config["n_positions"] = self.n_positions  # a new tokenizer records it
-        if os.path.isdir(self.config.tokenizer):
-            config["tokenizer"] = manifest.tokenizer_fingerprint(self.config.tokenizer)
+        if self.config.tokenizer != "train" and os.path.isdir(self.config.tokenizer):
+            config["tokenizer"] = _folder_hash(self.config.tokenizer)
         names = {"input": self.train_files, "validation_input": self.validation_files}
         for name, files in names.items():
             config[name] = [
@@ -117,6 +118,13 @@ class Job:
         return sorted(key for key in mine if mine[key] != description.get(key))
 
 
+def _folder_hash(folder: str) -> str:
+    """Of a tokenizer's files: also their settings change what it gives."""
+    files = sorted(pathlib.Path(folder).glob("*.json"))
+    files += sorted(pathlib.Path(folder).glob("merges.txt"))
+    return work.fingerprint(*(part for f in files for part in (f.name, f.read_bytes())))
+
+
 def plan(config: Config) -> Job:
     """Finds the input and settles what the config leaves open."""
     data = config.data
@@ -127,7 +135,7 @@ def plan(config: Config) -> Job:
         fraction = 0.0
         trained_on = {file.sha256: file.path for file in train_files}
         for file in validation_files:
-            if file.sha256 in trained_on:
+            if file.num_bytes and file.sha256 in trained_on:
                 raise sources.InputError(
                     "`--validation_input` must not be part of `--input`. Received: "
                     f"{file.path} for validation, {trained_on[file.sha256]} for "

@@ -14,6 +14,7 @@ What a stopped run has finished stays in `OUTPUT_DIR/.unfinished` and is not don
 """
 
 import dataclasses
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -94,7 +95,9 @@ def _make(
         end_of_text_id=vocabulary.end_of_text_id,
         pad_id=vocabulary.pad_id,
         padding_side=job.config.padding_side,
-        tokenizer_fingerprint=work[0].tokenizer_fingerprint,
+        tokenizer_fingerprint=manifest.fingerprint_of_tokenizer(
+            storage.read(work[0].tokenizer_path).decode()
+        ),
         tokenizer_engine=encoder.version(work[0].engine),
         added_tokens=vocabulary.added_tokens,
         mode=job.config.mode,
@@ -119,7 +122,7 @@ def _plan_chunks(
 ) -> list[chunks.Chunk]:
     path = f"{tokenizer_folder}/{tokenizer.FILE_NAME}"
     stored = storage.read(path).decode()
-    fingerprint = manifest.fingerprint_of_tokenizer(stored)
+    fingerprint = hashlib.sha256(stored.encode()).hexdigest()
     engine_name = encoder.choose(
         stored,
         job.sample_texts(),
@@ -331,16 +334,9 @@ def main() -> None:
     # transformers, which is only asked for a tokenizer, then starts in half the time.
     os.environ.update(USE_TF="0", USE_TORCH="0", TRANSFORMERS_NO_ADVISORY_WARNINGS="1")
     job = jobs.plan(config)
-    different = dataset_folder.differences(job, output_dir)
-    if different and not FLAGS.overwrite:
-        raise ConfigError(
-            f"{output_dir} holds a dataset made with other "
-            f"{', '.join(different)}. Give another --output_dir, or --overwrite."
-        )
-    if different == [] and not FLAGS.overwrite:
+    result = None if FLAGS.overwrite else dataset_folder.finished(job, output_dir)
+    if result:
         print(f"{output_dir} holds this dataset already.", file=sys.stderr)
-        result = dataset_folder.load(output_dir)
-        dataset_folder.remove_work(output_dir)
     else:
         if FLAGS.runner == "beam":
             engine_used = engine.beam(cli.passed_on())

@@ -40,14 +40,14 @@ def _documents(piece: Piece, config: DataConfig) -> Iterator[Document]:
         return rows.parquet_rows(piece, config)
     if piece.file.format == "tfds":
         return rows.tfds_examples(piece, config)
-    if piece.file.format == "python":
-        texts = plain_text.python_documentation(piece.file.path)
-        return (documents.make(text.encode(), config) for text in texts)
     if config.mode == "labelled":
         raise InputError(
             "Labelled data must be JSONL, CSV, TSV, Parquet or TFDS, with a field "
             f"{config.label_field!r}. Received: {piece.file.path}."
         )
+    if piece.file.format == "python":
+        texts = plain_text.python_documentation(piece.file.path)
+        return (documents.make(text.encode(), config) for text in texts)
     if config.document == "file":
         return plain_text.whole_file(piece, config)
     return plain_text.blocks(piece, config)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -57,8 +58,11 @@ def table_rows(piece: Piece, config: DataConfig) -> Iterator[Document]:
         found = rows(piece)
         if piece.start == 0:
             next(found, None)
+            found_in_row &= {documents.BYTE_ORDER_MARK}  # the header is no document
         else:
             found_in_row.clear()  # of the header, which another piece counts
+        if len(set(header)) < len(header):
+            raise csv.Error("two columns of one name")
         for row in filter(None, found):
             if len(row) != len(header):
                 raise csv.Error(f"{len(row)} fields, {len(header)} in the first line")
@@ -84,11 +88,19 @@ def parquet_rows(piece: Piece, config: DataConfig) -> Iterator[Document]:
             columns = _columns(config, table.schema_arrow.names, piece.file.path)
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=columns):
-                for values in batch.to_pylist():
+                # Strings as bytes: they may be of any encoding.
+                fields = [
+                    column.cast(pyarrow.binary())
+                    if pyarrow.types.is_string(column.type)
+                    else column
+                    for column in batch.columns
+                ]
+                table_ = pyarrow.RecordBatch.from_arrays(fields, batch.schema.names)
+                for values in table_.to_pylist():
                     row += 1
                     place = f"{piece.file.path}, row {row}".__str__
                     yield _from_fields(values, place, config)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
                 f"{piece.file.path} must be a whole Parquet file. Reading said: "
                 f"{str(error).splitlines()[0]}"
@@ -163,9 +175,10 @@ def _from_fields(
 def _label(values: dict[str, Any], place: Callable[[], str], config: DataConfig) -> int:
     value = values.get(config.label_field)
     try:
-        if isinstance(value, (bool, float)):
+        text = isinstance(value, (str, bytes))
+        if isinstance(value, bool):
             raise TypeError
-        label = int(value)  # type: ignore[arg-type]
+        label = int(value) if text else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         label = 1 << 31
     if -(1 << 31) <= label < 1 << 31:

@@ -88,7 +88,7 @@ def find_files(names: str, flag: str, tfds_data_dir: str = "") -> list[InputFile
     Raises:
       InputError: a name matches nothing, or all files are empty.
     """
-    found: dict[str, str] = {}  # path -> format
+    found: dict[str, tuple[str, str]] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         files = _expand(name, tfds_data_dir)
         if not files:
@@ -96,14 +96,17 @@ def find_files(names: str, flag: str, tfds_data_dir: str = "") -> list[InputFile
                 f"`--{flag}` must name files that exist. Received: {name!r}, which "
                 "matches none. Correct the path, or quote the glob."
             )
-        found.update(files)
+        for path, file_format in files.items():
+            # By whatever spelling or link it is named, a file is read once.
+            real = path if storage.is_remote(path) else os.path.realpath(path)
+            found.setdefault(real, (path, file_format))
     if not found:
         raise InputError(
             f"`--{flag}` must name the text: files, folders or globs, separated by "
             f"commas, {_TFDS}NAME/SPLIT, or {PYTHON_DOCS}. Received: nothing."
         )
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        files_in_order = list(pool.map(_describe, sorted(found.items())))
+        files_in_order = list(pool.map(_describe, sorted(found.values())))
     if not any(file.num_bytes for file in files_in_order):
         raise InputError(f"All files of the input are empty. Received: {names}.")
     return files_in_order
@@ -216,6 +219,11 @@ def _tfds_files(name: str, data_dir: str) -> list[str]:
     import tensorflow_datasets as tfds
 
     dataset, _, split = name.removeprefix(_TFDS).rpartition("/")
+    if "[" in split:
+        raise InputError(
+            f"`{_TFDS}NAME/SPLIT` must name a whole split. Received: {name!r}. Leave "
+            "the brackets out."
+        )
     try:
         builder = tfds.builder(dataset, data_dir=data_dir or None)
         builder.download_and_prepare()

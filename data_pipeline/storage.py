@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import google_crc32c
+from absl import logging
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob
@@ -44,6 +45,8 @@ def is_remote(path: str) -> bool:
 def expand(name: str) -> list[str]:
     """Returns the files that a file name, a folder or a glob stands for, sorted."""
     if not is_remote(name):
+        if os.path.isfile(name):
+            return [name]
         if os.path.isdir(name):
             name = os.path.join(glob.escape(name), "**")
         return sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
@@ -51,11 +54,13 @@ def expand(name: str) -> list[str]:
     fixed = re.split(r"[*?\[]", pattern)[0]
     with _clear_errors(name):
         found = [b.name for b in _client().list_blobs(bucket, prefix=fixed)]
-    folder = pattern.rstrip("/") + "/"
+    folder = pattern.rstrip("/") + "/" if pattern else ""
     chosen = [
         path
         for path in found
+        # As on a disk, hidden files are not found, but read where they are named.
         if not path.endswith("/")
+        and "/." not in "/" + path.removeprefix(fixed.rpartition("/")[0] + "/")
         and (path == pattern or path.startswith(folder) or _matches(path, pattern))
     ]
     return sorted(f"gs://{bucket}/{path}" for path in chosen)
@@ -226,7 +231,10 @@ def _leased(folder: str) -> Iterator[None]:
 
     def renew() -> None:
         while not finished.wait(_HEARTBEAT_SECONDS):
-            blob.upload_from_string(holder, if_generation_match=blob.generation)
+            try:
+                blob.upload_from_string(holder, if_generation_match=blob.generation)
+            except Exception as error:  # the next heartbeat tries again
+                logging.warning("%s could not be renewed: %s", path, error)
 
     try:
         with _clear_errors(path):
@@ -240,7 +248,8 @@ def _leased(folder: str) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
-        blob.delete()
+        with contextlib.suppress(NotFound):
+            blob.delete()
 
 
 def _server_age_seconds(blob: "Blob") -> float:

@@ -5,7 +5,6 @@ which takes seconds to import, waits for who needs it.
 """
 
 import dataclasses
-import json
 import os
 import tempfile
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast
 
 from configs.schema import DataConfig
-from data_pipeline import storage
+from data_pipeline import storage, work
 from data_pipeline.encoder import Vocabulary
 from data_pipeline.job import Job
 from data_pipeline.sources import InputError
@@ -36,18 +35,19 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
     Raises:
       InputError: nothing loads from that name, or it has no end-of-text token.
     """
-    marker = f"{folder}.vocabulary.json"  # written last
-    if storage.exists(marker):
-        values = json.loads(storage.read(marker))
+    marker, item = f"{folder}.done", work.fingerprint(job.description())
+    if values := work.load(marker, item):
         return Vocabulary(**{**values, "added_tokens": tuple(values["added_tokens"])})
     name = job.config.tokenizer
     tokenizer = _train(job) if name == "train" else _load(name)
     vocabulary = _extend(tokenizer, job.config)
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save_pretrained(local)
-        for file in sorted(os.listdir(local)):
+        names = sorted(os.listdir(local))
+        for file in names:
             storage.write(f"{folder}/{file}", storage.read(os.path.join(local, file)))
-    storage.write(marker, json.dumps(dataclasses.asdict(vocabulary)).encode())
+    files = [f"{folder}/{file}" for file in names]
+    work.save(marker, item, files, dataclasses.asdict(vocabulary))
     return vocabulary
 
 
@@ -55,13 +55,27 @@ def _load(name: str) -> "GPT2TokenizerFast":
     from transformers import GPT2TokenizerFast
 
     try:
-        return GPT2TokenizerFast.from_pretrained(name)
-    except (OSError, ValueError, TypeError) as error:
+        tokenizer = GPT2TokenizerFast.from_pretrained(name)
+    except Exception as error:  # tokenizers raises nothing more special
         raise InputError(
             "`data.tokenizer` must be a Hugging Face name, a folder with "
             "tokenizer.json or with vocab.json and merges.txt, or `train`. Received: "
-            f"{name!r}. Loading said: {str(error).splitlines()[0]}"
+            f"{name!r}. Loading said: {[*str(error).splitlines(), ''][0]}"
         ) from error
+    known = tokenizer.get_vocab()
+    missing = set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - set(known)
+    is_bpe = isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE)
+    if missing or not is_bpe:
+        raise InputError(
+            f"The tokenizer {name!r} must be a byte-level BPE with all 256 bytes, as "
+            f"GPT-2's. {len(missing)} bytes are missing: their text would be lost."
+        )
+    path = os.path.join(name, FILE_NAME)
+    if os.path.isfile(path):
+        stored = tokenizers.Tokenizer.from_file(path).get_vocab()
+        if tokenizer.eos_token not in stored:  # transformers has made one up
+            tokenizer.eos_token = None
+    return tokenizer
 
 
 def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
@@ -81,7 +95,7 @@ def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
     end_of_text_id = ids[end_token or tokenizer.eos_token]
     pad_id = tokenizer.pad_token_id
     return Vocabulary(
-        size=len(tokenizer),
+        size=max(ids.values()) + 1,
         end_of_text_id=end_of_text_id,
         pad_id=end_of_text_id if pad_id is None else pad_id,
         start_id=ids[config.start_token] if config.start_token else None,

@@ -133,3 +133,45 @@ def test_a_tokenizer_that_the_fast_engine_does_not_do(caplog):
     chosen = encoder.choose(plain.to_str(), [b"a b"], allow_special_tokens=False)
     assert chosen == encoder.REFERENCE
     assert "slower" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_engines_agree_on_every_character(gpt2):
+    """With a vocabulary that has every pair of bytes, so that a split shows."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    pairs = [[a, b] for a in letters for b in letters]
+    values = json.loads(gpt2)
+    names = [*letters, *(a + b for a, b in pairs)]
+    values["model"]["vocab"] = {name: index for index, name in enumerate(names)}
+    values["model"]["merges"] = pairs
+    values["added_tokens"] = []
+    fast, slow = (
+        make(json.dumps(values), engine) for engine in (encoder.FAST, encoder.REFERENCE)
+    )
+    codes = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    for start in range(0, len(codes), 20_000):
+        characters = map(chr, codes[start : start + 20_000])
+        texts = [f"ab{c}cde {c}x{c}1{c}, {c}  '{c}s".encode() for c in characters]
+        for found, expected in zip(fast.encode(texts), slow.encode(texts), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_new_characters_are_left_to_the_reference(gpt2):
+    texts = [b"plain", "new \U00032000\ua7ce1 letters".encode(), "é".encode()]
+    for engine in (encoder.FAST, encoder.REFERENCE):
+        tokens, offsets = make(gpt2, engine).encode(texts)
+        alone = [make(gpt2, encoder.REFERENCE).encode([text])[0] for text in texts]
+        np.testing.assert_array_equal(tokens, np.concatenate(alone))
+        assert offsets.tolist() == np.cumsum([0, *map(len, alone)]).tolist()
+
+
+def test_the_cache_of_words_is_emptied_when_memory_grows(gpt2, monkeypatch):
+    engine = make(gpt2)
+    first = engine._fast
+    engine.encode([b"text"])
+    assert engine._fast is first
+    grown = encoder._resident_bytes() + encoder._CACHE_BYTES + (1 << 20)
+    monkeypatch.setattr(encoder, "_resident_bytes", lambda: grown)
+    tokens, _ = engine.encode([b"text"])
+    assert engine._fast is not first
+    assert tokens.tolist() == [5239]

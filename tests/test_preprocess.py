@@ -471,3 +471,58 @@ def test_pieces_of_a_job_do_not_depend_on_paths(corpus, tmp_path):
     ]
     assert plans[0].description() == plans[1].description()
     assert isinstance(plans[0].train_files[0], sources.InputFile)
+
+
+def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
+    run(corpus / "two.jsonl", tmp_path / "good")
+    stored = (tmp_path / "good" / "tokenizer" / "tokenizer.json").read_text()
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    settings = {"tokenizer": str(folder), "validation_fraction": 0.0}
+
+    def write(change):
+        values = json.loads(stored)
+        change(values)
+        (folder / "tokenizer.json").write_text(json.dumps(values))
+
+    def without_a_byte(values):
+        del values["model"]["vocab"]["z"]
+        values["model"]["merges"] = []
+
+    write(without_a_byte)
+    with pytest.raises(sources.InputError, match="1 bytes are missing"):
+        run(corpus, tmp_path / "out", **settings)
+
+    def without_an_end(values):
+        values["added_tokens"] = []
+        ids = values["model"]["vocab"]
+        ids["renamed"] = ids.pop(END_OF_TEXT)
+
+    write(without_an_end)
+    with pytest.raises(sources.InputError, match="must have an end-of-text token"):
+        run(corpus, tmp_path / "out", **settings)
+    written = run(corpus, tmp_path / "out", **settings, end_token="<|end|>")
+    assert written.added_tokens == ("<|end|>",)
+
+    write(lambda values: values["model"]["vocab"].update(gap=70_000))
+    written = run(corpus, tmp_path / "gap", **settings)
+    assert (written.vocabulary_size, written.token_dtype) == (70_001, "uint32")
+
+
+def test_what_a_mistake_left_is_in_nobodys_way(corpus, tmp_path):
+    """The message says to change the config; then the command must run."""
+    too_long = {"sequence_length": 4096, "validation_fraction": 0.0}
+    with pytest.raises(sources.InputError, match="at least one sequence"):
+        run(corpus / "four.jsonl", tmp_path, **too_long)
+    written = run(
+        corpus / "four.jsonl", tmp_path, validation_fraction=0.0, num_shards=1
+    )
+    assert written.sequence_length == LENGTH
+
+
+def test_an_output_that_cannot_be_written_is_one_message(corpus, tmp_path):
+    (tmp_path / "file").write_text("x")
+    found = run_program("data_pipeline.preprocess", *command(corpus, tmp_path / "file"))
+    assert found.returncode == 2
+    assert "file cannot be used: File exists" in found.stderr
+    assert "Traceback" not in found.stderr

@@ -128,3 +128,16 @@ def test_python_docs_are_there_and_are_prose():
     ((text,),) = [document.parts for document in readers.read(textwrap, config)]
     assert text.startswith(b"Text wrapping and filling.")
     assert b"TextWrapper.wrap\n\nwrap(text : string) -> [string]" in text
+
+
+def test_a_file_is_read_once_by_whatever_names(tmp_path, monkeypatch):
+    (tmp_path / "a[1].txt").write_text("one")
+    (tmp_path / "link.txt").symlink_to("a[1].txt")
+    monkeypatch.chdir(tmp_path)
+    assert texts(f"{tmp_path},./a[1].txt,a[1].txt,*.txt") == ["one"]
+    assert texts("a[1].txt") == ["one"]
+
+
+def test_a_slice_of_a_dataset_is_refused():
+    with pytest.raises(sources.InputError, match="must name a whole split"):
+        sources.find_files("tfds:name/train[:10%]", "input")

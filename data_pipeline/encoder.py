@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ FAST, REFERENCE = "gigatoken", "tokenizers"
 BLOCK_BYTES = 1 << 20
 # Before white space that follows something else, GPT-2's pattern always ends a match.
 _CUT = re.compile(rb"(?<=\S)(?=\s)")
+_MAYBE_NEW = re.compile(rb"\xf0...|\xe0..|\xea\x9f.", re.DOTALL)
 # How far back from the end of a block a place to cut is looked for.
 _CUT_BYTES = 256
 # The fast library's cache of words may grow by so much before it is emptied.
@@ -246,20 +246,13 @@ def _has_new_characters(text: bytes) -> bool:
     """Whether a text has characters that are newer than Python's Unicode tables.
 
     The libraries have tables of different age, so they may take such a character for
-    a letter or not. tests/test_encoder.py compares them on all others. The bytes that
-    are looked for first begin all characters on which they differ.
+    a letter or not. tests/test_encoder.py compares them on all others; those that are
+    looked for here begin as all do on which they differ.
     """
     if text.isascii() or not any(b in text for b in (b"\xf0", b"\xe0", b"\xea\x9f")):
         return False
-    return _new_characters().search(text.decode()) is not None
-
-
-@functools.lru_cache(maxsize=1)
-def _new_characters() -> re.Pattern[str]:
-    unassigned = [unicodedata.category(chr(c)) == "Cn" for c in range(sys.maxunicode)]
-    edges = np.flatnonzero(np.diff([False, *unassigned, False])).tolist()
-    pairs = zip(edges[::2], edges[1::2], strict=True)
-    return re.compile("[" + "".join(f"{chr(a)}-{chr(b - 1)}" for a, b in pairs) + "]")
+    found = set(_MAYBE_NEW.findall(text))
+    return any(unicodedata.category(c.decode()) == "Cn" for c in found)
 
 
 def _resident_bytes() -> int:

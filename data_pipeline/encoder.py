@@ -148,10 +148,9 @@ class Encoder:
 
     def _bound_memory(self) -> None:
         """Begins anew with an empty cache when that of the fast library has grown."""
-        used = _resident_bytes()
-        if self._fast is None or used > self._allowed_bytes:
+        if self._fast is None or _resident_bytes() > self._allowed_bytes:
             self._fast = self._load_fast(self._fast_json)
-            self._allowed_bytes = max(_resident_bytes(), used // 2) + _CACHE_BYTES
+            self._allowed_bytes = _resident_bytes() + _CACHE_BYTES
 
     def _encode_reference(
         self, texts: Sequence[bytes]

@@ -170,7 +170,7 @@ def test_the_cache_of_words_is_emptied_when_memory_grows(gpt2, monkeypatch):
     first = engine._fast
     engine.encode([b"text"])
     assert engine._fast is first
-    grown = encoder._resident_bytes() + encoder._CACHE_BYTES + (1 << 20)
+    grown = engine._allowed_bytes + 1
     monkeypatch.setattr(encoder, "_resident_bytes", lambda: grown)
     tokens, _ = engine.encode([b"text"])
     assert engine._fast is not first

@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="files, separated by commas")
     parser.add_argument("--tokenizer", required=True, help="folder with GPT-2's")
     parser.add_argument("--mebibytes", type=int, default=2048)
-    parser.add_argument("--peer_mebibytes", type=int, default=128)
+    parser.add_argument("--peer_mebibytes", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", default="", help="a JSON file for the results")
     flags = parser.parse_args()

@@ -237,13 +237,17 @@ def validate(config: Config) -> None:
     Raises:
       ConfigError: lists all problems at once, each with what to change.
     """
-    problems = list(_problems(config))
+    problems = [
+        *_field_problems(flatten(config)),
+        *_data_problems(config),
+        *_model_problems(config),
+        *_training_problems(config),
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def _problems(config: Config) -> Iterator[str]:
-    values = flatten(config)
+def _field_problems(values: dict[str, Any]) -> Iterator[str]:
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             yield (
@@ -258,7 +262,9 @@ def _problems(config: Config) -> Iterator[str]:
             bound = f"at least {low}" if high is None else f"from {low} to {high}"
             yield f"`{name}` must be {bound}. Received: {value}."
 
-    data, model, training = config.data, config.model, config.training
+
+def _data_problems(config: Config) -> Iterator[str]:
+    data = config.data
     if data.stride and (data.mode != "packed" or data.stride > data.sequence_length):
         yield (
             "`data.stride` must be at most `data.sequence_length`, and only packed "
@@ -270,6 +276,10 @@ def _problems(config: Config) -> Iterator[str]:
             "`data.padding_side` must be right where `data.mode` is packed: only its "
             "last record is padded. Received: left."
         )
+
+
+def _model_problems(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
     if not model.initial_checkpoint:
         if data.sequence_length > model.n_positions:
             yield (
@@ -282,6 +292,10 @@ def _problems(config: Config) -> Iterator[str]:
                 "`model.n_embd` must be a multiple of `model.n_head`. Received: "
                 f"{model.n_embd} and {model.n_head}."
             )
+
+
+def _training_problems(config: Config) -> Iterator[str]:
+    training = config.training
     if training.microbatch_size > 0:
         lower = training.global_batch_size // training.microbatch_size
         if training.global_batch_size % training.microbatch_size:

@@ -24,6 +24,7 @@ from data_pipeline import (
     work,
 )
 from data_pipeline.detokenizer import detokenize
+from tfrecords.manifest import Counts
 
 SPLITS = ("train", "validation")
 DUPLICATE = "duplicate"
@@ -73,30 +74,17 @@ class Chunk:
         )
 
 
-@dataclasses.dataclass
-class Counts:
-    """What a chunk holds of one split; words and bytes are of the original text."""
-
-    documents: int = 0
-    words: int = 0
-    bytes: int = 0
-    tokens: int = 0
-    truncated_documents: int = 0
-    truncated_tokens: int = 0
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-    repaired: dict[str, int] = dataclasses.field(default_factory=dict)
-    kept: dict[str, int] = dataclasses.field(default_factory=dict)
-    labels: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def __add__(self, other: "Counts") -> "Counts":
-        total = Counts()
+def total(counts: Iterable[Counts]) -> Counts:
+    """Adds up what chunks hold."""
+    added = Counts()
+    for more in counts:
         for field in dataclasses.fields(Counts):
-            mine, more = getattr(self, field.name), getattr(other, field.name)
+            mine, theirs = getattr(added, field.name), getattr(more, field.name)
             if isinstance(mine, dict):
-                setattr(total, field.name, dict(Counter(mine) + Counter(more)))
+                setattr(added, field.name, dict(Counter(mine) + Counter(theirs)))
             else:
-                setattr(total, field.name, mine + more)
-        return total
+                setattr(added, field.name, mine + theirs)
+    return added
 
 
 def file_path(chunk_path: str, split: str, kind: str) -> str:

@@ -31,18 +31,15 @@ from data_pipeline import (
     duplicates,
     encoder,
     engine,
-    packing,
     shards,
     sources,
     storage,
     tokenizer,
 )
 from data_pipeline import job as jobs
-from tfrecords import manifest, order, schema
+from tfrecords import manifest, schema
 
 FLAGS = flags.FLAGS
-
-_MIN_AUTOMATIC_SHARDS = 8
 
 
 def preprocess(
@@ -81,7 +78,7 @@ def _make(
     _check_counts(counts, job)
 
     items = {
-        split: _plan_shards(split, work, counts, work_dir)
+        split: shards.plan(split, work, [count[split] for count in counts], work_dir)
         for split in chunks.SPLITS
         if _total(counts, split).documents
     }
@@ -163,7 +160,7 @@ def _without_duplicates(
 
 def _tokenize(
     work: Sequence[chunks.Chunk], runner: engine.Runner
-) -> list[dict[str, chunks.Counts]]:
+) -> list[dict[str, manifest.Counts]]:
     """Runs the first pass; returns the counts of each chunk, in the chunks' order."""
     found = {}
     num_tokens = 0
@@ -196,11 +193,11 @@ def _progress(description: str, total: int, unit: str) -> tqdm:
     )
 
 
-def _total(counts: list[dict[str, chunks.Counts]], split: str) -> chunks.Counts:
-    return sum((count[split] for count in counts), start=chunks.Counts())
+def _total(counts: list[dict[str, manifest.Counts]], split: str) -> manifest.Counts:
+    return chunks.total(count[split] for count in counts)
 
 
-def _check_counts(counts: list[dict[str, chunks.Counts]], job: jobs.Job) -> None:
+def _check_counts(counts: list[dict[str, manifest.Counts]], job: jobs.Job) -> None:
     train, validation = (_total(counts, split) for split in chunks.SPLITS)
     length = job.config.sequence_length
     if not train.documents + validation.documents:
@@ -226,58 +223,6 @@ def _check_counts(counts: list[dict[str, chunks.Counts]], job: jobs.Job) -> None
             f"It has {train.tokens}. Add text, or lower "
             "--config.data.sequence_length."
         )
-
-
-def _plan_shards(
-    split: str,
-    work: Sequence[chunks.Chunk],
-    counts: list[dict[str, chunks.Counts]],
-    work_dir: str,
-) -> list[shards.ShardItem]:
-    config, dtype = work[0].config, np.dtype(work[0].token_dtype)
-    length, packed = config.sequence_length, config.mode == "packed"
-    # A validation token is scored once: overlap is for training.
-    stride = config.stride if config.stride and split == "train" else length
-    total = _total(counts, split)
-    num_records = total.documents
-    if packed:
-        num_records = manifest.num_windows(total.tokens, length, stride)
-    size = num_records * schema.frame_bytes(length, dtype)
-    by_size = -(-size // (config.shard_mebibytes << 20))
-    num_shards = min(
-        config.num_shards or max(by_size, _MIN_AUTOMATIC_SHARDS), num_records
-    )
-    if split == "train" and num_shards < config.num_shards:
-        raise ConfigError(
-            "`data.num_shards` must not exceed the number of training records "
-            f"({num_records}). Received: {config.num_shards}."
-        )
-    # Validation stays in the order of the text; training is shuffled once, here.
-    stored = packing.stored_order(
-        num_records, seed=config.seed, shuffle=split == "train"
-    )
-    ends = np.cumsum(order.shard_sizes(num_records, num_shards))
-    fingerprints = tuple(chunk.fingerprint for chunk in work)
-    return [
-        shards.ShardItem(
-            name=manifest.shard_name(split, index, num_shards),
-            work_dir=work_dir,
-            split=split,
-            chunk_paths=tuple(chunk.path for chunk in work),
-            chunk_fingerprints=fingerprints,
-            chunk_sizes=tuple(
-                count[split].tokens if packed else count[split].documents
-                for count in counts
-            ),
-            records=records,
-            mode=config.mode,
-            sequence_length=length,
-            stride=stride,
-            token_dtype=dtype.str,
-            pad_id=work[0].vocabulary.pad_id,
-        )
-        for index, records in enumerate(np.split(stored, ends[:-1]))
-    ]
 
 
 def _print_result(result: manifest.Manifest) -> None:

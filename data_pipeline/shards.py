@@ -1,19 +1,22 @@
-"""Second pass: token files -> one shard, in the order in which it is stored."""
+"""Second pass: token files -> shards, each in the order in which it is stored."""
 
 import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 import numpy as np
 
-from data_pipeline import chunks, packing, storage, work
-from tfrecords import manifest, schema, writer
+from configs.schema import ConfigError
+from data_pipeline import chunks, packing, storage
+from data_pipeline import work as done
+from tfrecords import manifest, order, schema, writer
 
 # A corpus of 50 GB has thousands of token files; each open one holds a descriptor.
 _MAX_OPEN_FILES = 128
+_MIN_AUTOMATIC_SHARDS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +55,80 @@ class ShardItem:
             for field in dataclasses.fields(self)
             if field.name not in ("work_dir", "chunk_paths", "records")
         }
-        return work.fingerprint(values, self.records.tobytes())
+        return done.fingerprint(values, self.records.tobytes())
+
+
+def plan(
+    split: str,
+    work: Sequence[chunks.Chunk],
+    counts: Sequence[manifest.Counts],
+    work_dir: str,
+) -> list[ShardItem]:
+    """Settles which shard of a split holds which records.
+
+    Args:
+      split: its name.
+      work: all chunks, in the order of the input.
+      counts: what each of them holds of the split.
+      work_dir: where the shards go.
+
+    Raises:
+      ConfigError: there are fewer records than `num_shards`.
+    """
+    config, dtype = work[0].config, np.dtype(work[0].token_dtype)
+    length, packed = config.sequence_length, config.mode == "packed"
+    # A validation token is scored once: overlap is for training.
+    stride = config.stride if config.stride and split == "train" else length
+    total = chunks.total(counts)
+    num_records = total.documents
+    if packed:
+        num_records = manifest.num_windows(total.tokens, length, stride)
+    size = num_records * schema.frame_bytes(length, dtype)
+    by_size = -(-size // (config.shard_mebibytes << 20))
+    num_shards = min(
+        config.num_shards or max(by_size, _MIN_AUTOMATIC_SHARDS), num_records
+    )
+    if split == "train" and num_shards < config.num_shards:
+        raise ConfigError(
+            "`data.num_shards` must not exceed the number of training records "
+            f"({num_records}). Received: {config.num_shards}."
+        )
+    # Validation stays in the order of the text; training is shuffled once, here.
+    stored = packing.stored_order(
+        num_records, seed=config.seed, shuffle=split == "train"
+    )
+    ends = np.cumsum(order.shard_sizes(num_records, num_shards))
+    fingerprints = tuple(chunk.fingerprint for chunk in work)
+    return [
+        ShardItem(
+            name=manifest.shard_name(split, index, num_shards),
+            work_dir=work_dir,
+            split=split,
+            chunk_paths=tuple(chunk.path for chunk in work),
+            chunk_fingerprints=fingerprints,
+            chunk_sizes=tuple(
+                count.tokens if packed else count.documents for count in counts
+            ),
+            records=records,
+            mode=config.mode,
+            sequence_length=length,
+            stride=stride,
+            token_dtype=dtype.str,
+            pad_id=work[0].vocabulary.pad_id,
+        )
+        for index, records in enumerate(np.split(stored, ends[:-1]))
+    ]
 
 
 def write(item: ShardItem) -> tuple[ShardItem, manifest.Shard]:
     """Writes the shard, unless that has been done; returns its manifest entry."""
     marker, fingerprint = f"{item.path}.done", item.fingerprint
-    entry = work.load(marker, fingerprint)
+    entry = done.load(marker, fingerprint)
     if entry is None:
         with storage.writing(item.path) as name:
             shard = writer.write_shard(name, _payloads(item))
         entry = dataclasses.asdict(dataclasses.replace(shard, name=item.name))
-        work.save(marker, fingerprint, [item.path], entry)
+        done.save(marker, fingerprint, [item.path], entry)
     return item, manifest.Shard(**entry)
 
 

@@ -212,7 +212,12 @@ def _locked(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _leased(folder: str) -> Iterator[None]:
-    from google.api_core.exceptions import NotFound, PreconditionFailed
+    from google.api_core.exceptions import (
+        GoogleAPIError,
+        NotFound,
+        PreconditionFailed,
+    )
+    from google.auth.exceptions import GoogleAuthError
 
     path = f"{folder.rstrip('/')}/.writer"
     holder = f"process {os.getpid()} on {socket.gethostname()}"
@@ -233,7 +238,8 @@ def _leased(folder: str) -> Iterator[None]:
         while not finished.wait(_HEARTBEAT_SECONDS):
             try:
                 blob.upload_from_string(holder, if_generation_match=blob.generation)
-            except Exception as error:  # the next heartbeat tries again
+            # The next heartbeat tries again. Broken connections are OSErrors.
+            except (GoogleAPIError, GoogleAuthError, OSError) as error:
                 logging.warning("%s could not be renewed: %s", path, error)
 
     try:

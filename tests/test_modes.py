@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from configs.schema import Config, ConfigError, DataConfig
-from data_pipeline import engine, preprocess
+from data_pipeline import engine, packing, preprocess
 from data_pipeline import job as jobs
 from tests.conftest import run_program, shared, tiny_config, tiny_model
 from tests.test_preprocess import hashes, in_process, load_encoder, run
@@ -171,9 +171,7 @@ def test_documents_are_truncated_or_padded(corpus, tmp_path):
         for text, _ in documents(corpus)
     ]
     found = rows(tmp_path)
-    order_ = np.argsort(
-        preprocess.packing.stored_order(len(whole), seed=7, shuffle=True)
-    )
+    order_ = np.argsort(packing.stored_order(len(whole), seed=7, shuffle=True))
     for tokens, place in zip(whole, order_, strict=True):
         length = min(len(tokens), 64)
         assert found["length"][place] == length
@@ -250,7 +248,7 @@ def test_a_stride_makes_windows_that_overlap(corpus, tmp_path):
     for name, stride in (("plain", 64), ("dense", 16)):
         found = rows(tmp_path / name)
         count = len(found["length"])
-        places = preprocess.packing.stored_order(count, seed=7, shuffle=True)
+        places = packing.stored_order(count, seed=7, shuffle=True)
         stream = np.zeros(num_tokens, int)
         for record, tokens, length in zip(
             places, found["tokens"], found["length"], strict=True

@@ -18,6 +18,7 @@ from data_pipeline import (
     engine,
     packing,
     preprocess,
+    shards,
     sources,
 )
 from data_pipeline import job as jobs
@@ -225,7 +226,7 @@ def test_finished_chunks_are_not_done_again(corpus, tmp_path, monkeypatch):
     run(corpus, tmp_path / "whole")
     # Stop between the passes: all chunks are done, no shard is.
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "_plan_shards", lambda *_: 1 / 0)
+        patch.setattr(shards, "plan", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(corpus, tmp_path / "stopped")
     work = tmp_path / "stopped" / ".unfinished"
@@ -238,8 +239,8 @@ def test_finished_chunks_are_not_done_again(corpus, tmp_path, monkeypatch):
         kept.update({path: path.stat().st_mtime_ns for path in times})
         return plan_shards(*arguments)
 
-    plan_shards = preprocess._plan_shards
-    monkeypatch.setattr(preprocess, "_plan_shards", keep_times)
+    plan_shards = shards.plan
+    monkeypatch.setattr(shards, "plan", keep_times)
     run(corpus, tmp_path / "stopped")
     assert kept == times
     assert hashes(tmp_path / "stopped") == hashes(tmp_path / "whole")
@@ -329,7 +330,7 @@ def test_a_changed_tokenizer_is_another_job(corpus, tmp_path):
 def test_a_stopped_run_is_not_thrown_away(corpus, tmp_path, monkeypatch):
     """Another config in the same folder is refused, by the name of the field."""
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "_plan_shards", lambda *_: 1 / 0)
+        patch.setattr(shards, "plan", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(corpus, tmp_path)
     before = hashes(tmp_path)
@@ -379,6 +380,28 @@ def test_a_publication_that_was_stopped_continues(corpus, tmp_path, monkeypatch)
                 run(corpus / "two.jsonl", folder, num_shards=2)
         run(corpus / "two.jsonl", folder, num_shards=2)
         assert hashes(folder) == expected
+
+
+@pytest.mark.parametrize("name", ["chunk-*.tokens", "*.tfrecord", "tokenizer/*.json"])
+@pytest.mark.parametrize("keep_size", [True, False])
+def test_finished_work_that_was_damaged_is_done_again(
+    corpus, tmp_path, monkeypatch, name, keep_size
+):
+    """Its marker is there; its checksum is another."""
+    run(corpus / "two.jsonl", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset_folder, "publish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(corpus / "two.jsonl", tmp_path / "run")
+    damaged = [
+        p for p in (tmp_path / "run" / ".unfinished").glob(name) if p.stat().st_size
+    ]
+    assert damaged
+    for path in damaged:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + b"?" if keep_size else data[: len(data) // 2])
+    run(corpus / "two.jsonl", tmp_path / "run")
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("finished", [False, True])

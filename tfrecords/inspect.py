@@ -94,9 +94,11 @@ def _figures(manifest: Manifest, name: str) -> dict[str, Any]:
 
 def _measured(statistics: integrity.Statistics, manifest: Manifest) -> dict[str, Any]:
     """What reading the records showed."""
-    lengths = list(statistics.lengths.elements())
     counts, edges = np.histogram(
-        lengths, _HISTOGRAM_BINS, (0, manifest.sequence_length)
+        list(statistics.lengths),
+        _HISTOGRAM_BINS,
+        (0, manifest.sequence_length),
+        weights=list(statistics.lengths.values()),
     )
     return {
         "padding_share": statistics.padding_tokens

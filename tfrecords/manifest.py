@@ -35,22 +35,19 @@ class Shard:
     sha256: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """A split's text and its shards.
+@dataclasses.dataclass
+class Counts:
+    """What a text holds.
 
     `words` (between white space) and `bytes` (UTF-8) count the original text, before
     any detokenizer; `tokens` counts each token once, with the start and end tokens of
     the documents and without padding and what was truncated.
     """
 
-    documents: int
-    words: int
-    bytes: int
-    tokens: int
-    shards: tuple[Shard, ...]
-    # Packed: tokens from the start of a record to that of the next.
-    stride: int = 0
+    documents: int = 0
+    words: int = 0
+    bytes: int = 0
+    tokens: int = 0
     # Documents of which `truncated_tokens` did not fit into their record.
     truncated_documents: int = 0
     truncated_tokens: int = 0
@@ -60,6 +57,15 @@ class Split:
     kept: dict[str, int] = dataclasses.field(default_factory=dict)
     # Labelled: documents by label.
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Split(Counts):
+    """A split's text and its shards."""
+
+    # Packed: tokens from the start of a record to that of the next.
+    stride: int = 0
+    shards: tuple[Shard, ...] = ()
 
     @property
     def num_records(self) -> int:

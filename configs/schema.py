@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Optional
 
+from configs import tpu
+
 
 class ConfigError(ValueError):
     """The user's configuration cannot work; the message says what to change."""
@@ -129,6 +131,10 @@ class TrainingConfig:
     seed: int = 0
     # "bfloat16": matrix products in bfloat16; weights, optimizer, loss in float32.
     precision: str = "bfloat16"
+    # What the gradient computes again instead of keeping it: "none" (nothing that costs
+    # a matrix product), "attention" (scores and probabilities), "block" (whole blocks).
+    # "auto": the first of these that the plan says fits; see `make plan`.
+    remat: str = "none"
     dropout: float = 0.1
     # Steps between two evaluations (0: only before the first and after the last step).
     evaluation_interval: int = 0
@@ -142,6 +148,17 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass
+class HardwareConfig:
+    """What the run expects to find."""
+
+    # A TPU type such as "v3-8". Empty: whatever is there.
+    tpu_type: str = ""
+    # Where another one is found: "stop", or "adapt": the same global batch is split
+    # anew, into microbatches that the plan of the TPU found allows.
+    on_mismatch: str = "stop"
+
+
+@dataclasses.dataclass
 class Config:
     """A whole run: `data_pipeline` reads `data`, `trainer` reads the rest."""
 
@@ -149,6 +166,7 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    hardware: HardwareConfig = dataclasses.field(default_factory=HardwareConfig)
 
 
 _CHOICES = {
@@ -167,6 +185,9 @@ _CHOICES = {
         "relative_step",
     ),
     "training.precision": ("float32", "bfloat16"),
+    "training.remat": ("none", "attention", "block", "auto"),
+    "hardware.tpu_type": ("", *tpu.names()),
+    "hardware.on_mismatch": ("stop", "adapt"),
 }
 # Field -> smallest and largest value allowed; None is open.
 _RANGES: dict[str, tuple[float, Optional[float]]] = {
@@ -224,6 +245,7 @@ def from_dict(values: dict[str, dict[str, Any]]) -> Config:
             model=ModelConfig(**values["model"]),
             optimizer=OptimizerConfig(**values["optimizer"]),
             training=TrainingConfig(**values["training"]),
+            hardware=HardwareConfig(**values["hardware"]),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(

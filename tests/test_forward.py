@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import VOCABULARY_SIZE, tiny_model
-from trainer import forward
+from trainer import attention, cross_entropy, forward
+from trainer.dropout import NO_DROPOUT, Dropout, row_keys
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +34,112 @@ def transformers_loss(gpt2, tokens, length):
     return total, count
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_logits_equal_transformers(gpt2, batch, compiled):
-    @tf.function(jit_compile=compiled)
-    def ours(tokens):
-        return forward.logits(gpt2, forward.hidden_states(gpt2, tokens))
+# Blocks of queries smaller than the sequence, and one that is not full.
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(attention, "QUERY_BLOCK", 5)
+    patch.setattr(cross_entropy, "CHUNK_TOKENS", 8)
+    yield
+    patch.undo()
 
-    theirs = gpt2(batch[0]).logits
-    np.testing.assert_allclose(ours(batch[0]), theirs, rtol=1e-5, atol=1e-5)
+
+WAYS = [
+    pytest.param(forward.Options(remat=remat, compiled=compiled), id=f"{remat}-{name}")
+    for remat in ("none", "attention", "block")
+    for compiled, name in ((False, "plain"), (True, "compiled"))
+]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_loss_counts_real_tokens_only_and_shifts_once(gpt2, batch, compiled):
-    function = tf.function(forward.summed_loss, jit_compile=compiled)
-    loss, count = function(gpt2, *batch)
+def loss_and_gradients(gpt2, batch, options, dropout=NO_DROPOUT):
+    @tf.function(jit_compile=options.compiled or None)
+    def compute(tokens, length):
+        with tf.GradientTape() as tape:
+            loss, count = forward.summed_loss(gpt2, tokens, length, options, dropout)
+        return loss, count, tape.gradient(loss, gpt2.trainable_variables)
+
+    return compute(*batch)
+
+
+def transformers_gradients(gpt2, batch):
+    """Of the loss over real tokens, by transformers' forward and TensorFlow's."""
+    tokens, length = batch
+    mask = tf.cast(tf.range(12) < length[:, None], tf.int32)
+    with tf.GradientTape() as tape:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            tokens[:, 1:], gpt2(tokens, attention_mask=mask).logits[:, :-1]
+        )
+        loss = tf.reduce_sum(losses * tf.cast(mask[:, 1:], tf.float32))
+    return tape.gradient(loss, gpt2.trainable_variables)
+
+
+def assert_close(variables, ours, theirs, tolerance):
+    for variable, our, their in zip(variables, ours, theirs, strict=True):
+        their = tf.convert_to_tensor(their)
+        scale = float(tf.reduce_max(tf.abs(their)))
+        np.testing.assert_allclose(
+            our, their, rtol=0, atol=tolerance * scale, err_msg=variable.name
+        )
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_hidden_states_equal_transformers(gpt2, batch, options):
+    function = tf.function(forward.hidden_states, jit_compile=options.compiled or None)
+    ours = function(gpt2, batch[0], options)
+    theirs = gpt2.transformer(batch[0]).last_hidden_state
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_loss_and_gradients_equal_transformers(gpt2, batch, options):
+    loss, count, gradients = loss_and_gradients(gpt2, batch, options)
     expected, expected_count = transformers_loss(gpt2, *batch)
     assert int(count) == expected_count == 11 + 6
     assert float(loss) == pytest.approx(expected, rel=1e-5)
+    theirs = transformers_gradients(gpt2, batch)
+    assert_close(gpt2.trainable_variables, gradients, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_token_losses_are_those_that_are_summed(gpt2, batch, compiled):
+    function = tf.function(forward.token_losses, jit_compile=compiled or None)
+    losses, weights = function(gpt2, *batch)
+    assert losses.shape == weights.shape == (3, 12)
+    assert float(tf.reduce_sum(weights)) == 11 + 6
+    expected, _ = transformers_loss(gpt2, *batch)
+    assert float(tf.reduce_sum(losses * weights)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_policy_gives_the_same_with_dropout(gpt2, batch):
+    """The second computation must draw the noise of the first."""
+    keys = row_keys(3, tf.constant(7), tf.range(3))
+    results = [
+        loss_and_gradients(
+            gpt2, batch, way.values[0], Dropout(0.3, keys, way.values[0].compiled)
+        )
+        for way in WAYS
+    ]
+    exact, *_ = loss_and_gradients(gpt2, batch, forward.Options())
+    assert abs(float(results[0][0] - exact)) > 0.01
+    for loss, _, gradients in results[1:]:
+        assert float(loss) == pytest.approx(float(results[0][0]), rel=1e-6)
+        assert_close(gpt2.trainable_variables, gradients, results[0][2], 1e-5)
+
+
+def test_dropout_has_the_gradient_of_what_it_did(gpt2, batch):
+    """A finite difference along the gradient, with the noise held."""
+    dropout = Dropout(0.3, row_keys(3, tf.constant(7), tf.range(3)))
+    loss, _, gradients = loss_and_gradients(gpt2, batch, forward.Options(), dropout)
+    variables = gpt2.trainable_variables
+    before = [v.numpy() for v in variables]
+    step = 1e-3 / float(tf.linalg.global_norm(gradients))
+    for variable, gradient in zip(variables, gradients, strict=True):
+        variable.assign_add(step * gradient)
+    after, *_ = loss_and_gradients(gpt2, batch, forward.Options(), dropout)
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+    expected = step * float(tf.linalg.global_norm(gradients)) ** 2
+    assert float(after - loss) == pytest.approx(expected, rel=0.05)
 
 
 def test_what_padding_holds_changes_nothing(gpt2, batch):
@@ -60,51 +150,9 @@ def test_what_padding_holds_changes_nothing(gpt2, batch):
     assert float(loss) == pytest.approx(float(other_loss), rel=1e-6)
 
 
-def test_gradients_equal_transformers(gpt2, batch):
-    tokens = batch[0]
-    variables = gpt2.trainable_variables
-    with tf.GradientTape() as tape:
-        loss, _ = forward.summed_loss(gpt2, tokens, tf.fill([3], 12))
-    ours = tape.gradient(loss, variables)
-    with tf.GradientTape() as tape:
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            tokens[:, 1:], gpt2(tokens).logits[:, :-1]
-        )
-        loss = tf.reduce_sum(losses)
-    theirs = tape.gradient(loss, variables)
-    for variable, our, their in zip(variables, ours, theirs, strict=True):
-        their = tf.convert_to_tensor(their)
-        scale = float(tf.reduce_max(tf.abs(their)))
-        np.testing.assert_allclose(
-            our, their, rtol=1e-5, atol=1e-5 * scale, err_msg=variable.name
-        )
-
-
 def test_bfloat16_is_close_and_its_loss_is_float32(gpt2, batch):
-    loss, _ = forward.summed_loss(gpt2, *batch, dtype=tf.bfloat16)
+    loss, _ = forward.summed_loss(gpt2, *batch, forward.Options("bfloat16"))
     exact, _ = forward.summed_loss(gpt2, *batch)
     assert loss.dtype == tf.float32
     assert float(loss) == pytest.approx(float(exact), rel=0.02)
     assert float(loss) != float(exact)
-
-
-def test_dropout_follows_its_seed(gpt2, batch):
-    def loss(seed):
-        return float(forward.summed_loss(gpt2, *batch, dropout=0.3, seed=seed)[0])
-
-    assert loss([1, 2]) == loss([1, 2])
-    assert loss([1, 2]) != loss([1, 3])
-    exact = float(forward.summed_loss(gpt2, *batch)[0])
-    assert loss([1, 2]) != exact
-
-
-def test_dropout_keeps_the_expected_value(gpt2):
-    """Each site draws its own noise, and what is kept is scaled up."""
-    tokens = tf.zeros([64, 12], tf.int32)
-    seed = [0, 0]
-    dropped = forward.hidden_states(gpt2, tokens, dropout=0.1, seed=seed)
-    exact = forward.hidden_states(gpt2, tokens)
-    error = tf.reduce_mean(dropped, 0) - exact[0]
-    assert float(tf.reduce_mean(tf.abs(error))) < 0.2
-    # Rows of the same tokens got different noise.
-    assert float(tf.reduce_max(tf.abs(dropped[0] - dropped[1]))) > 0.1

@@ -7,11 +7,12 @@ import tf_keras
 
 from tests.conftest import VOCABULARY_SIZE, tiny_model
 from tests.test_model import pytorch_folder
-from trainer import forward, model
+from trainer import flops, forward, model
 from trainer.adafactor import is_matrix
 from trainer.task import LanguageModelTask
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
+pytest.importorskip("torch.utils.flop_counter")
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def test_logits_agree(both):
     tokens = batches(1)[0]
     with torch.no_grad():
         expected = judge.eval()(torch.tensor(tokens)).logits.numpy()
-    found = forward.logits(ours, forward.hidden_states(ours, tf.constant(tokens)))
+    hidden = forward.hidden_states(ours, tf.constant(tokens))
+    found = tf.matmul(hidden, forward.embedding_table(ours), transpose_b=True)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -63,7 +65,8 @@ def test_twenty_adamw_steps_agree(both, accumulation_steps):
     losses, expected = [], []
     for tokens in batches(20):
         length = tf.fill([8], 32)
-        logs = step({"tokens": tf.constant(tokens, tf.int32), "length": length})
+        batch = {"tokens": tf.constant(tokens, tf.int32), "length": length}
+        logs = step({**batch, "row": tf.range(8)})
         losses.append(float(logs["loss"]))
         loss = judge(torch.tensor(tokens), labels=torch.tensor(tokens)).loss
         expected.append(loss.item())
@@ -72,3 +75,18 @@ def test_twenty_adamw_steps_agree(both, accumulation_steps):
         their_rule.step()
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
     assert losses[-1] < 0.8 * losses[0]  # something was learnt
+
+
+def test_flops_are_those_that_pytorch_counts(both):
+    ours, judge = both
+    tokens = torch.tensor(batches(1)[0])
+    judge.set_attn_implementation("eager")
+    FlopCounterMode = torch.utils.flop_counter.FlopCounterMode  # noqa: N806
+    with FlopCounterMode(display=False) as counter:
+        judge(tokens, labels=tokens).loss.backward()
+    # PyTorch multiplies all pairs of tokens; the mask then hides some.
+    shape, (num, length) = ours.config, tokens.shape
+    hidden = length * length - length * (length + 1) // 2
+    hidden_flops = 3 * num * shape.n_layer * 4 * hidden * shape.n_embd
+    expected = counter.get_total_flops() - hidden_flops
+    assert flops.step_flops(shape, length, num) == expected

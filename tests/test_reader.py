@@ -27,6 +27,9 @@ def global_batches(dataset, *, num_steps, start_step=0, num_hosts=1, replicas=1)
             num_hosts=num_hosts,
         )
         elements = list(batches.as_numpy_iterator())
+        rows = np.concatenate([element["row"] for element in elements])
+        expected = np.arange(host, 12, num_hosts)
+        np.testing.assert_array_equal(rows, np.tile(expected, len(steps)))
         assert len(elements) == len(steps) * replicas
         for index, element in enumerate(elements):
             assert element["tokens"].shape == (batch_size, 8)

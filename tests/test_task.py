@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from tests.conftest import VOCABULARY_SIZE, tiny_model
+from trainer import forward
 from trainer.strategy import mirror_cpu
 from trainer.task import LanguageModelTask
 
@@ -19,7 +20,9 @@ def global_batch(step):
     # Padding lies unevenly: one replica's whole first microbatch is empty.
     length[:2] = 0
     length[[5, 11, 30]] = [1, 3, 6]
-    return {"tokens": tokens.astype(np.int32), "length": length.astype(np.int32)}
+    row = np.arange(GLOBAL_BATCH)
+    batch = {"tokens": tokens, "length": length, "row": row}
+    return {name: values.astype(np.int32) for name, values in batch.items()}
 
 
 def train(num_replicas, accumulation_steps, *, steps=3, compile_local=False, **kwargs):
@@ -137,12 +140,22 @@ def test_dropout_is_reproducible_and_depends_on_the_seed():
     assert any((a != b).any() for a, b in zip(weights[0], weights[2], strict=True))
 
 
+@pytest.mark.parametrize("remat", ["none", "attention", "block"])
+def test_dropout_does_not_depend_on_how_the_batch_is_split(remat):
+    options = forward.Options(remat=remat)
+    kwargs = {"dropout": 0.2, "options": options, "steps": 2}
+    weights, _ = train(1, 1, **kwargs)
+    split, _ = train(2, 4, **kwargs)
+    assert_same(split, weights)
+
+
 def test_a_batch_of_padding_only_changes_nothing():
     gpt2 = tiny_model(n_layer=1)
     task = LanguageModelTask(gpt2)
     task.compile(optimizer=tf_keras.optimizers.SGD(0.5, jit_compile=False))
     before = [v.numpy() for v in gpt2.trainable_variables]
-    empty = {"tokens": tf.zeros([4, 8], tf.int32), "length": tf.zeros([4], tf.int32)}
+    zeros = tf.zeros([4], tf.int32)
+    empty = {"tokens": tf.zeros([4, 8], tf.int32), "length": zeros, "row": zeros}
     logs = task.train_step(empty)
     assert float(logs["loss"]) == 0.0
     for variable, value in zip(gpt2.trainable_variables, before, strict=True):

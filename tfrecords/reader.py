@@ -46,8 +46,9 @@ def training_batches(
 
     Returns:
       Elements {tokens: int32 [batch_size, sequence_length], length: int32
-      [batch_size]}, and label: int32 [batch_size] of labelled records. Padding stands
-      at the end, on whatever side it is stored.
+      [batch_size], row: int32 [batch_size]}, the last being each record's place in the
+      global batch; and label: int32 [batch_size] of labelled records. Padding stands at
+      the end, on whatever side it is stored.
     """
     split = manifest.split("train")
     if len(split.shards) < num_hosts:
@@ -73,7 +74,14 @@ def training_batches(
         )
     records = _read_phases(_paths(data_dir, split), phases)
     records = records.take((num_steps - start_step) * global_batch_size // num_hosts)
-    return _batches(records, manifest, batch_size)
+    batches = _batches(records, manifest, batch_size)
+    # The host's records are those whose place in the stream is its index modulo the
+    # number of hosts, which divides the global batch.
+    rows = tf.data.Dataset.range(host_index, global_batch_size, num_hosts)
+    rows = rows.map(lambda row: tf.cast(row, tf.int32)).repeat().batch(batch_size, True)
+    return tf.data.Dataset.zip(batches, rows).map(
+        lambda batch, row: {**batch, "row": row}
+    )
 
 
 def evaluation_batches(

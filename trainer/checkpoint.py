@@ -24,6 +24,9 @@ _RECORD = "checkpoint.json"
 # They change how a run is carried out, not what it computes.
 _FREE_FIELDS = {
     "training.microbatch_size",
+    "training.remat",
+    "hardware.tpu_type",
+    "hardware.on_mismatch",
     "training.evaluation_interval",
     "training.checkpoint_interval",
     "training.steps_per_execution",

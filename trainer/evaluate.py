@@ -11,7 +11,7 @@ from absl import flags
 from configs import cli
 from tfrecords import manifest as manifests
 from tfrecords import reader
-from trainer import model, pretrained
+from trainer import forward, model, pretrained
 from trainer import strategy as strategies
 from trainer.scoring import Score, Scorer
 from trainer.task import LanguageModelTask
@@ -52,7 +52,11 @@ def evaluate() -> dict[str, float | str]:
         model.check_fits(trained.gpt2, manifest)
         compiled = strategies.compiles_local_work(strategy, trained.precision)
         task = LanguageModelTask(
-            trained.gpt2, precision=trained.precision, compile_local=compiled
+            trained.gpt2,
+            options=forward.Options(
+                trained.precision, compiled=strategies.compiles_everything(strategy)
+            ),
+            compile_local=compiled,
         )
     scorer = Scorer(
         task,

@@ -1,88 +1,126 @@
 """The training forward over TFGPT2's own layers.
 
 Weights, names, saving and `generate` are transformers'. This reads the same layers'
-weights with static shapes, a causal mask made on the fly, stateless dropout, matrix
-products and what lies between the layers in `dtype`, and attention scores, softmax,
-layer norm, logits and loss in float32.
+weights with static shapes, a causal mask made on the fly, matrix products and what lies
+between the layers in `dtype`, and attention scores, softmax, layer norm, logits and
+loss in float32.
 
-Dimensions: B sequences, T tokens, C channels, H heads, V ids of the vocabulary.
+Dimensions: B sequences, T tokens, C channels, H heads, V ids of the vocabulary; Q
+queries of a block, and the K keys that they may see.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 from transformers import TFGPT2LMHeadModel
 
-# Dropout happens at three places of a block: attention, its projection, the MLP.
-_SITES_PER_BLOCK = 3
+from trainer import cross_entropy
+from trainer.attention import attention
+from trainer.dropout import NO_DROPOUT, Dropout
+from trainer.recompute import recomputed
+
+# A block's places of dropout: two projections, and attention by block of queries.
+_SITES_PER_BLOCK = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the network is computed; what it computes is the same.
+
+    Attributes:
+      precision: "float32" or "bfloat16", of the matrix products and of what lies
+        between the layers.
+      remat: what is computed again for the gradient instead of being kept. "none": only
+        what costs no matrix product. "attention": scores and probabilities, too.
+        "block": whole blocks, of which only the input is kept.
+      compiled: whether XLA compiles this.
+    """
+
+    precision: str = "float32"
+    remat: str = "none"
+    compiled: bool = False
+
+    @property
+    def dtype(self) -> tf.DType:
+        return tf.as_dtype(self.precision)
+
+
+DEFAULT_OPTIONS = Options()
+
+
+class Affine(NamedTuple):
+    """Scale and shift of a layer norm, [C]; or a projection's [C, D] and [1, D]."""
+
+    weight: tf.Tensor
+    bias: tf.Tensor
+
+
+class Block(NamedTuple):
+    """The weights of one transformer block."""
+
+    norm_1: Affine
+    attention_in: Affine  # (C, 3C): query, key, value
+    attention_out: Affine  # (C, C)
+    norm_2: Affine
+    mlp_in: Affine  # (C, 4C)
+    mlp_out: Affine  # (4C, C)
 
 
 def hidden_states(
     model: TFGPT2LMHeadModel,
     tokens: tf.Tensor,
-    *,
-    dtype: tf.DType = tf.float32,
-    dropout: float = 0.0,
-    seed: tf.Tensor | None = None,
+    options: Options = DEFAULT_OPTIONS,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tf.Tensor:
     """Runs the network up to the last layer norm.
 
     Args:
       model: whose weights are read.
       tokens: int32 [B, T]. Padding stands at the end, where no real token sees it.
-      dtype: of the matrix products and of what lies between the layers.
-      dropout: rate, at every place where GPT-2 has dropout.
-      seed: int32 [2], needed where `dropout` is not 0.
+      options: how.
+      dropout: at every place where GPT-2 has dropout.
 
     Returns:
       `dtype` [B, T, C].
     """
-
-    def drop(x: tf.Tensor, site: int) -> tf.Tensor:
-        if not dropout:
-            return x
-        site_seed = tf.random.experimental.stateless_fold_in(seed, site)
-        return tf.nn.experimental.stateless_dropout(x, dropout, site_seed)
-
     transformer = model.transformer
-    length = tokens.shape[1]
-    table = tf.convert_to_tensor(transformer.wte.embeddings)
-    x = _embed(table, tokens)  # (B, T, C)
-    x = tf.cast(x + transformer.wpe.embeddings[:length], dtype)
-    x = drop(x, 0)
-    for index, block in enumerate(transformer.h):
-        site = 1 + index * _SITES_PER_BLOCK
-        a = _attention(block.attn, _layer_norm(block.ln_1, x), lambda w: drop(w, site))
-        x += drop(a, site + 1)
-        m = block.mlp.act(_project(block.mlp.c_fc, _layer_norm(block.ln_2, x)))
-        x += drop(_project(block.mlp.c_proj, m), site + 2)
-    return _layer_norm(transformer.ln_f, x)
+    x = _embed(embedding_table(model), tokens)  # (B, T, C)
+    x += transformer.wpe.embeddings[: tokens.shape[1]]
+    x = dropout(tf.cast(x, options.dtype), 0)
+    for index, layer in enumerate(transformer.h):
+        block = functools.partial(
+            _block,
+            layer=layer,
+            options=options,
+            rate=dropout.rate,
+            site=1 + index * _SITES_PER_BLOCK,
+        )
+        if options.remat == "block":
+            x = recomputed(
+                block, x, _weights(layer), dropout.keys, compiled=options.compiled
+            )
+        else:
+            x = block(x, _weights(layer), dropout.keys)
+    return _layer_norm(x, _affine(transformer.ln_f), transformer.ln_f.epsilon)
 
 
-def logits(model: TFGPT2LMHeadModel, hidden: tf.Tensor) -> tf.Tensor:
-    """Returns float32 [B, T, V]: the hidden states against the input embedding.
-
-    A float32 product: rounded to bfloat16, logits of -100 would lie 0.5 apart. On a
-    TPU it costs no more, since the inputs are multiplied as bfloat16 there anyway.
-    """
-    table = model.transformer.wte.embeddings
-    return tf.matmul(tf.cast(hidden, tf.float32), table, transpose_b=True)
+def embedding_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
+    """Returns float32 [V, C], which looks tokens up and makes the logits."""
+    return tf.convert_to_tensor(model.transformer.wte.embeddings)
 
 
 def summed_loss(
     model: TFGPT2LMHeadModel,
     tokens: tf.Tensor,
     length: tf.Tensor,
-    *,
-    dtype: tf.DType = tf.float32,
-    dropout: float = 0.0,
-    seed: tf.Tensor | None = None,
+    options: Options = DEFAULT_OPTIONS,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the cross-entropy summed over loss-bearing tokens, and their number.
-
-    The labels are the inputs; here, and nowhere else, they are shifted. A token bears
-    loss when it is real and not the first of its record.
 
     Args:
       length: int32 [B], the real tokens of each record.
@@ -91,17 +129,50 @@ def summed_loss(
     Returns:
       float32 [] in nats, float32 [].
     """
-    hidden = hidden_states(model, tokens, dtype=dtype, dropout=dropout, seed=seed)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=tokens[:, 1:], logits=logits(model, hidden[:, :-1])
-    )  # (B, T-1)
-    real = tf.range(1, tokens.shape[1])[None, :] < length[:, None]
-    weights = tf.cast(real, tf.float32)
-    return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+    hidden = hidden_states(model, tokens, options, dropout)
+    labels, weights = _shift(tokens, length)
+    loss = cross_entropy.summed_loss(
+        tf.reshape(hidden, [-1, hidden.shape[2]]),
+        embedding_table(model),
+        tf.reshape(labels, [-1]),
+        tf.reshape(weights, [-1]),
+    )
+    return loss, tf.reduce_sum(weights)
+
+
+def token_losses(
+    model: TFGPT2LMHeadModel,
+    tokens: tf.Tensor,
+    length: tf.Tensor,
+    options: Options = DEFAULT_OPTIONS,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the loss of predicting each position's next token, for evaluation.
+
+    Returns:
+      float32 [B, T] in nats, and float32 [B, T]: 1 where the loss counts.
+    """
+    hidden = hidden_states(model, tokens, options)
+    labels, weights = _shift(tokens, length)
+    losses = cross_entropy.token_losses(
+        tf.reshape(hidden, [-1, hidden.shape[2]]),
+        embedding_table(model),
+        tf.reshape(labels, [-1]),
+    )
+    return tf.reshape(losses, tokens.shape), weights
+
+
+def _shift(tokens: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns each position's label, int32 [B, T], and whether it counts, float32.
+
+    The labels are the inputs; here, and nowhere else, they are shifted. A token bears
+    loss when it is real and not the first of its record.
+    """
+    real = tf.range(1, tokens.shape[1] + 1) < length[:, None]
+    return tf.roll(tokens, -1, axis=1), tf.cast(real, tf.float32)
 
 
 @tf.custom_gradient
-def _embed(table: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+def _embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Looks tokens up. The table also makes the logits, so its gradient is dense."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
@@ -114,37 +185,90 @@ def _embed(table: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     return tf.gather(table, tokens), gradient
 
 
-def _attention(
-    layer: tf_keras.layers.Layer, x: tf.Tensor, drop: Callable[[tf.Tensor], tf.Tensor]
+def _weights(layer: tf_keras.layers.Layer) -> Block:
+    """Reads the weights of a TFBlock, float32."""
+    return Block(
+        norm_1=_affine(layer.ln_1),
+        attention_in=_affine(layer.attn.c_attn),
+        attention_out=_affine(layer.attn.c_proj),
+        norm_2=_affine(layer.ln_2),
+        mlp_in=_affine(layer.mlp.c_fc),
+        mlp_out=_affine(layer.mlp.c_proj),
+    )
+
+
+def _affine(layer: tf_keras.layers.Layer) -> Affine:
+    if isinstance(layer, tf_keras.layers.LayerNormalization):
+        return Affine(*map(tf.convert_to_tensor, (layer.gamma, layer.beta)))
+    return Affine(*map(tf.convert_to_tensor, (layer.weight, layer.bias)))
+
+
+def _block(
+    x: tf.Tensor,
+    weights: Block,
+    keys: tf.Tensor,
+    *,
+    layer: tf_keras.layers.Layer,
+    options: Options,
+    rate: float,
+    site: int,
 ) -> tf.Tensor:
-    """Causal self-attention: `dtype` [B, T, C] -> [B, T, C]."""
+    """One transformer block, `dtype` [B, T, C] -> [B, T, C]."""
     batch, length, channels = x.shape
-    heads = layer.n_head
+    heads = layer.attn.n_head
+    dropout = Dropout(rate, keys, options.compiled)
 
-    def split_heads(part: tf.Tensor) -> tf.Tensor:
-        part = tf.reshape(part, [batch, length, heads, channels // heads])
-        return tf.transpose(part, [0, 2, 1, 3])  # (B, H, T, C/H)
+    def query_key_value(x: tf.Tensor, norm: Affine, projection: Affine) -> list:
+        x = _layer_norm(x, norm, layer.ln_1.epsilon)
+        return [
+            tf.reshape(
+                _project(x, third, "btc,cd->bdt"),
+                [batch, heads, channels // heads, length],
+            )
+            for third in _thirds(projection)
+        ]
 
-    query, key, value = map(split_heads, tf.split(_project(layer.c_attn, x), 3, axis=2))
-    query, key = tf.cast(query, tf.float32), tf.cast(key, tf.float32)
-    scores = tf.matmul(query, key, transpose_b=True)  # (B, H, T, T)
-    scores *= (channels // heads) ** -0.5
-    position = tf.range(length)
-    visible = position[:, None] >= position[None, :]
-    scores = tf.where(visible, scores, -1e9)
-    weights = drop(tf.cast(tf.nn.softmax(scores), x.dtype))
-    mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
-    return _project(layer.c_proj, tf.reshape(mixed, [batch, length, channels]))
+    def expand(x: tf.Tensor, norm: Affine, projection: Affine) -> tf.Tensor:
+        return _project(_layer_norm(x, norm, layer.ln_2.epsilon), projection)
+
+    def contract(x: tf.Tensor, projection: Affine) -> tf.Tensor:
+        return _project(layer.mlp.act(x), projection)
+
+    # What comes before a product is computed again for the gradient, which costs
+    # little; the product is not.
+    cheap = functools.partial(recomputed, compiled=options.compiled)
+    query, key, value = cheap(query_key_value, x, weights.norm_1, weights.attention_in)
+    mixed = attention(
+        query,
+        key,
+        value,
+        drop=lambda weights, number: dropout(weights, site + 2 + number),
+        keep=options.remat != "attention",
+        compiled=options.compiled,
+    )
+    mixed = tf.reshape(mixed, [batch, channels, length])
+    x += dropout(_project(mixed, weights.attention_out, "bct,cd->btd"), site)
+    inner = cheap(expand, x, weights.norm_2, weights.mlp_in)  # (B, T, 4C)
+    return x + dropout(cheap(contract, inner, weights.mlp_out), site + 1)
 
 
-def _project(layer: tf_keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
-    """A TFConv1D: [B, T, C] x [C, D] + [1, D]."""
-    product = tf.tensordot(x, tf.cast(layer.weight, x.dtype), 1)
-    return product + tf.cast(layer.bias, x.dtype)
+def _thirds(weights: Affine) -> list[Affine]:
+    """Splits the projection that makes queries, keys and values."""
+    parts = (tf.split(weights.weight, 3, axis=1), tf.split(weights.bias, 3, axis=1))
+    return [Affine(*part) for part in zip(*parts, strict=True)]
 
 
-def _layer_norm(layer: tf_keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+def _project(x: tf.Tensor, weights: Affine, product: str = "btc,cd->btd") -> tf.Tensor:
+    """A TFConv1D: [B, T, C] x [C, D] + [1, D], with the axes that `product` says."""
+    bias = weights.bias[0]
+    if product.endswith("dt"):
+        bias = bias[:, None]
+    y = tf.einsum(product, x, tf.cast(weights.weight, x.dtype))
+    return y + tf.cast(bias, x.dtype)
+
+
+def _layer_norm(x: tf.Tensor, weights: Affine, epsilon: float) -> tf.Tensor:
     x32 = tf.cast(x, tf.float32)
     mean, variance = tf.nn.moments(x32, -1, keepdims=True)
-    normal = (x32 - mean) * tf.math.rsqrt(variance + layer.epsilon)
-    return tf.cast(normal * layer.gamma + layer.beta, x.dtype)
+    normal = (x32 - mean) * tf.math.rsqrt(variance + epsilon)
+    return tf.cast(normal * weights.weight + weights.bias, x.dtype)

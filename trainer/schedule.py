@@ -1,11 +1,18 @@
-"""Step -> learning rate."""
+"""How many steps a run has, and step -> learning rate."""
 
 import math
 
 import tensorflow as tf
 import tf_keras
 
-from configs.schema import OptimizerConfig
+from configs.schema import OptimizerConfig, TrainingConfig
+from tfrecords.manifest import Manifest
+
+
+def total_steps(config: TrainingConfig, manifest: Manifest) -> int:
+    """Steps of the whole run; the last step of an epoch borrows from the next."""
+    records = config.num_epochs * manifest.split("train").num_records
+    return config.num_steps or math.ceil(records / config.global_batch_size)
 
 
 class Schedule(tf_keras.optimizers.schedules.LearningRateSchedule):

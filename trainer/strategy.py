@@ -3,14 +3,37 @@
 Everything else sees a `tf.distribute.Strategy` and is the same on all of them.
 """
 
+import dataclasses
 import os
+import urllib.request
+from typing import Any
 
 import tensorflow as tf
 from absl import flags, logging
 
+from configs import tpu
 from configs.schema import ConfigError, TrainingConfig
 
 FLAGS = flags.FLAGS
+_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The hardware of a strategy: "TPU", "GPU" or "CPU".
+
+    `tpu_type` is None where there is no TPU, or where it does not tell.
+    """
+
+    kind: str
+    num_replicas: int
+    tpu_type: tpu.TpuType | None = None
+
+    @property
+    def name(self) -> str:
+        if self.tpu_type:
+            return self.tpu_type.name
+        return f"{self.kind} x {self.num_replicas}"
 
 
 def define_flags() -> None:
@@ -25,12 +48,12 @@ def from_flags() -> tf.distribute.Strategy:
     return create(FLAGS.tpu, FLAGS.num_virtual_devices)
 
 
-def create(tpu: str, num_virtual_devices: int = 0) -> tf.distribute.Strategy:
+def create(name: str, num_virtual_devices: int = 0) -> tf.distribute.Strategy:
     """Returns the strategy for the hardware asked for, or found, and logs which.
 
     Args:
-      tpu: "local" (this machine is a TPU VM), a TPU's name, "grpc://HOST:PORT", "none",
-        or "" for what is there.
+      name: "local" (this machine is a TPU VM), a TPU's name, "grpc://HOST:PORT",
+        "none", or "" for what is there.
       num_virtual_devices: split this machine's CPU into so many devices; 0: do not.
 
     Raises:
@@ -38,21 +61,59 @@ def create(tpu: str, num_virtual_devices: int = 0) -> tf.distribute.Strategy:
     """
     # Its warnings are about Keras callbacks that take longer than a step: ours do.
     tf.get_logger().setLevel("ERROR")
-    if tpu not in ("", "none") and num_virtual_devices:
+    if name not in ("", "none") and num_virtual_devices:
         raise ConfigError(
             "`--tpu` and `--num_virtual_devices` exclude each other. Received: "
-            f"{tpu!r} and {num_virtual_devices}."
+            f"{name!r} and {num_virtual_devices}."
         )
-    if not tpu and not num_virtual_devices and _is_tpu_machine():
-        tpu = "local"
-    if tpu not in ("", "none"):
-        strategy, kind = _tpu(tpu), "TPU"
+    if not name and not num_virtual_devices and _is_tpu_machine():
+        name = "local"
+    if name not in ("", "none"):
+        strategy = _tpu(name)
     elif gpus := ([] if num_virtual_devices else tf.config.list_logical_devices("GPU")):
-        strategy, kind = tf.distribute.MirroredStrategy([g.name for g in gpus]), "GPU"
+        strategy = tf.distribute.MirroredStrategy([g.name for g in gpus])
     else:
-        strategy, kind = _cpu(num_virtual_devices or 1), "CPU"
-    logging.info("training on %d x %s", strategy.num_replicas_in_sync, kind)
+        strategy = _cpu(num_virtual_devices or 1)
+    logging.info("running on %s", find(strategy).name)
     return strategy
+
+
+def find(strategy: tf.distribute.Strategy) -> Found:
+    """Tells what hardware a strategy runs on.
+
+    The replicas are counted; a TPU's generation is what its machine says of itself, in
+    the environment or the metadata server.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if not compiles_everything(strategy):
+        gpu = any("GPU" in device for device in strategy.extended.worker_devices)
+        return Found("GPU" if gpu else "CPU", replicas)
+    said = os.environ.get("TPU_ACCELERATOR_TYPE") or _metadata("accelerator-type")
+    try:
+        tpu_type = tpu.parse(said)
+    except tpu.UnknownTpuError:
+        tpu_type = None
+    if tpu_type and tpu_type.num_replicas != replicas:
+        logging.warning("%s says the machine, but it has %d replicas", said, replicas)
+        tpu_type = None
+    return Found("TPU", replicas, tpu_type)
+
+
+def _metadata(attribute: str) -> str:
+    """Asks Cloud's metadata server about this machine; empty where there is none."""
+    request = urllib.request.Request(
+        _METADATA + attribute, headers={"Metadata-Flavor": "Google"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return answer.read().decode().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def compiles_everything(strategy: tf.distribute.Strategy) -> bool:
+    """Tells whether XLA compiles whatever the strategy runs."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def compiles_local_work(strategy: tf.distribute.Strategy, precision: str) -> bool:
@@ -61,10 +122,15 @@ def compiles_local_work(strategy: tf.distribute.Strategy, precision: str) -> boo
     A TPU compiles the whole step anyway. On a CPU a compiled loop is several times
     faster, but XLA has no fast bfloat16 product there, where oneDNN has one.
     """
-    if isinstance(strategy, tf.distribute.TPUStrategy):
+    if compiles_everything(strategy):
         return False
-    on_cpu = any("CPU" in device for device in strategy.extended.worker_devices)
-    return not on_cpu or precision == "float32"
+    return find(strategy).kind == "GPU" or precision == "float32"
+
+
+def all_reduce_sum(values: Any) -> Any:
+    """Adds up each tensor of a nest over the replicas, inside `strategy.run`."""
+    replica = tf.distribute.get_replica_context()
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def check_folder(flag: str, path: str) -> None:
@@ -82,19 +148,18 @@ def check_folder(flag: str, path: str) -> None:
         )
 
 
-def accumulation_steps(config: TrainingConfig, strategy: tf.distribute.Strategy) -> int:
+def accumulation_steps(config: TrainingConfig, num_replicas: int) -> int:
     """Returns global_batch_size / (microbatch_size x num_replicas).
 
     Raises:
       ConfigError: it is not a whole number.
     """
-    replicas = strategy.num_replicas_in_sync
-    at_once = config.microbatch_size * replicas
+    at_once = config.microbatch_size * num_replicas
     if config.global_batch_size % at_once:
         nearest = max(config.global_batch_size // at_once, 1) * at_once
         raise ConfigError(
             "`training.global_batch_size` must be a multiple of microbatch_size x "
-            f"num_replicas ({config.microbatch_size} x {replicas}). Received: "
+            f"num_replicas ({config.microbatch_size} x {num_replicas}). Received: "
             f"{config.global_batch_size}. Use {nearest} or {nearest + at_once}, or "
             "another `training.microbatch_size`."
         )

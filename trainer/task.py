@@ -1,5 +1,7 @@
 """The Keras model that owns the step: accumulate, reduce once, divide, apply."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -11,9 +13,8 @@ from configs.schema import Config
 from tfrecords.manifest import Manifest
 from trainer import forward, model, optimizer
 from trainer import strategy as strategies
+from trainer.dropout import Dropout, row_keys
 from trainer.schedule import Schedule
-
-_DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 
 
 class LanguageModelTask(tf_keras.Model):
@@ -27,36 +28,40 @@ class LanguageModelTask(tf_keras.Model):
 
     Args:
       gpt2: owns the weights.
-      precision: "float32" or "bfloat16", of the matrix products.
+      options: how the network is computed.
       dropout: rate.
       accumulation_steps: microbatches of a step on each replica.
       clip_norm: bound on the gradient's global norm; 0: none.
       seed: of the dropout.
       compile_local: compile each replica's own work by XLA. Collectives stay outside:
         XLA has none for MirroredStrategy. On a TPU everything is compiled anyway.
+      all_reduce: adds up each tensor over all replicas; left out, the strategy does.
     """
 
     def __init__(
         self,
         gpt2: TFGPT2LMHeadModel,
         *,
-        precision: str = "float32",
+        options: forward.Options = forward.DEFAULT_OPTIONS,
         dropout: float = 0.0,
         accumulation_steps: int = 1,
         clip_norm: float = 0.0,
         seed: int = 0,
         compile_local: bool = False,
+        all_reduce: Callable[[Any], Any] = strategies.all_reduce_sum,
     ):
         super().__init__()
         # What a step returns is already the same everywhere. Keras would otherwise
         # add up the replicas' values, except on a TPU.
         self.distribute_reduction_method = "first"
         self.gpt2 = gpt2
-        self.precision = _DTYPES[precision]
+        compiled = compile_local or options.compiled
+        self.options = dataclasses.replace(options, compiled=compiled)
         self.dropout = dropout
         self.accumulation_steps = accumulation_steps
         self.clip_norm = clip_norm
         self.seed = seed
+        self._all_reduce = all_reduce
         self._local_gradients = tf.function(
             self.local_gradients, jit_compile=compile_local or None
         )
@@ -69,21 +74,16 @@ class LanguageModelTask(tf_keras.Model):
 
         Args:
           batch: this replica's part of the global batch: `tokens` int32
-            [accumulation_steps * microbatch_size, T] and `length` int32 [same].
+            [accumulation_steps * microbatch_size, T]; `length` int32 [same]; and
+            `row` int32 [same], the place of each record in the global batch.
 
         Returns:
           float32 scalars, the same on all replicas: `loss` (nats a token),
           `learning_rate`, `gradient_norm` (before clipping).
         """
-        replica = tf.distribute.get_replica_context()
-        step = self.optimizer.iterations
-        # Dropout is a function of (seed, step, replica, microbatch, layer).
-        seed = tf.constant([self.seed, 0], tf.int32)
-        for part in (step, replica.replica_id_in_sync_group):
-            seed = tf.random.experimental.stateless_fold_in(seed, part)
-
-        sums = self._local_gradients(batch["tokens"], batch["length"], seed)
-        loss, count, gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        keys = row_keys(self.seed, self.optimizer.iterations, batch["row"])
+        sums = self._local_gradients(batch["tokens"], batch["length"], keys)
+        loss, count, gradients = self._all_reduce(sums)
         loss = tf.math.divide_no_nan(loss, count)
         gradients = [tf.math.divide_no_nan(g, count) for g in gradients]
         norm = tf.linalg.global_norm(gradients)
@@ -101,47 +101,43 @@ class LanguageModelTask(tf_keras.Model):
 
     def test_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns the global `loss_sum` (nats) and `token_count` of one batch."""
-        replica = tf.distribute.get_replica_context()
         sums = self._local_loss(batch["tokens"], batch["length"])
-        loss, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        loss, count = self._all_reduce(sums)
         return {"loss_sum": loss, "token_count": count}
 
     def local_gradients(
-        self, tokens: tf.Tensor, length: tf.Tensor, seed: tf.Tensor
+        self, tokens: tf.Tensor, length: tf.Tensor, keys: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """Sums loss, loss-bearing tokens and gradients over the microbatches.
 
         Args:
           tokens: int32 [accumulation_steps * microbatch_size, T].
           length: int32 [accumulation_steps * microbatch_size].
-          seed: int32 [2].
+          keys: uint32 [accumulation_steps * microbatch_size], of the dropout.
 
         Returns:
           float32 [], float32 [], and float32 gradients of the summed loss.
         """
         variables = self.gpt2.trainable_variables
 
-        def microbatch(index: Any, tokens: tf.Tensor, length: tf.Tensor) -> tuple:
+        def microbatch(tokens: tf.Tensor, length: tf.Tensor, keys: tf.Tensor) -> tuple:
+            dropout = Dropout(self.dropout, keys, self.options.compiled)
             with tf.GradientTape() as tape:
                 loss, count = forward.summed_loss(
-                    self.gpt2,
-                    tokens,
-                    length,
-                    dtype=self.precision,
-                    dropout=self.dropout,
-                    seed=tf.random.experimental.stateless_fold_in(seed, index),
+                    self.gpt2, tokens, length, self.options, dropout
                 )
             return loss, count, tape.gradient(loss, variables)
 
         num = self.accumulation_steps
         if num == 1:
-            return microbatch(0, tokens, length)
-        microbatch_size = tokens.shape[0] // num
-        tokens = tf.reshape(tokens, [num, microbatch_size, tokens.shape[1]])
-        length = tf.reshape(length, [num, microbatch_size])
+            return microbatch(tokens, length, keys)
+        parts = [
+            tf.reshape(rows, [num, rows.shape[0] // num, *rows.shape[1:]])
+            for rows in (tokens, length, keys)
+        ]
 
         def body(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            loss, count, gradients = microbatch(index, tokens[index], length[index])
+            loss, count, gradients = microbatch(*(rows[index] for rows in parts))
             more = (loss, count, *gradients)
             return (index + 1, *(a + b for a, b in zip(sums, more, strict=True)))
 
@@ -159,7 +155,8 @@ class LanguageModelTask(tf_keras.Model):
         self, tokens: tf.Tensor, length: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the summed loss and number of loss-bearing tokens, no dropout."""
-        return forward.summed_loss(self.gpt2, tokens, length, dtype=self.precision)
+        losses, weights = forward.token_losses(self.gpt2, tokens, length, self.options)
+        return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
 
 
 def build(
@@ -180,35 +177,64 @@ def build(
       ConfigError: batch sizes do not divide, or model and data do not fit together.
     """
     settings = config.training
-    accumulation_steps = strategies.accumulation_steps(settings, strategy)
-    gpt2 = model.create(config.model, manifest, settings.seed)
-    task = LanguageModelTask(
-        gpt2,
-        precision=settings.precision,
-        dropout=settings.dropout,
-        accumulation_steps=accumulation_steps,
-        clip_norm=config.optimizer.clip_norm,
-        seed=settings.seed,
-        compile_local=strategies.compiles_local_work(strategy, settings.precision),
+    accumulation_steps = strategies.accumulation_steps(
+        settings, strategy.num_replicas_in_sync
     )
-    schedule = Schedule(config.optimizer, num_steps)
-    rule = optimizer.create(config.optimizer, schedule, gpt2.trainable_variables)
-    task.compile(
-        optimizer=rule,
-        steps_per_execution=min(settings.steps_per_execution, num_steps),
+    gpt2 = model.create(config.model, manifest, settings.seed)
+    task = assemble(
+        gpt2,
+        config,
+        num_steps,
+        accumulation_steps=accumulation_steps,
+        options=forward.Options(
+            precision=settings.precision,
+            remat=settings.remat,
+            compiled=strategies.compiles_everything(strategy),
+        ),
+        compile_local=strategies.compiles_local_work(strategy, settings.precision),
     )
     logging.info(
         "%s parameters, %s bytes of optimizer state",
         f"{gpt2.num_parameters():,}",
-        f"{optimizer.state_bytes(rule):,}",
+        f"{optimizer.state_bytes(task.optimizer):,}",
     )
     logging.info(
         "a step is %d sequences of %d tokens: %d replicas x %d accumulation steps x "
-        "microbatch %d",
+        "microbatch %d; remat %s",
         settings.global_batch_size,
         manifest.sequence_length,
         strategy.num_replicas_in_sync,
         accumulation_steps,
         settings.microbatch_size,
+        settings.remat,
+    )
+    return task
+
+
+def assemble(
+    gpt2: TFGPT2LMHeadModel, config: Config, num_steps: int, **step: Any
+) -> LanguageModelTask:
+    """Joins a model, the step and the optimizer that `config` describes.
+
+    Args:
+      gpt2: owns the weights.
+      config: of the run.
+      num_steps: of the whole run.
+      **step: what depends on the hardware, for `LanguageModelTask`.
+    """
+    settings = config.training
+    task = LanguageModelTask(
+        gpt2,
+        dropout=settings.dropout,
+        clip_norm=config.optimizer.clip_norm,
+        seed=settings.seed,
+        **step,
+    )
+    schedule = Schedule(config.optimizer, num_steps)
+    task.compile(
+        optimizer=optimizer.create(
+            config.optimizer, schedule, gpt2.trainable_variables
+        ),
+        steps_per_execution=min(settings.steps_per_execution, num_steps),
     )
     return task

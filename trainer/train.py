@@ -6,7 +6,6 @@ continues a run that was stopped, and does nothing more to one that is finished.
 """
 
 import json
-import math
 
 import tensorflow as tf
 import tf_keras
@@ -17,7 +16,7 @@ from configs import cli
 from configs.schema import Config, TrainingConfig, validate
 from tfrecords import manifest as manifests
 from tfrecords import reader
-from trainer import callbacks, metrics, summary
+from trainer import callbacks, hardware, metrics, schedule, summary
 from trainer import strategy as strategies
 from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
@@ -40,8 +39,12 @@ def train(
     for split in manifest.splits:
         manifests.verify_shards(data_dir, manifest, split)
 
+    # -- hardware: the one expected, and what of the run depends on it
+    found = strategies.find(strategy)
+    config = hardware.settle(config, manifest.sequence_length, found, workdir)
+
     # -- model, optimizer and step
-    num_steps = _num_steps(config.training, manifest)
+    num_steps = schedule.total_steps(config.training, manifest)
     with strategy.scope():
         task = tasks.build(config, manifest, strategy, num_steps)
 
@@ -64,12 +67,6 @@ def train(
             ),
             verbose=0,
         )
-
-
-def _num_steps(config: TrainingConfig, manifest: manifests.Manifest) -> int:
-    """Steps of the whole run; the last step of an epoch borrows from the next."""
-    records = config.num_epochs * manifest.split("train").num_records
-    return config.num_steps or math.ceil(records / config.global_batch_size)
 
 
 def _batches(

@@ -1,0 +1,200 @@
+"""The training step on a TPU, by the word of its compiler, beside plain TFGPT2.
+
+`python benchmarks/tpu_step.py` compiles both for one board each and prints a table; it
+needs no TPU, the extra `plan`, and about two hours on two cores. `--rows=temporaries`
+runs a part. Every program is the whole step: forward, backward, the all-reduce over
+8 replicas, and the optimizer's update.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from absl import app, flags
+from transformers import GPT2Config, TFGPT2LMHeadModel
+
+from configs import tpu
+from configs.schema import Config
+from trainer import cross_entropy, forward, model, plan
+from trainer import task as tasks
+
+FLAGS = flags.FLAGS
+LENGTH = 1024
+SHAPES = {  # layers, heads, channels
+    "small": (12, 12, 768),
+    "medium": (24, 16, 1024),
+    "large": (36, 20, 1280),
+    "xl": (48, 25, 1600),
+}
+# Row -> (title, cases). A case is (label, what `compiled` takes).
+OURS = {"step": "ours", "optimizer": "adafactor"}
+PLAIN = {"step": "plain", "optimizer": "adafactor"}
+ROWS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
+    "temporaries": (
+        "temporaries, MB: small, microbatch 8, v3",
+        [
+            ("plain, AdamW", {**PLAIN, "optimizer": "adamw"}),
+            ("plain, Adafactor", PLAIN),
+            ("ours, none", {**OURS, "remat": "none"}),
+            ("ours, attention", {**OURS, "remat": "attention"}),
+            ("ours, block", {**OURS, "remat": "block"}),
+        ],
+    ),
+    "bytes": (
+        "GB accessed, no loop: small, microbatch 8, v3",
+        [
+            ("plain", PLAIN),
+            ("ours, none", {**OURS, "remat": "none", "loop": False}),
+        ],
+    ),
+    "microbatch": (
+        "microbatch that fits: small, dropout, Adafactor; of plain the largest",
+        [
+            ("plain, v3", {**PLAIN, "find": True, "size": 20}),
+            ("plain, v2", {**PLAIN, "find": True, "tpu": "v2-8"}),
+            ("ours, block, v3", {**OURS, "remat": "block", "size": 240}),
+            (
+                "ours, block, v2",
+                {**OURS, "remat": "block", "size": 112, "tpu": "v2-8"},
+            ),
+        ],
+    ),
+    "model": (
+        "largest model: microbatch, and the peak where it fits",
+        [
+            (
+                "plain, medium, microbatch 2, v3",
+                {**PLAIN, "shape": "medium", "size": 2},
+            ),
+            ("plain, large, microbatch 1, v3", {**PLAIN, "shape": "large", "size": 1}),
+            (
+                "ours, xl, microbatch 2, v3",
+                {**OURS, "remat": "block", "shape": "xl", "size": 2},
+            ),
+            (
+                "plain, medium, microbatch 1, v2",
+                {**PLAIN, "shape": "medium", "size": 1, "tpu": "v2-8"},
+            ),
+            (
+                "ours, large, microbatch 2, v2",
+                {**OURS, "remat": "block", "shape": "large", "size": 2, "tpu": "v2-8"},
+            ),
+        ],
+    ),
+    "accumulation": (
+        "temporaries, MB: small, microbatch 8, block, v3",
+        [
+            ("ours, accumulation 1", {**OURS, "remat": "block"}),
+            ("ours, accumulation 16", {**OURS, "remat": "block", "accumulation": 16}),
+        ],
+    ),
+}
+
+
+def plain_step(gpt2: TFGPT2LMHeadModel, optimizer: str) -> Callable:
+    """What one writes who has TFGPT2, Keras' mixed precision, and nothing else."""
+    rules = {
+        "adamw": tf_keras.optimizers.AdamW,
+        "adafactor": tf_keras.optimizers.Adafactor,
+    }
+    rule = rules[optimizer](1e-4, jit_compile=False)
+    rule.build(gpt2.trainable_variables)
+    add_up = plan.sum_over(8)
+
+    def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        tokens = batch["tokens"]
+        with tf.GradientTape() as tape:
+            logits = gpt2(tokens, training=True).logits[:, :-1]
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                tokens[:, 1:], tf.cast(logits, tf.float32)
+            )
+            loss = tf.reduce_mean(losses)
+        gradients = add_up(tape.gradient(loss, gpt2.trainable_variables))
+        rule.apply_gradients(
+            zip(gradients, gpt2.trainable_variables, strict=True),
+            skip_gradients_aggregation=True,
+        )
+        return loss
+
+    return step
+
+
+def our_step(gpt2: TFGPT2LMHeadModel, case: dict[str, Any]) -> Callable:
+    config = Config()
+    config.optimizer.name = case["optimizer"]
+    return tasks.assemble(
+        gpt2,
+        config,
+        10**6,
+        accumulation_steps=case.get("accumulation", 1),
+        options=forward.Options("bfloat16", case["remat"], compiled=True),
+        all_reduce=plan.sum_over(8),
+    ).train_step
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Compiles one case, in this process."""
+    num_layers, num_heads, channels = SHAPES[case.get("shape", "small")]
+    if case["step"] == "plain":
+        tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    gpt2 = model.from_shape(
+        GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
+    )
+    if case["step"] == "plain":
+        step = plain_step(gpt2, case["optimizer"])
+    else:
+        step = our_step(gpt2, case)
+    tpu_type = tpu.parse(case.get("tpu", "v3-8"))
+
+    def compiled(size: int) -> dict[str, Any]:
+        if not case.get("loop", True):
+            cross_entropy.CHUNK_TOKENS = size * LENGTH
+        batch_size = size * case.get("accumulation", 1)
+        found = plan.compile_hlo(plan.lower(step, batch_size, LENGTH), tpu_type)
+        print(size, found["message"] or found["peak_bytes"], file=sys.stderr)
+        return found
+
+    size = case.get("size", 8)
+    if case.get("find"):
+        hbm = tpu_type.facts.hbm_bytes
+        return {"max_microbatch_size": plan.largest_microbatch(compiled, size, hbm)}
+    return {**compiled(size), "microbatch_size": size}
+
+
+def shown(row: str, found: dict[str, Any]) -> str:
+    if "max_microbatch_size" in found:
+        return str(found["max_microbatch_size"])
+    if not found["fits"]:
+        return f"refused: {found['message'].split('Ran')[-1][:90]}"
+    if row == "bytes":
+        return f"{found['bytes_accessed'] / 1e9:.1f}"
+    if row in ("microbatch", "model"):
+        return f"{found['microbatch_size']}, peak {found['peak_bytes'] / 1e9:.2f} GB"
+    return f"{found['temporary_bytes'] / 1e6:,.0f}"
+
+
+def main(_: list[str]) -> None:
+    if FLAGS.case:
+        print(json.dumps(measure(json.loads(FLAGS.case))))
+        return
+    for row in FLAGS.rows:
+        title, cases = ROWS[row]
+        print(title, flush=True)
+        for label, case in cases:
+            # A process each: TensorFlow's precision policy is global.
+            command = [sys.executable, __file__, f"--case={json.dumps(case)}"]
+            process = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True
+            )
+            found = json.loads(process.stdout.splitlines()[-1])
+            print(f"  {label:36}{shown(row, found)}", flush=True)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("rows", list(ROWS), "which rows of the table")
+    flags.DEFINE_string("case", "", "one case, as JSON; the program calls itself")
+    app.run(main)

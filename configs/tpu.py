@@ -1,0 +1,135 @@
+"""The TPU types that can be planned for, and what is published about them."""
+
+import dataclasses
+
+
+class UnknownTpuError(ValueError):
+    """There is no TPU type of that name."""
+
+    exit_code = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What is the same for all sizes of a generation.
+
+    Attributes:
+      hbm_bytes: what a replica can use; what libtpu 0.0.52 said when a program did not
+        fit (`tests/test_plan.py` asks again).
+      peak_flops: bfloat16 FLOP/s of a replica.
+      bandwidth: bytes/s of a replica's HBM.
+      replicas_per_chip: 2 where the cores of a chip are devices of their own.
+      chips_in_name: whether a type's number counts chips, not cores.
+      topologies: chips -> their arrangement, as the compiler names it.
+      compiler_options: of the compiler's topology.
+
+    Source of the peaks: cloud.google.com/tpu/docs/system-architecture-tpu-vm.
+    """
+
+    hbm_bytes: int
+    peak_flops: float
+    bandwidth: float
+    replicas_per_chip: int
+    chips_in_name: bool
+    topologies: dict[int, str]
+    compiler_options: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+_GIB = 2**30
+_FLAT = {
+    4: "2x2",
+    16: "4x4",
+    32: "4x8",
+    64: "8x8",
+    128: "8x16",
+    256: "16x16",
+}
+_CUBIC = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+}
+_SMALL = {1: "1x1", 4: "2x2", 8: "2x4", **_FLAT}
+GENERATIONS = {
+    "v2": Generation(int(7.48 * _GIB), 22.5e12, 350e9, 2, False, _FLAT),
+    "v3": Generation(int(15.48 * _GIB), 61.5e12, 450e9, 2, False, _FLAT),
+    "v4": Generation(
+        int(30.75 * _GIB),
+        275e12,
+        1228e9,
+        1,
+        False,
+        _CUBIC,
+        {"chip_config_name": "megacore"},
+    ),
+    "v5e": Generation(int(15.75 * _GIB), 197e12, 819e9, 1, True, _SMALL),
+    "v5p": Generation(int(95.73 * _GIB), 459e12, 2765e9, 1, False, _CUBIC),
+    "v6e": Generation(int(31.24 * _GIB), 918e12, 1640e9, 1, True, _SMALL),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuType:
+    """A board or pod, such as v3-8."""
+
+    name: str
+    generation: str
+    num_chips: int
+
+    @property
+    def facts(self) -> Generation:
+        return GENERATIONS[self.generation]
+
+    @property
+    def num_replicas(self) -> int:
+        return self.num_chips * self.facts.replicas_per_chip
+
+    @property
+    def num_hosts(self) -> int:
+        """Machines that feed it: one a board of 4 chips, or of v5e-8 and v6e-8."""
+        return (
+            1
+            if self.num_chips <= 8 and self.facts.chips_in_name
+            else (self.num_chips // 4)
+        )
+
+    @property
+    def topology(self) -> str:
+        return f"{self.generation}:{self.facts.topologies[self.num_chips]}"
+
+
+def parse(name: str) -> TpuType:
+    """Returns the type of that name; Cloud's "v5litepod-8" is v5e-8.
+
+    Raises:
+      UnknownTpuError: there is no such type.
+    """
+    found = _TYPES.get(name.replace("v5litepod", "v5e"))
+    if found is None:
+        raise UnknownTpuError(
+            f"A TPU type must be one of {', '.join(_TYPES)}. Received: {name!r}."
+        )
+    return found
+
+
+def names() -> list[str]:
+    """Returns the names of all types."""
+    return list(_TYPES)
+
+
+def _all_types() -> dict[str, TpuType]:
+    types = {}
+    for generation, facts in GENERATIONS.items():
+        for num_chips in facts.topologies:
+            number = num_chips if facts.chips_in_name else 2 * num_chips
+            name = f"{generation}-{number}"
+            types[name] = TpuType(name, generation, num_chips)
+    return types
+
+
+_TYPES = _all_types()

@@ -1,0 +1,100 @@
+"""Dropout whose noise is a function of the record, not of where it is computed.
+
+The noise of an element is a hash of (seed, step, row of the global batch, place in the
+network, index of the element). So it is the same for any number of replicas and
+accumulation steps, and a stopped run finds it again. It is a few integer operations on
+an index, which XLA computes inside the product that uses it, forwards and backwards:
+no mask is ever stored.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from trainer.recompute import hold
+
+# Odd, and about 2^32 divided by the golden ratio: keys that follow each other, as rows
+# and steps do, end up far apart.
+_SPREAD = 0x9E3779B9
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dropout:
+    """Drops elements of each row of a batch.
+
+    Attributes:
+      rate: the share of elements that become 0. The others are scaled by 1/(1 - rate).
+      keys: uint32 [B], of `row_keys`; none where `rate` is 0.
+      compiled: whether XLA compiles this.
+    """
+
+    rate: float = 0.0
+    keys: tf.Tensor | tuple[()] = ()
+    compiled: bool = False
+
+    def __call__(self, x: tf.Tensor, site: int) -> tf.Tensor:
+        """Applies dropout to `x`, [B, …], at a place of the network, `site`."""
+        if not self.rate:
+            return x
+
+        @tf.custom_gradient
+        def call(x: tf.Tensor, keys: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+            def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+                # Other keys to XLA, so that it does not keep the noise until here.
+                (held,), _ = hold([keys], [], self.compiled)
+                return self._drop(upstream, held, site), None
+
+            return self._drop(x, keys, site), gradient
+
+        return call(x, self.keys)
+
+    def _drop(self, x: tf.Tensor, keys: tf.Tensor, site: int) -> tf.Tensor:
+        keys = _mix(keys + tf.constant(site * _SPREAD % 2**32, tf.uint32))
+        kept = _mix(_count(keys, x.shape)) >= round(self.rate * 2**32)
+        scaled = x * tf.cast(1 / (1 - self.rate), x.dtype)
+        return tf.where(kept, scaled, tf.zeros([], x.dtype))
+
+
+NO_DROPOUT = Dropout()
+
+
+def row_keys(seed: int, step: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+    """Returns uint32 [B]: the key of each row of a step's global batch.
+
+    Args:
+      seed: of the run.
+      step: integer [], updates made so far.
+      row: int32 [B], the place of each row in the global batch.
+    """
+    key = tf.constant(seed % 2**32, tf.uint32)
+    for part in (tf.cast(step, tf.uint32), tf.cast(row, tf.uint32)):
+        key = _mix(key + (part + 1) * tf.constant(_SPREAD, tf.uint32))
+    return key
+
+
+def _count(start: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+    """Counts the elements of each row from `start`, uint32 [B]: uint32 `shape`.
+
+    As a sum of small ranges, the outermost first: a constant of that size would become
+    part of the program, and partial sums of the inner axes would be kept.
+    """
+    count = tf.reshape(start, [-1] + [1] * (shape.rank - 1))
+    for axis in range(1, shape.rank):
+        stride = math.prod(shape[axis + 1 :])
+        along = tf.cast(tf.range(shape[axis]) * stride, tf.uint32)
+        count += tf.reshape(along, [-1] + [1] * (shape.rank - 1 - axis))
+    return count
+
+
+def _mix(x: tf.Tensor) -> tf.Tensor:
+    """Makes the high bits of uint32 `x` depend on all of its bits.
+
+    Source: Wellons, "Prospecting for hash functions" (2018), the function lowbias32,
+    without its last step, which carries the high bits down.
+    """
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x ^= tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))
+        x *= tf.constant(factor, tf.uint32)
+    return x

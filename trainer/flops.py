@@ -1,0 +1,24 @@
+"""Floating-point operations of a step, counted from shapes."""
+
+from transformers import GPT2Config
+
+
+def step_flops(shape: GPT2Config, sequence_length: int, num_sequences: int) -> int:
+    """Returns the FLOPs that a training step needs, of matrix products alone.
+
+    A product of [n, m] and [m, k] is 2nmk. The backward pass has two products for each
+    of the forward pass. Of attention, the pairs that the causal mask leaves count; what
+    is computed a second time to save memory does not.
+
+    Args:
+      shape: of the model.
+      sequence_length: T, tokens of a record.
+      num_sequences: records of the step.
+    """
+    length, channels = sequence_length, shape.n_embd
+    inner = shape.n_inner or 4 * channels
+    weights = 4 * channels**2 + 2 * channels * inner  # of a block's four products
+    pairs = length * (length + 1) // 2
+    block = 2 * length * weights + 2 * 2 * pairs * channels
+    logits = 2 * length * channels * shape.vocab_size
+    return 3 * num_sequences * (shape.n_layer * block + logits)

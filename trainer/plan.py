@@ -1,0 +1,412 @@
+"""What a run does on a TPU, before there is one: `python -m trainer.plan --config=…`.
+
+Lowers the very step that `train` runs, has the TPU's own compiler compile it for all
+replicas of a board or pod, and reports what that says. Needs no TPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from absl import flags, logging
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from transformers import GPT2Config
+
+from configs import cli, tpu
+from configs.schema import Config, validate
+from tfrecords import manifest as manifests
+from tfrecords.manifest import Manifest
+from trainer import flops, forward, hardware, model, optimizer, schedule
+from trainer import strategy as strategies
+from trainer import task as tasks
+
+FLAGS = flags.FLAGS
+# A microbatch of more sequences than this is not looked for.
+_LARGEST_MICROBATCH = 4096
+
+
+class PlanError(ValueError):
+    """The step cannot run on a TPU, or the compiler is not there."""
+
+    exit_code = 2
+
+
+class Compilation:
+    """The step of a run, compiled for a TPU type in whatever sizes are asked for.
+
+    Args:
+      config: of the run.
+      shape: of its model.
+      sequence_length: tokens of a record.
+      tpu_type: to compile for.
+      num_steps: of the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        shape: GPT2Config,
+        sequence_length: int,
+        tpu_type: tpu.TpuType,
+        num_steps: int,
+    ):
+        self._config = config
+        self._sequence_length = sequence_length
+        self._tpu_type = tpu_type
+        self._num_steps = num_steps
+        self.gpt2 = model.from_shape(shape)
+        self.optimizer_state_bytes = 0
+
+    def __call__(
+        self, microbatch_size: int, accumulation_steps: int, remat: str
+    ) -> dict[str, Any]:
+        """Compiles; returns what `tpu_compiler.compile_step` does.
+
+        Raises:
+          PlanError: the step cannot be compiled whole, or there is no compiler.
+        """
+        task = tasks.assemble(
+            self.gpt2,
+            self._config,
+            self._num_steps,
+            accumulation_steps=accumulation_steps,
+            options=forward.Options(
+                self._config.training.precision, remat, compiled=True
+            ),
+            all_reduce=sum_over(self._tpu_type.num_replicas),
+        )
+        self.optimizer_state_bytes = optimizer.state_bytes(task.optimizer)
+        batch_size = microbatch_size * accumulation_steps
+        hlo = lower(task.train_step, batch_size, self._sequence_length)
+        return compile_hlo(hlo, self._tpu_type)
+
+
+def lower(
+    step: Callable[[dict[str, tf.Tensor]], Any], batch_size: int, sequence_length: int
+) -> bytes:
+    """Lowers one replica's step to XLA's language: a serialized HloModuleProto.
+
+    Args:
+      step: `LanguageModelTask.train_step`.
+      batch_size: records that a replica takes for a step.
+      sequence_length: tokens of a record.
+
+    Raises:
+      PlanError: some of it would run on the host.
+    """
+
+    @tf.function(jit_compile=True)
+    def compiled(tokens: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> Any:
+        return step({"tokens": tokens, "length": length, "row": row})
+
+    rows = tf.TensorSpec([batch_size], tf.int32)
+    tokens = tf.TensorSpec([batch_size, sequence_length], tf.int32)
+    try:
+        ir = compiled.experimental_get_compiler_ir(tokens, rows, rows)
+        return ir(stage="hlo_serialized")
+    except (ValueError, tf.errors.OpError) as error:
+        if "unsupported operations" not in str(error):
+            raise
+        raise PlanError(
+            "The whole step must be compiled: nothing of it may run on the host. "
+            f"TensorFlow said: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
+    """Compiles in a process of its own; see `tpu_compiler.compile_step`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "step.hlo")
+        with open(path, "wb") as stream:
+            stream.write(hlo)
+        command = [sys.executable, "-m", "trainer.tpu_compiler", path, tpu_type.name]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise PlanError(
+            "The TPU's compiler must be installed (`pip install -e '.[plan]'`) and "
+            f"understand the step. Received exit code {process.returncode}: {last}"
+        )
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def sum_over(num_replicas: int) -> Callable[[Any], Any]:
+    """Returns what `strategy.all_reduce_sum` becomes on a TPU of so many replicas."""
+
+    def add_up(value: tf.Tensor) -> tf.Tensor:
+        groups = tf.constant([list(range(num_replicas))], tf.int32)
+        return gen_xla_ops.xla_all_reduce(
+            value, groups, reduce_op="Add", mode="CrossReplica"
+        )
+
+    return lambda values: tf.nest.map_structure(add_up, values)
+
+
+def make(
+    config: Config, tpu_type: tpu.TpuType, manifest: Manifest | None, find_max: bool
+) -> dict[str, Any]:
+    """Plans a run.
+
+    Args:
+      config: of the run. With `remat` "auto", the first policy that fits is taken.
+      tpu_type: where it is to run.
+      manifest: of its dataset, where there is one already.
+      find_max: also find the largest microbatch that fits.
+
+    Returns:
+      The JSON object that the README describes.
+
+    Raises:
+      ConfigError: the batch sizes do not divide.
+      PlanError: the step cannot be compiled.
+    """
+    settings = config.training
+    num_replicas = tpu_type.num_replicas
+    accumulation_steps = strategies.accumulation_steps(settings, num_replicas)
+    length = manifest.sequence_length if manifest else config.data.sequence_length
+    num_steps = settings.num_steps
+    if manifest:
+        num_steps = schedule.total_steps(settings, manifest)
+    shape, shape_warnings = _shape(config, manifest)
+    compilation = Compilation(config, shape, length, tpu_type, num_steps or 10**6)
+
+    def fits(microbatch_size: int, remat: str) -> dict[str, Any]:
+        found = compilation(microbatch_size, accumulation_steps, remat)
+        needs = f"peak {_gib(found['peak_bytes'])}" if found["fits"] else "too large"
+        logging.info("microbatch %d, remat %s: %s", microbatch_size, remat, needs)
+        return found
+
+    policies: tuple[str, ...] = (settings.remat,)
+    if settings.remat == "auto":
+        policies = hardware.REMAT_POLICIES
+    for remat in policies:
+        found = fits(settings.microbatch_size, remat)
+        if found["fits"]:
+            break
+    largest = None
+    if find_max:
+        largest = largest_microbatch(
+            lambda size: fits(size, policies[-1]),
+            settings.microbatch_size,
+            tpu_type.facts.hbm_bytes,
+        )
+    needed = flops.step_flops(shape, length, settings.global_batch_size)
+    # Arguments are weights, optimizer state and batch: each is read, and written anew.
+    moved = 2 * found.get("argument_bytes", 0)
+    seconds = max(
+        needed / num_replicas / tpu_type.facts.peak_flops,
+        moved / tpu_type.facts.bandwidth,
+    )
+    return {
+        "tpu_type": tpu_type.name,
+        "num_replicas": num_replicas,
+        "fits": found["fits"],
+        "message": found["message"],
+        "hbm_available_bytes": tpu_type.facts.hbm_bytes,
+        "argument_bytes": found.get("argument_bytes"),
+        "temporary_bytes": found.get("temporary_bytes"),
+        "peak_bytes": found.get("peak_bytes"),
+        "parameter_count": compilation.gpt2.num_parameters(),
+        "optimizer_state_bytes": compilation.optimizer_state_bytes,
+        "sequence_length": length,
+        "global_batch_size": settings.global_batch_size,
+        "microbatch_size": settings.microbatch_size,
+        "accumulation_steps": accumulation_steps,
+        "remat": remat,
+        "max_microbatch_size": largest,
+        "flops_per_step": needed,
+        "step_seconds_lower_bound": seconds,
+        "tokens_per_second_upper_bound": settings.global_batch_size * length / seconds,
+        "num_steps": num_steps or None,
+        "hours_lower_bound": num_steps * seconds / 3600 if num_steps else None,
+        "num_all_reduces": found.get("num_all_reduces"),
+        "compile_seconds": found["compile_seconds"],
+        "warnings": [
+            *shape_warnings,
+            *warnings(config, manifest, tpu_type, compilation.gpt2.num_parameters()),
+        ],
+        "planned_for": hardware.plan_key(config, length),
+    }
+
+
+def largest_microbatch(
+    compiled: Callable[[int], dict[str, Any]], start: int, hbm_bytes: int
+) -> int:
+    """Finds the largest microbatch that fits: it does, and one more does not.
+
+    Bisection, of which every other guess is made by the growth of the peak.
+
+    Args:
+      compiled: microbatch size -> what `tpu_compiler.compile_step` returns.
+      start: the first guess.
+      hbm_bytes: available.
+
+    Returns:
+      0 where not even one sequence fits.
+    """
+    peaks: dict[int, int] = {}
+    low, high, guess = 0, _LARGEST_MICROBATCH + 1, start
+    by_growth = False
+    while high - low > 1:
+        found = compiled(guess)
+        if found["fits"]:
+            low, peaks[guess] = guess, found["peak_bytes"]
+        else:
+            high = guess
+        guess = (low + high) // 2 if high <= _LARGEST_MICROBATCH else 2 * low
+        by_growth = not by_growth
+        if len(peaks) >= 2 and by_growth:
+            (first, lower), (second, upper) = sorted(peaks.items())[-2:]
+            growth = max((upper - lower) / (second - first), 1)
+            guess = low + int((hbm_bytes - upper) / growth)
+        guess = min(max(guess, low + 1), high - 1)
+    return low
+
+
+def _shape(config: Config, manifest: Manifest | None) -> tuple[GPT2Config, list[str]]:
+    """Returns the shape of the model that `train` would build, and what is not sure."""
+    vocabulary = config.data.vocab_size
+    if manifest:
+        vocabulary = manifest.vocabulary_size
+    elif config.data.tokenizer != "train":
+        vocabulary = GPT2Config().vocab_size
+    shape = config.model
+    if shape.initial_checkpoint:
+        try:
+            return GPT2Config.from_pretrained(shape.initial_checkpoint), []
+        except OSError:
+            name = shape.initial_checkpoint
+            unsure = [f"{name} cannot be read here: planned for the shape in `model`."]
+    else:
+        unsure = []
+    return GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=shape.n_positions,
+        n_embd=shape.n_embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+    ), unsure
+
+
+def warnings(
+    config: Config,
+    manifest: Manifest | None,
+    tpu_type: tpu.TpuType,
+    parameter_count: int,
+) -> list[str]:
+    """Returns what of the data does not suit the TPU or the model."""
+    if manifest is None:
+        return ["Without `--data_dir`, the data is not looked at."]
+    found = []
+    split = manifest.split("train")
+    if len(split.shards) < tpu_type.num_hosts:
+        found.append(
+            f"{len(split.shards)} shards are too few for the {tpu_type.num_hosts} "
+            f"hosts of a {tpu_type.name}: preprocess with `--config.data.num_shards="
+            f"{tpu_type.num_hosts}` or a multiple of it."
+        )
+    per_parameter = split.tokens / parameter_count
+    # A new model has everything to learn; a trained one is soon overfitted, too.
+    enough = 0.001 if config.model.initial_checkpoint else 1.0
+    if per_parameter < enough:
+        found.append(
+            f"{split.tokens:,} tokens are {per_parameter:.2g} for each parameter: the "
+            "model can learn them by heart. Take a smaller model or more text."
+        )
+    return found
+
+
+def _gib(num_bytes: int | None) -> str:
+    return "-" if num_bytes is None else f"{num_bytes / 2**30:,.2f} GiB"
+
+
+def _table(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("TPU", f"{plan['tpu_type']}, {plan['num_replicas']} replicas"),
+        ("fits", "yes" if plan["fits"] else "NO"),
+        ("a replica's HBM", _gib(plan["hbm_available_bytes"])),
+        ("  peak", _gib(plan["peak_bytes"])),
+        ("  weights, optimizer, batch", _gib(plan["argument_bytes"])),
+        ("  temporaries", _gib(plan["temporary_bytes"])),
+        ("parameters", f"{plan['parameter_count']:,}"),
+        ("optimizer state", f"{plan['optimizer_state_bytes'] / 1e6:,.1f} MB"),
+        (
+            "a step",
+            f"{plan['global_batch_size']} x {plan['sequence_length']} tokens",
+        ),
+        (
+            "  of a replica",
+            f"microbatch {plan['microbatch_size']} x {plan['accumulation_steps']} "
+            f"accumulation steps, remat {plan['remat']}",
+        ),
+        ("  FLOPs", f"{plan['flops_per_step']:.4g}"),
+        ("  seconds, at least", f"{plan['step_seconds_lower_bound']:.3g} (a bound)"),
+        (
+            "tokens/s, at most",
+            f"{plan['tokens_per_second_upper_bound']:,.0f} (a bound)",
+        ),
+    ]
+    if plan["num_steps"]:
+        rows.append(
+            (
+                f"hours of {plan['num_steps']:,} steps, at least",
+                f"{plan['hours_lower_bound']:.3g} (a bound)",
+            )
+        )
+    largest = plan["max_microbatch_size"]
+    if largest is not None:
+        rows.append(("largest microbatch", str(largest)))
+        size = hardware.largest_share(
+            plan["global_batch_size"], plan["num_replicas"], largest
+        )
+        if size:
+            steps = plan["global_batch_size"] // plan["num_replicas"] // size
+            rows.append(
+                ("  for this global batch", f"{size} x {steps} accumulation steps")
+            )
+    return rows
+
+
+def define_flags() -> None:
+    cli.define_config()
+    flags.DEFINE_string("tpu_type", "", "such as v3-8; empty: hardware.tpu_type")
+    flags.DEFINE_bool("find_max_microbatch", False, "also find the largest that fits")
+    flags.DEFINE_string("data_dir", "", "folder of the dataset, if it is there already")
+    flags.DEFINE_string("workdir", "", "folder of the run that is to use the plan")
+
+
+def main() -> None:
+    config = FLAGS.config
+    validate(config)
+    tpu_type = tpu.parse(FLAGS.tpu_type or config.hardware.tpu_type)
+    manifest = manifests.load(FLAGS.data_dir) if FLAGS.data_dir else None
+    plan = make(config, tpu_type, manifest, FLAGS.find_max_microbatch)
+    if FLAGS.workdir:
+        hardware.save_plan(FLAGS.workdir, plan)
+    if FLAGS.json:
+        print(json.dumps(plan))
+    else:
+        for name, value in _table(plan):
+            print(f"{name:32}{value}")
+        for warning in plan["warnings"]:
+            print(f"warning: {warning}")
+    if not (plan["fits"] or plan["max_microbatch_size"]):
+        raise PlanError(
+            f"This step does not fit a {tpu_type.name}. The compiler said: "
+            f"{plan['message']}\nUse `--config.training.remat=block`, a smaller "
+            "`--config.training.microbatch_size`, or a larger TPU; "
+            "`--find_max_microbatch` finds the size."
+        )
+
+
+def run() -> None:
+    cli.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

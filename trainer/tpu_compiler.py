@@ -1,0 +1,119 @@
+"""The TPU's own compiler, as a program: HLO in, one JSON object out.
+
+`python -m trainer.tpu_compiler STEP.hlo v3-8`. It needs no TPU: libtpu holds the
+compiler. This runs in a process of its own, since TensorFlow cannot load the libtpu
+that this needs, and it is the only file that touches JAX, XLA and their private parts.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from typing import Any
+
+from configs import tpu
+
+# What libtpu would otherwise ask the machine, or guess; and other processes may use it.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v3-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
+    """Compiles a step for all replicas of a TPU.
+
+    Args:
+      hlo: serialized HloModuleProto.
+      tpu_type: what to compile for.
+
+    Returns:
+      `fits`, `message` (the compiler's, where it refused), `compile_seconds`; and, of
+      what was compiled, bytes a replica: `argument_bytes`, `temporary_bytes`,
+      `generated_code_bytes`, `peak_bytes`; `bytes_accessed` and `num_all_reduces`.
+    """
+    import numpy as np
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax._src.lib.mlir import ir
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    start = time.perf_counter()
+    topology = topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=tpu_type.topology,
+        **tpu_type.facts.compiler_options,
+    )
+    devices: list[Any] = topology.devices[: tpu_type.num_replicas]
+    options = compiler.get_compile_options(
+        num_replicas=len(devices),
+        num_partitions=1,
+        device_assignment=np.array([[device.id] for device in devices]),
+    )
+    stablehlo = xla_client._xla.mlir.hlo_to_stablehlo(hlo)
+    with mlir.make_ir_context() as context:
+        context.allow_unregistered_dialects = True
+        module = ir.Module.parse(stablehlo)
+        _drop_copies(module.operation)
+        text = str(module.operation.get_asm(large_elements_limit=16))
+        if re.search(r"set_dimension_size|tensor<\?|bounds<", text):
+            return {"fits": False, "message": "The step has tensors of dynamic shape."}
+        try:
+            executable = devices[0].client.compile(
+                module,
+                executable_devices=xla_client.DeviceList(tuple(devices)),
+                compile_options=options,
+            )
+        except JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return {
+                "fits": False,
+                "message": str(error).split("HLO module")[0].strip(),
+                "compile_seconds": time.perf_counter() - start,
+            }
+    memory = executable.get_compiled_memory_stats()
+    arguments = memory.argument_size_in_bytes
+    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = memory.temp_size_in_bytes
+    return {
+        "fits": True,
+        "message": "",
+        "compile_seconds": time.perf_counter() - start,
+        "argument_bytes": arguments,
+        "temporary_bytes": temporaries,
+        "generated_code_bytes": memory.generated_code_size_in_bytes,
+        "peak_bytes": arguments + new_outputs + temporaries,
+        "bytes_accessed": int(executable.cost_analysis()["bytes accessed"]),
+        "num_all_reduces": len(
+            re.findall(
+                r"= .* all-reduce(?:-start)?\(",
+                executable.hlo_modules()[0].to_string(),
+            )
+        ),
+    }
+
+
+def _drop_copies(operation: Any) -> None:
+    """Removes `mhlo.copy` on the outputs, which the compiler's input refuses."""
+    for region in operation.regions:
+        for block in region.blocks:
+            for inner in list(block.operations):
+                if inner.operation.name == "mhlo.copy":
+                    copy = inner.operation
+                    copy.results[0].replace_all_uses_with(copy.operands[0])
+                    copy.erase()
+                else:
+                    _drop_copies(inner)
+
+
+if __name__ == "__main__":
+    os.environ.update(_ENVIRONMENT)
+    with open(sys.argv[1], "rb") as stream:
+        print(json.dumps(compile_step(stream.read(), tpu.parse(sys.argv[2]))))

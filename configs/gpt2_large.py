@@ -14,4 +14,5 @@ def get_config() -> schema.Config:
     config.model = schema.ModelConfig(
         n_layer=36, n_head=20, n_embd=1280, initial_checkpoint="gpt2-large"
     )
+    config.training.remat = "block"
     return config

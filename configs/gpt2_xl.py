@@ -14,4 +14,5 @@ def get_config() -> schema.Config:
     config.model = schema.ModelConfig(
         n_layer=48, n_head=25, n_embd=1600, initial_checkpoint="gpt2-xl"
     )
+    config.training.remat = "block"
     return config

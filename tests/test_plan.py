@@ -182,14 +182,19 @@ def test_gpt2_small_on_a_v3_8():
 
 @needs_compiler
 @pytest.mark.slow
-def test_what_does_not_fit_is_refused_and_what_fits_is_found():
-    """Microbatch 64, nothing recomputed, v2-8."""
+def test_what_does_not_fit_is_refused_and_what_fits_is_found(tmp_path):
+    """Two layers of GPT-2 small's width, with nothing recomputed."""
     arguments = (
-        "--config=configs/gpt2_small.py",
+        "--config=configs/quickstart.py",
         "--tpu_type=v2-8",
+        *("--config.model.n_layer=2", "--config.model.n_embd=768"),
+        *("--config.model.n_head=12", "--config.model.n_positions=1024"),
+        "--config.data.sequence_length=1024",
+        "--config.training.precision=bfloat16",
         "--config.training.remat=none",
-        "--config.training.global_batch_size=512",
-        "--config.training.microbatch_size=64",
+        *("--config.training.dropout=0", "--config.optimizer.name=adafactor"),
+        "--config.training.global_batch_size=2048",
+        "--config.training.microbatch_size=256",
     )
     process, found = run_plan(*arguments)
     assert process.returncode == 2
@@ -198,14 +203,22 @@ def test_what_does_not_fit_is_refused_and_what_fits_is_found():
     assert "exceeds available HBM (7.48G)" in found["message"]
     assert found["message"] in process.stderr
 
+    process, found = run_plan(
+        *arguments, "--find_max_microbatch", f"--workdir={tmp_path}"
+    )
+    largest = found["max_microbatch_size"]
+    assert process.returncode == 0
+    assert 16 <= largest < 256
+    assert f"microbatch {largest}, remat none: peak" in process.stderr
+    assert f"microbatch {largest + 1}, remat none: too large" in process.stderr
+    assert json.loads((tmp_path / "plans" / "v2-8.json").read_text()) == found
+
 
 @needs_compiler
 @pytest.mark.slow
 def test_a_pod_of_128_replicas():
     process, found = run_plan(
-        "--config=configs/gpt2_small.py",
-        "--tpu_type=v3-128",
-        "--config.training.global_batch_size=128",
+        *SMALL, "--tpu_type=v3-128", "--config.training.global_batch_size=512"
     )
     assert process.returncode == 0, process.stderr
     assert found["num_replicas"] == 128

@@ -4,6 +4,7 @@ Lowers the very step that `train` runs, has the TPU's own compiler compile it fo
 replicas of a board or pod, and reports what that says. Needs no TPU.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -172,9 +173,10 @@ def make(
     num_steps = settings.num_steps
     if manifest:
         num_steps = schedule.total_steps(settings, manifest)
-    shape, shape_warnings = _shape(config, manifest)
+    shape, unsure = _shape(config, manifest)
     compilation = Compilation(config, shape, length, tpu_type, num_steps or 10**6)
 
+    @functools.cache
     def fits(microbatch_size: int, remat: str) -> dict[str, Any]:
         found = compilation(microbatch_size, accumulation_steps, remat)
         needs = f"peak {_gib(found['peak_bytes'])}" if found["fits"] else "too large"
@@ -195,22 +197,10 @@ def make(
             settings.microbatch_size,
             tpu_type.facts.hbm_bytes,
         )
-    needed = flops.step_flops(shape, length, settings.global_batch_size)
-    # Arguments are weights, optimizer state and batch: each is read, and written anew.
-    moved = 2 * found.get("argument_bytes", 0)
-    seconds = max(
-        needed / num_replicas / tpu_type.facts.peak_flops,
-        moved / tpu_type.facts.bandwidth,
-    )
     return {
         "tpu_type": tpu_type.name,
         "num_replicas": num_replicas,
-        "fits": found["fits"],
-        "message": found["message"],
-        "hbm_available_bytes": tpu_type.facts.hbm_bytes,
-        "argument_bytes": found.get("argument_bytes"),
-        "temporary_bytes": found.get("temporary_bytes"),
-        "peak_bytes": found.get("peak_bytes"),
+        **_memory(found, tpu_type),
         "parameter_count": compilation.gpt2.num_parameters(),
         "optimizer_state_bytes": compilation.optimizer_state_bytes,
         "sequence_length": length,
@@ -219,18 +209,56 @@ def make(
         "accumulation_steps": accumulation_steps,
         "remat": remat,
         "max_microbatch_size": largest,
-        "flops_per_step": needed,
-        "step_seconds_lower_bound": seconds,
-        "tokens_per_second_upper_bound": settings.global_batch_size * length / seconds,
-        "num_steps": num_steps or None,
-        "hours_lower_bound": num_steps * seconds / 3600 if num_steps else None,
-        "num_all_reduces": found.get("num_all_reduces"),
-        "compile_seconds": found["compile_seconds"],
+        **_bounds(
+            flops.step_flops(shape, length, settings.global_batch_size),
+            found.get("argument_bytes", 0) + found.get("output_bytes", 0),
+            tpu_type,
+            num_tokens=settings.global_batch_size * length,
+            num_steps=num_steps,
+        ),
         "warnings": [
-            *shape_warnings,
+            *unsure,
             *warnings(config, manifest, tpu_type, compilation.gpt2.num_parameters()),
         ],
         "planned_for": hardware.plan_key(config, length),
+    }
+
+
+def _memory(found: dict[str, Any], tpu_type: tpu.TpuType) -> dict[str, Any]:
+    """Returns what the compiler said; None where it refused and so says nothing."""
+    names = ("argument_bytes", "temporary_bytes", "generated_code_bytes", "peak_bytes")
+    return {
+        "fits": found["fits"],
+        "message": found["message"],
+        "hbm_available_bytes": tpu_type.facts.hbm_bytes,
+        **{name: found.get(name) for name in (*names, "num_all_reduces")},
+        "compile_seconds": found["compile_seconds"],
+    }
+
+
+def _bounds(
+    step_flops: int,
+    moved_bytes: int,
+    tpu_type: tpu.TpuType,
+    *,
+    num_tokens: int,
+    num_steps: int,
+) -> dict[str, Any]:
+    """Returns what no run can be faster than: all products at the peak, or memory.
+
+    Weights, optimizer state and batch are read at least once a step, and all but the
+    batch are written: `moved_bytes`.
+    """
+    seconds = max(
+        step_flops / tpu_type.num_replicas / tpu_type.facts.peak_flops,
+        moved_bytes / tpu_type.facts.bandwidth,
+    )
+    return {
+        "flops_per_step": step_flops,
+        "step_seconds_lower_bound": seconds,
+        "tokens_per_second_upper_bound": num_tokens / seconds,
+        "num_steps": num_steps or None,
+        "hours_lower_bound": num_steps * seconds / 3600 if num_steps else None,
     }
 
 
@@ -333,6 +361,7 @@ def _table(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ("  peak", _gib(plan["peak_bytes"])),
         ("  weights, optimizer, batch", _gib(plan["argument_bytes"])),
         ("  temporaries", _gib(plan["temporary_bytes"])),
+        ("  the program itself", _gib(plan["generated_code_bytes"])),
         ("parameters", f"{plan['parameter_count']:,}"),
         ("optimizer state", f"{plan['optimizer_state_bytes'] / 1e6:,.1f} MB"),
         (

@@ -33,8 +33,9 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
 
     Returns:
       `fits`, `message` (the compiler's, where it refused), `compile_seconds`; and, of
-      what was compiled, bytes a replica: `argument_bytes`, `temporary_bytes`,
-      `generated_code_bytes`, `peak_bytes`; `bytes_accessed` and `num_all_reduces`.
+      what was compiled, bytes a replica: `argument_bytes`, `output_bytes`,
+      `temporary_bytes`, `generated_code_bytes`, `peak_bytes`; `bytes_accessed` and
+      `num_all_reduces`.
     """
     import numpy as np
     from jax._src import compiler
@@ -63,7 +64,7 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         _drop_copies(module.operation)
         text = str(module.operation.get_asm(large_elements_limit=16))
         if re.search(r"set_dimension_size|tensor<\?|bounds<", text):
-            return {"fits": False, "message": "The step has tensors of dynamic shape."}
+            return _refused("The step has tensors of dynamic shape.", start)
         try:
             executable = devices[0].client.compile(
                 module,
@@ -73,23 +74,22 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         except JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return {
-                "fits": False,
-                "message": str(error).split("HLO module")[0].strip(),
-                "compile_seconds": time.perf_counter() - start,
-            }
+            return _refused(str(error).split("HLO module")[0].strip(), start)
     memory = executable.get_compiled_memory_stats()
-    arguments = memory.argument_size_in_bytes
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    temporaries = memory.temp_size_in_bytes
     return {
         "fits": True,
         "message": "",
         "compile_seconds": time.perf_counter() - start,
-        "argument_bytes": arguments,
-        "temporary_bytes": temporaries,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
         "generated_code_bytes": memory.generated_code_size_in_bytes,
-        "peak_bytes": arguments + new_outputs + temporaries,
+        # The program itself lies in the same memory.
+        "peak_bytes": memory.argument_size_in_bytes
+        + new_outputs
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
         "bytes_accessed": int(executable.cost_analysis()["bytes accessed"]),
         "num_all_reduces": len(
             re.findall(
@@ -98,6 +98,11 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
             )
         ),
     }
+
+
+def _refused(message: str, start: float) -> dict[str, Any]:
+    seconds = time.perf_counter() - start
+    return {"fits": False, "message": message, "compile_seconds": seconds}
 
 
 def _drop_copies(operation: Any) -> None:

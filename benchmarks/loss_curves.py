@@ -19,17 +19,21 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
+import tf_keras
 from transformers import GPT2Config
 
 from configs.schema import Config
 from tfrecords import manifest as manifests
 from tfrecords import reader
-from trainer import forward, model, optimizer
+from trainer import attention, cross_entropy, forward, model, optimizer
+from trainer.hardware import REMAT_POLICIES
 from trainer.schedule import Schedule
 from trainer.task import LanguageModelTask
 
 BATCH_SIZE = 8
-POLICIES = ("none", "attention", "block")
+# Several blocks of queries, and several chunks of tokens, though the records are short.
+attention.QUERY_BLOCK = 32
+cross_entropy.CHUNK_TOKENS = 256
 
 
 class PlainTask(LanguageModelTask):
@@ -38,7 +42,7 @@ class PlainTask(LanguageModelTask):
     def local_gradients(self, tokens, length, keys):
         with tf.GradientTape() as tape:
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                tokens[:, 1:], self.gpt2(tokens).logits[:, :-1]
+                tokens[:, 1:], tf.cast(self.gpt2(tokens).logits[:, :-1], tf.float32)
             )
             real = tf.range(1, tokens.shape[1])[None] < length[:, None]
             weights = tf.cast(real, tf.float32)
@@ -49,15 +53,20 @@ class PlainTask(LanguageModelTask):
 
 
 def losses(arguments, manifest, task_class, options):
+    """Trains anew and returns the loss of each step."""
+    is_mixed = task_class is PlainTask and options.precision == "bfloat16"
+    tf_keras.mixed_precision.set_global_policy(
+        "mixed_bfloat16" if is_mixed else "float32"
+    )
     config = Config()
     config.optimizer.learning_rate = 2e-3
     gpt2 = model.from_shape(
         GPT2Config(
             vocab_size=manifest.vocabulary_size,
             n_positions=manifest.sequence_length,
-            n_layer=4,
-            n_head=4,
-            n_embd=128,
+            n_layer=2,
+            n_head=2,
+            n_embd=64,
             resid_pdrop=0,
             embd_pdrop=0,
             attn_pdrop=0,
@@ -92,9 +101,14 @@ def main():
     plain = losses(
         arguments, manifest, PlainTask, forward.Options("float32", compiled=True)
     )
-    curves = {"plain TFGPT2, float32": plain}
+    curves = {
+        "plain TFGPT2, float32": plain,
+        "plain TFGPT2, bfloat16": losses(
+            arguments, manifest, PlainTask, forward.Options("bfloat16")
+        ),
+    }
     for precision in ("float32", "bfloat16"):
-        for remat in POLICIES:
+        for remat in REMAT_POLICIES:
             # XLA has no fast bfloat16 product on a CPU.
             options = forward.Options(precision, remat, precision == "float32")
             curve = losses(arguments, manifest, LanguageModelTask, options)

@@ -19,7 +19,7 @@ from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import tpu
 from configs.schema import Config
-from trainer import cross_entropy, forward, model, plan
+from trainer import compilation, cross_entropy, forward, model, plan
 from trainer import task as tasks
 
 FLAGS = flags.FLAGS
@@ -95,7 +95,7 @@ def plain_step(gpt2: TFGPT2LMHeadModel, optimizer: str) -> Callable:
     }
     rule = rules[optimizer](1e-4, jit_compile=False)
     rule.build(gpt2.trainable_variables)
-    add_up = plan.sum_over(8)
+    add_up = compilation.sum_over(8)
 
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         tokens = batch["tokens"]
@@ -124,7 +124,7 @@ def our_step(gpt2: TFGPT2LMHeadModel, case: dict[str, Any]) -> Callable:
         10**6,
         accumulation_steps=case.get("accumulation", 1),
         options=forward.Options("bfloat16", case["remat"], compiled=True),
-        all_reduce=plan.sum_over(8),
+        all_reduce=compilation.sum_over(8),
     ).train_step
 
 
@@ -146,7 +146,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         if not case.get("loop", True):
             cross_entropy.CHUNK_TOKENS = size * LENGTH
         batch_size = size * case.get("accumulation", 1)
-        found = plan.compile_hlo(plan.lower(step, batch_size, LENGTH), tpu_type)
+        found = compilation.compile_hlo(
+            compilation.lower(step, batch_size, LENGTH), tpu_type
+        )
         print(size, found["message"] or found["peak_bytes"], file=sys.stderr)
         return found
 

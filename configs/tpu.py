@@ -56,7 +56,7 @@ _CUBIC = {
 }
 _SMALL = {1: "1x1", 4: "2x2", 8: "2x4", **_FLAT}
 GENERATIONS = {
-    "v2": Generation(int(7.48 * _GIB), 22.5e12, 350e9, 2, False, _FLAT),
+    "v2": Generation(int(7.48 * _GIB), 23e12, 350e9, 2, False, _FLAT),
     "v3": Generation(int(15.48 * _GIB), 61.5e12, 450e9, 2, False, _FLAT),
     "v4": Generation(
         int(30.75 * _GIB),

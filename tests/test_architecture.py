@@ -29,6 +29,7 @@ MIDDLE = {
     "pretrained",
     "optimizer",
     "hardware",
+    "compilation",
 }
 BASE = {
     "model",
@@ -135,4 +136,4 @@ def test_private_jax_and_xla_stand_where_the_tpu_compiler_is_used():
         if "jax" in text.replace("jaxlib", ""):
             assert path.stem in ("tpu_compiler", "doctor"), path
         if "tensorflow.compiler" in text or "tensorflow.python" in text:
-            assert path.stem in ("plan", "recompute"), path
+            assert path.stem in ("compilation", "recompute"), path

@@ -126,6 +126,52 @@ def test_every_policy_gives_the_same_with_dropout(gpt2, batch):
         assert_close(gpt2.trainable_variables, gradients, results[0][2], 1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_attention_is_a_softmax_with_tensorflows_gradient(precision, keep, compiled):
+    """One sequence, an odd head size, blocks that are not full, and dropout."""
+    shape, keys = [1, 2, 5, 11], row_keys(0, tf.constant(3), tf.range(1))
+    dropout = Dropout(0.3, keys, compiled)
+    values = [tf.random.stateless_normal(shape, [1, index]) for index in range(4)]
+    values = [tf.cast(v, precision) for v in values]
+
+    def plain(query, key, value):
+        mixed = []
+        for number, first in enumerate(range(0, 11, attention.QUERY_BLOCK)):
+            last = min(first + attention.QUERY_BLOCK, 11)
+            scores = tf.einsum(
+                "bhdq,bhdk->bhqk", query[..., first:last], key[..., :last]
+            )
+            visible = tf.range(first, last)[:, None] >= tf.range(last)[None]
+            weights = tf.nn.softmax(tf.where(visible, scores * 5**-0.5, -1e9))
+            noise = tf.stop_gradient(Dropout(0.3, keys)(tf.ones_like(weights), number))
+            part = tf.einsum("bhqk,bhdk->bhdq", weights * noise, value[..., :last])
+            mixed.append(part)
+        return tf.concat(mixed, axis=3)
+
+    def ours(*inputs):
+        return attention.attention(*inputs, drop=dropout, keep=keep, compiled=compiled)
+
+    def results(function, inputs, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            output = function(*inputs)
+        return [output, *tape.gradient(output, inputs, upstream)]
+
+    exact = [tf.cast(value, tf.float32) for value in values]
+    expected = results(plain, exact[:3], exact[3])
+    found = tf.function(results, jit_compile=compiled or None)(
+        ours, values[:3], values[3]
+    )
+    tolerance = 1e-5 if precision == "float32" else 0.04
+    for our, their in zip(found, expected, strict=True):
+        scale = float(tf.reduce_max(tf.abs(their)))
+        np.testing.assert_allclose(
+            tf.cast(our, tf.float32), their, rtol=0, atol=tolerance * scale
+        )
+
+
 def test_dropout_has_the_gradient_of_what_it_did(gpt2, batch):
     """A finite difference along the gradient, with the noise held."""
     dropout = Dropout(0.3, row_keys(3, tf.constant(7), tf.range(3)))

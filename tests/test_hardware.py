@@ -7,12 +7,29 @@ import pytest
 from configs import tpu
 from configs.schema import Config, ConfigError, validate
 from tests.conftest import run_program
-from trainer import hardware
+from tfrecords import schema
+from tfrecords.manifest import Manifest
+from trainer import hardware, model
 from trainer import strategy as strategies
 from trainer.strategy import Found
 
 V3, V2 = (Found("TPU", 8, tpu.parse(name)) for name in ("v3-8", "v2-8"))
 CPU = Found("CPU", 2)
+MANIFEST = Manifest(
+    format_version=schema.FORMAT_VERSION,
+    sequence_length=1024,
+    token_dtype="uint16",
+    vocabulary_size=50257,
+    end_of_text_id=50256,
+    pad_id=50256,
+    padding_side="right",
+    tokenizer_fingerprint="",
+    tokenizer_engine="",
+    added_tokens=(),
+    mode="packed",
+    config={},
+    splits={},
+)
 
 
 def config(**training) -> Config:
@@ -31,14 +48,17 @@ def save_plan(workdir, made, name, **values):
         "microbatch_size": made.training.microbatch_size,
         "max_microbatch_size": None,
         "remat": "none",
-        "planned_for": hardware.plan_key(made, 1024),
+        "accumulation_steps": 2,
+        "planned_for": hardware.plan_key(
+            made, model.shape(made.model, MANIFEST), MANIFEST.sequence_length
+        ),
         **values,
     }
     hardware.save_plan(str(workdir), plan)
 
 
 def settle(made, found, workdir):
-    return hardware.settle(made, 1024, found, str(workdir)).training
+    return hardware.settle(made, MANIFEST, found, str(workdir)).training
 
 
 def test_the_expected_hardware_changes_nothing(tmp_path):
@@ -79,8 +99,24 @@ def test_adapting_needs_a_plan_of_this_model(tmp_path):
         settle(made, V2, tmp_path)
     save_plan(tmp_path, made, "v2-8", max_microbatch_size=20)
     made.model.n_layer = 24
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match="n_layer 12, not 24"):
         settle(made, V2, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"planned_for": 3}'])
+def test_a_damaged_plan_is_one_message(tmp_path, text):
+    made = config(remat="auto")
+    save_plan(tmp_path, made, "v3-8")
+    (tmp_path / "plans" / "v3-8.json").write_text(text)
+    with pytest.raises(ConfigError, match="it is damaged"):
+        settle(made, V3, tmp_path)
+
+
+def test_a_plan_without_accumulation_is_not_one_with(tmp_path):
+    made = config(remat="auto")
+    save_plan(tmp_path, made, "v3-8", accumulation_steps=1)
+    with pytest.raises(ConfigError, match="32, accumulated; and a plan for 32 x 1"):
+        settle(made, V3, tmp_path)
 
 
 def test_adapting_stops_where_nothing_fits(tmp_path):
@@ -113,6 +149,14 @@ def test_auto_without_a_tpu_recomputes_nothing(tmp_path):
 
 def test_a_tpu_that_does_not_tell_its_type_is_accepted(tmp_path):
     assert settle(config(), Found("TPU", 8), tmp_path) == config().training
+    with pytest.raises(ConfigError, match="TPU x 4"):
+        settle(config(), Found("TPU", 4), tmp_path)
+
+
+def test_a_machine_is_believed_only_where_its_replicas_agree():
+    assert strategies._tpu_type("v5litepod-8", 8) == tpu.parse("v5e-8")
+    assert strategies._tpu_type("v3-8", 4) is None
+    assert strategies._tpu_type("", 8) is None
 
 
 def test_the_doctor_stops_on_other_hardware():

@@ -68,7 +68,8 @@ def attention(
                 (query, key, value), (upstream,) = hold(inputs, [upstream], compiled)
             # The softmax's Jacobian needs, for each query, the sum over its keys of
             # (weight x its gradient). That is output x its gradient.
-            inner = tf.reduce_sum(tf.cast(upstream * output, tf.float32), axis=2)
+            inner = tf.cast(upstream, tf.float32) * tf.cast(output, tf.float32)
+            inner = tf.reduce_sum(inner, axis=2)
             d_query, d_key, d_value = [], 0, 0
             for number, (first, last) in enumerate(blocks):
                 q, k, v = query[..., first:last], key[..., :last], value[..., :last]
@@ -81,9 +82,10 @@ def attention(
                 )
                 d_query.append(d_q)
                 rest = [[0, 0], [0, 0], [0, 0], [0, length - last]]
-                d_key += tf.pad(d_k, rest)
-                d_value += tf.pad(d_v, rest)
-            return tf.concat(d_query, axis=3), d_key, d_value
+                d_key += tf.pad(tf.cast(d_k, tf.float32), rest)
+                d_value += tf.pad(tf.cast(d_v, tf.float32), rest)
+            gradients = (tf.concat(d_query, axis=3), d_key, d_value)
+            return tuple(tf.cast(values, query.dtype) for values in gradients)
 
         return output, gradient
 

@@ -37,14 +37,20 @@ def examine(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     found = strategies.find(strategy)
 
     @tf.function
-    def sum_of_products() -> tf.Tensor:
+    def sum_of_products(matrix: tf.Tensor) -> tf.Tensor:
         def product() -> tf.Tensor:
-            ones = tf.ones([128, 128], tf.bfloat16)
-            return strategies.all_reduce_sum(tf.matmul(ones, ones)[0, 0])
+            corner = tf.matmul(matrix, matrix)[0, 0]
+            return strategies.all_reduce_sum(tf.cast(corner, tf.float32))
 
         return strategy.experimental_local_results(strategy.run(product))[0]
 
-    total = float(sum_of_products())
+    try:
+        total = float(sum_of_products(tf.ones([128, 128], tf.bfloat16)))
+    except tf.errors.OpError as error:
+        raise ConfigError(
+            f"The replicas of {found.name} must compute a product and add it up. "
+            f"TensorFlow said: {str(error.message).strip().splitlines()[0]}"
+        ) from error
     if total != 128.0 * found.num_replicas:
         raise ConfigError(
             f"{found.num_replicas} replicas must add up their products to "

@@ -3,8 +3,8 @@
 The noise of an element is a hash of (seed, step, row of the global batch, place in the
 network, index of the element). So it is the same for any number of replicas and
 accumulation steps, and a stopped run finds it again. It is a few integer operations on
-an index, which XLA computes inside the product that uses it, forwards and backwards:
-no mask is ever stored.
+an index, which XLA computes where they are used, forwards and backwards, where random
+numbers would be stored.
 """
 
 import dataclasses
@@ -53,7 +53,8 @@ class Dropout:
     def _drop(self, x: tf.Tensor, keys: tf.Tensor, site: int) -> tf.Tensor:
         keys = _mix(keys + tf.constant(site * _SPREAD % 2**32, tf.uint32))
         kept = _mix(_count(keys, x.shape)) >= round(self.rate * 2**32)
-        scaled = x * tf.cast(1 / (1 - self.rate), x.dtype)
+        # In bfloat16, 1 / 0.9 would be 1.109, and the mean no more what it was.
+        scaled = tf.cast(tf.cast(x, tf.float32) / (1 - self.rate), x.dtype)
         return tf.where(kept, scaled, tf.zeros([], x.dtype))
 
 

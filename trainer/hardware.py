@@ -10,21 +10,25 @@ from typing import Any
 
 from absl import logging
 from etils import epath
+from transformers import GPT2Config
 
 from configs import tpu
 from configs.schema import Config, ConfigError
+from tfrecords.manifest import Manifest
+from trainer import model
 from trainer.strategy import Found
 
+PLAN_FORMAT_VERSION = 1
 # What is computed again, from the least work to the least memory.
 REMAT_POLICIES = ("none", "attention", "block")
 
 
-def settle(config: Config, sequence_length: int, found: Found, workdir: str) -> Config:
+def settle(config: Config, manifest: Manifest, found: Found, workdir: str) -> Config:
     """Compares what is there with what is expected, and decides what was left open.
 
     Args:
       config: of the run.
-      sequence_length: of its records.
+      manifest: of its dataset.
       found: the hardware.
       workdir: where plans were left.
 
@@ -37,9 +41,10 @@ def settle(config: Config, sequence_length: int, found: Found, workdir: str) -> 
     """
     config = dataclasses.replace(config, training=dataclasses.replace(config.training))
     if not check(config, found):
-        _adapt(config, sequence_length, found, workdir)
+        _adapt(config, manifest, found, workdir)
     if config.training.remat == "auto":
-        config.training.remat = _remat(config, sequence_length, found, workdir)
+        config.training.remat = _remat(config, manifest, found, workdir)
+        logging.info("remat auto is: %s", config.training.remat)
     return config
 
 
@@ -52,7 +57,8 @@ def check(config: Config, found: Found) -> bool:
     expected = config.hardware.tpu_type
     if not expected or found.name == expected:
         return True
-    if found.kind == "TPU" and found.tpu_type is None:
+    right_size = found.num_replicas == tpu.parse(expected).num_replicas
+    if found.kind == "TPU" and found.tpu_type is None and right_size:
         logging.warning("%s is expected; this TPU does not tell its type", expected)
         return True
     if config.hardware.on_mismatch == "adapt" and found.tpu_type:
@@ -65,10 +71,12 @@ def check(config: Config, found: Found) -> bool:
     )
 
 
-def plan_key(config: Config, sequence_length: int) -> dict[str, Any]:
+def plan_key(config: Config, shape: GPT2Config, sequence_length: int) -> dict[str, Any]:
     """Returns what a plan depends on, beside the TPU and the sizes that it names."""
+    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
     return {
-        "model": dataclasses.asdict(config.model),
+        "format_version": PLAN_FORMAT_VERSION,
+        **{name: getattr(shape, name) for name in names},
         "sequence_length": sequence_length,
         "optimizer": config.optimizer.name,
         "beta_1": config.optimizer.beta_1,
@@ -82,7 +90,9 @@ def save_plan(workdir: str, plan: dict[str, Any]) -> None:
     """Keeps a plan for the run in `workdir`."""
     path = _plan_path(workdir, plan["tpu_type"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=1) + "\n")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(plan, indent=1) + "\n")
+    partial.replace(path)
 
 
 def largest_share(global_batch_size: int, num_replicas: int, limit: int) -> int:
@@ -95,20 +105,18 @@ def largest_share(global_batch_size: int, num_replicas: int, limit: int) -> int:
     return 0 if rest else next((size for size in sizes if share % size == 0), 0)
 
 
-def _adapt(config: Config, sequence_length: int, found: Found, workdir: str) -> None:
+def _adapt(config: Config, manifest: Manifest, found: Found, workdir: str) -> None:
     """Splits the global batch anew, as the plan of the TPU found allows."""
     training = config.training
-    plan = _load_plan(config, sequence_length, found.name, workdir)
-    fitting = plan["microbatch_size"] if plan["fits"] else 0
-    limit = plan["max_microbatch_size"] or fitting
-    size = largest_share(training.global_batch_size, found.num_replicas, limit)
+    limit = _load_plan(config, manifest, found.name, workdir)["max_microbatch_size"]
+    size = largest_share(training.global_batch_size, found.num_replicas, limit or 0)
     if not size:
         raise ConfigError(
             f"No microbatch that fits a {found.name} keeps "
             f"`training.global_batch_size`. Received: {training.global_batch_size} for "
             f"{found.num_replicas} replicas, of which each can take {limit} sequences "
-            "at once, says its plan. Choose a multiple of the replicas, or a plan with "
-            "`training.remat=block` and `--find_max_microbatch`."
+            "at once, says its plan. Choose a multiple of the replicas, or plan with "
+            "`--find_max_microbatch` and `training.remat=block`."
         )
     logging.warning(
         "%s was expected, %s is there: microbatch %d instead of %d, accumulation %d, "
@@ -123,38 +131,60 @@ def _adapt(config: Config, sequence_length: int, found: Found, workdir: str) -> 
     training.microbatch_size = size
 
 
-def _remat(config: Config, sequence_length: int, found: Found, workdir: str) -> str:
+def _remat(config: Config, manifest: Manifest, found: Found, workdir: str) -> str:
     """Returns the policy that "auto" stands for."""
     if found.kind != "TPU":
         return REMAT_POLICIES[0]
     name = found.name if found.tpu_type else config.hardware.tpu_type
-    plan = _load_plan(config, sequence_length, name, workdir)
-    size = config.training.microbatch_size
-    if plan["fits"] and size <= plan["microbatch_size"]:
+    plan = _load_plan(config, manifest, name, workdir)
+    training = config.training
+    size = training.microbatch_size
+    accumulates = training.global_batch_size > size * found.num_replicas
+    # The sums of accumulation need room: a plan without them does not hold for them.
+    same = size == plan["microbatch_size"] and (
+        not accumulates or plan["accumulation_steps"] > 1
+    )
+    if same and plan["fits"]:
         return plan["remat"]
     if size <= (plan["max_microbatch_size"] or 0):
         return REMAT_POLICIES[-1]
     raise ConfigError(
-        f"The plan for {name} must say that the microbatch fits. Received: "
-        f"{size}, and a plan for {plan['microbatch_size']} that says "
-        f"fits={plan['fits']}, at most {plan['max_microbatch_size']}. Plan again, with "
-        "`--find_max_microbatch`, or lower `training.microbatch_size`."
+        f"The plan for {name} must say that the microbatch fits. Received: {size}"
+        f"{', accumulated' if accumulates else ''}; and a plan for "
+        f"{plan['microbatch_size']} x {plan['accumulation_steps']} accumulation steps "
+        f"that says fits={plan['fits']}, at most {plan['max_microbatch_size']}. Plan "
+        "this run's sizes, with `--find_max_microbatch`, or lower "
+        "`training.microbatch_size`."
     )
 
 
 def _load_plan(
-    config: Config, sequence_length: int, name: str, workdir: str
+    config: Config, manifest: Manifest, name: str, workdir: str
 ) -> dict[str, Any]:
+    """Returns the plan for a TPU type; of this run, or raises ConfigError."""
     path = _plan_path(workdir, name)
-    plan = json.loads(path.read_text()) if path.exists() else None
-    if plan and plan["planned_for"] == plan_key(config, sequence_length):
+    shape = model.shape(config.model, manifest)
+    key = plan_key(config, shape, manifest.sequence_length)
+    try:
+        plan = json.loads(path.read_text())
+        planned = plan["planned_for"]
+        different = [
+            f"{field} {planned.get(field)}, not {value}"
+            for field, value in key.items()
+            if planned.get(field) != value
+        ]
+    except FileNotFoundError:
+        different = ["it is not there"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        different = ["it is damaged"]
+    if not different:
         return plan
-    what = "is of another model, optimizer or precision" if plan else "is not there"
     raise ConfigError(
-        f"A plan for {name or 'the TPU'} is needed, and {path} {what}. Make it with "
-        f"`python -m trainer.plan --tpu_type={name or 'TYPE'} --workdir={workdir} "
-        "--find_max_microbatch` and the config and data of this run, where the extra "
-        "`plan` is installed; or set `training.remat` and `training.microbatch_size`."
+        f"A plan for {name or 'the TPU'} is needed in {path}: {', '.join(different)}. "
+        f"Make it with `python -m trainer.plan --tpu_type={name or 'TYPE'} "
+        f"--workdir={workdir} --find_max_microbatch` and the config and data of this "
+        "run, where the extra `plan` is installed; or set `training.remat` and "
+        "`training.microbatch_size`."
     )
 
 

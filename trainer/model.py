@@ -32,12 +32,9 @@ def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadMo
             model = _with_new_tokens(model, manifest.vocabulary_size)
     else:
         model = from_shape(
-            GPT2Config(
-                vocab_size=manifest.vocabulary_size,
-                n_positions=config.n_positions,
-                n_embd=config.n_embd,
-                n_layer=config.n_layer,
-                n_head=config.n_head,
+            shape_of(
+                config,
+                manifest.vocabulary_size,
                 bos_token_id=manifest.end_of_text_id,
                 eos_token_id=manifest.end_of_text_id,
             )
@@ -45,6 +42,38 @@ def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadMo
         initialize(model, seed)
     check_fits(model, manifest)
     return model
+
+
+def shape(config: ModelConfig, manifest: Manifest) -> GPT2Config:
+    """Returns the shape of the model that `create` builds, without building it.
+
+    Raises:
+      ConfigError: the checkpoint's config.json cannot be read.
+    """
+    if not config.initial_checkpoint:
+        return shape_of(config, manifest.vocabulary_size)
+    try:
+        found = GPT2Config.from_pretrained(config.initial_checkpoint)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "`model.initial_checkpoint` must be a Hugging Face folder or name with "
+            f"config.json. Received: {config.initial_checkpoint!r}."
+        ) from error
+    if manifest.added_tokens:
+        found.vocab_size = max(found.vocab_size, manifest.vocabulary_size)
+    return found
+
+
+def shape_of(config: ModelConfig, vocabulary_size: int, **ids: int) -> GPT2Config:
+    """Returns the shape that a config's own fields describe."""
+    return GPT2Config(
+        vocab_size=vocabulary_size,
+        n_positions=config.n_positions,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        **ids,
+    )
 
 
 def load(checkpoint: str) -> TFGPT2LMHeadModel:

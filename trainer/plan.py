@@ -4,148 +4,26 @@ Lowers the very step that `train` runs, has the TPU's own compiler compile it fo
 replicas of a board or pod, and reports what that says. Needs no TPU.
 """
 
+import dataclasses
 import functools
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
 from absl import flags, logging
-from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from transformers import GPT2Config
 
 from configs import cli, tpu
-from configs.schema import Config, validate
+from configs.schema import Config, ConfigError, TrainingConfig, validate
 from tfrecords import manifest as manifests
 from tfrecords.manifest import Manifest
-from trainer import flops, forward, hardware, model, optimizer, schedule
+from trainer import flops, hardware, model, schedule
 from trainer import strategy as strategies
-from trainer import task as tasks
+from trainer.compilation import Compilation
 
 FLAGS = flags.FLAGS
 # A microbatch of more sequences than this is not looked for.
 _LARGEST_MICROBATCH = 4096
-
-
-class PlanError(ValueError):
-    """The step cannot run on a TPU, or the compiler is not there."""
-
-    exit_code = 2
-
-
-class Compilation:
-    """The step of a run, compiled for a TPU type in whatever sizes are asked for.
-
-    Args:
-      config: of the run.
-      shape: of its model.
-      sequence_length: tokens of a record.
-      tpu_type: to compile for.
-      num_steps: of the run.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        shape: GPT2Config,
-        sequence_length: int,
-        tpu_type: tpu.TpuType,
-        num_steps: int,
-    ):
-        self._config = config
-        self._sequence_length = sequence_length
-        self._tpu_type = tpu_type
-        self._num_steps = num_steps
-        self.gpt2 = model.from_shape(shape)
-        self.optimizer_state_bytes = 0
-
-    def __call__(
-        self, microbatch_size: int, accumulation_steps: int, remat: str
-    ) -> dict[str, Any]:
-        """Compiles; returns what `tpu_compiler.compile_step` does.
-
-        Raises:
-          PlanError: the step cannot be compiled whole, or there is no compiler.
-        """
-        task = tasks.assemble(
-            self.gpt2,
-            self._config,
-            self._num_steps,
-            accumulation_steps=accumulation_steps,
-            options=forward.Options(
-                self._config.training.precision, remat, compiled=True
-            ),
-            all_reduce=sum_over(self._tpu_type.num_replicas),
-        )
-        self.optimizer_state_bytes = optimizer.state_bytes(task.optimizer)
-        batch_size = microbatch_size * accumulation_steps
-        hlo = lower(task.train_step, batch_size, self._sequence_length)
-        return compile_hlo(hlo, self._tpu_type)
-
-
-def lower(
-    step: Callable[[dict[str, tf.Tensor]], Any], batch_size: int, sequence_length: int
-) -> bytes:
-    """Lowers one replica's step to XLA's language: a serialized HloModuleProto.
-
-    Args:
-      step: `LanguageModelTask.train_step`.
-      batch_size: records that a replica takes for a step.
-      sequence_length: tokens of a record.
-
-    Raises:
-      PlanError: some of it would run on the host.
-    """
-
-    @tf.function(jit_compile=True)
-    def compiled(tokens: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> Any:
-        return step({"tokens": tokens, "length": length, "row": row})
-
-    rows = tf.TensorSpec([batch_size], tf.int32)
-    tokens = tf.TensorSpec([batch_size, sequence_length], tf.int32)
-    try:
-        ir = compiled.experimental_get_compiler_ir(tokens, rows, rows)
-        return ir(stage="hlo_serialized")
-    except (ValueError, tf.errors.OpError) as error:
-        if "unsupported operations" not in str(error):
-            raise
-        raise PlanError(
-            "The whole step must be compiled: nothing of it may run on the host. "
-            f"TensorFlow said: {str(error).strip().splitlines()[0]}"
-        ) from error
-
-
-def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
-    """Compiles in a process of its own; see `tpu_compiler.compile_step`."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "step.hlo")
-        with open(path, "wb") as stream:
-            stream.write(hlo)
-        command = [sys.executable, "-m", "trainer.tpu_compiler", path, tpu_type.name]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-    if process.returncode:
-        last = (process.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise PlanError(
-            "The TPU's compiler must be installed (`pip install -e '.[plan]'`) and "
-            f"understand the step. Received exit code {process.returncode}: {last}"
-        )
-    return json.loads(process.stdout.strip().splitlines()[-1])
-
-
-def sum_over(num_replicas: int) -> Callable[[Any], Any]:
-    """Returns what `strategy.all_reduce_sum` becomes on a TPU of so many replicas."""
-
-    def add_up(value: tf.Tensor) -> tf.Tensor:
-        groups = tf.constant([list(range(num_replicas))], tf.int32)
-        return gen_xla_ops.xla_all_reduce(
-            value, groups, reduce_op="Add", mode="CrossReplica"
-        )
-
-    return lambda values: tf.nest.map_structure(add_up, values)
 
 
 def make(
@@ -168,41 +46,34 @@ def make(
     """
     settings = config.training
     num_replicas = tpu_type.num_replicas
+    if find_max:
+        # The microbatch is looked for: this one only has to be possible.
+        size = hardware.largest_share(
+            settings.global_batch_size, num_replicas, settings.microbatch_size
+        )
+        size = size or settings.microbatch_size
+        settings = dataclasses.replace(settings, microbatch_size=size)
     accumulation_steps = strategies.accumulation_steps(settings, num_replicas)
     length = manifest.sequence_length if manifest else config.data.sequence_length
     num_steps = settings.num_steps
     if manifest:
         num_steps = schedule.total_steps(settings, manifest)
     shape, unsure = _shape(config, manifest)
-    compilation = Compilation(config, shape, length, tpu_type, num_steps or 10**6)
-
-    @functools.cache
-    def fits(microbatch_size: int, remat: str) -> dict[str, Any]:
-        found = compilation(microbatch_size, accumulation_steps, remat)
-        needs = f"peak {_gib(found['peak_bytes'])}" if found["fits"] else "too large"
-        logging.info("microbatch %d, remat %s: %s", microbatch_size, remat, needs)
-        return found
-
-    policies: tuple[str, ...] = (settings.remat,)
-    if settings.remat == "auto":
-        policies = hardware.REMAT_POLICIES
-    for remat in policies:
-        found = fits(settings.microbatch_size, remat)
-        if found["fits"]:
-            break
-    largest = None
-    if find_max:
-        largest = largest_microbatch(
-            lambda size: fits(size, policies[-1]),
-            settings.microbatch_size,
-            tpu_type.facts.hbm_bytes,
+    if length > shape.n_positions:
+        raise ConfigError(
+            "`data.sequence_length` must not exceed the model's positions. Received: "
+            f"{length} > {shape.n_positions}."
         )
+    compilation = Compilation(config, shape, length, tpu_type, num_steps or 10**6)
+    remat, found, largest = _compile(
+        compilation, settings, accumulation_steps, tpu_type.facts.hbm_bytes, find_max
+    )
     return {
         "tpu_type": tpu_type.name,
         "num_replicas": num_replicas,
         **_memory(found, tpu_type),
         "parameter_count": compilation.gpt2.num_parameters(),
-        "optimizer_state_bytes": compilation.optimizer_state_bytes,
+        "optimizer_state_bytes": found["optimizer_state_bytes"],
         "sequence_length": length,
         "global_batch_size": settings.global_batch_size,
         "microbatch_size": settings.microbatch_size,
@@ -220,18 +91,61 @@ def make(
             *unsure,
             *warnings(config, manifest, tpu_type, compilation.gpt2.num_parameters()),
         ],
-        "planned_for": hardware.plan_key(config, length),
+        # Of a shape that is not sure, the plan is for nobody.
+        "planned_for": None if unsure else hardware.plan_key(config, shape, length),
     }
+
+
+def _compile(
+    compilation: Compilation,
+    settings: TrainingConfig,
+    accumulation_steps: int,
+    hbm_bytes: int,
+    find_max: bool,
+) -> tuple[str, dict[str, Any], int | None]:
+    """Returns the policy taken, what was compiled, and the largest microbatch."""
+
+    @functools.cache
+    def fits(microbatch_size: int, remat: str, num: int) -> dict[str, Any]:
+        found = compilation(microbatch_size, num, remat)
+        needs = f"peak {_gib(found['peak_bytes'])}" if found["fits"] else "too large"
+        logging.info("microbatch %d, remat %s: %s", microbatch_size, remat, needs)
+        return found
+
+    policies: tuple[str, ...] = (settings.remat,)
+    if settings.remat == "auto":
+        policies = hardware.REMAT_POLICIES
+    for remat in policies:
+        found = fits(settings.microbatch_size, remat, accumulation_steps)
+        if found["fits"]:
+            break
+    largest = None
+    if find_max:
+        # With accumulation, whose sums need room: it is there when the global batch is
+        # split into this microbatch.
+        num = max(accumulation_steps, 2)
+        largest = largest_microbatch(
+            lambda size: fits(size, policies[-1], num),
+            settings.microbatch_size,
+            hbm_bytes,
+        )
+    return remat, found, largest
 
 
 def _memory(found: dict[str, Any], tpu_type: tpu.TpuType) -> dict[str, Any]:
     """Returns what the compiler said; None where it refused and so says nothing."""
-    names = ("argument_bytes", "temporary_bytes", "generated_code_bytes", "peak_bytes")
+    names = (
+        "argument_bytes",
+        "temporary_bytes",
+        "generated_code_bytes",
+        "peak_bytes",
+        "replicas_added_up",
+    )
     return {
         "fits": found["fits"],
         "message": found["message"],
         "hbm_available_bytes": tpu_type.facts.hbm_bytes,
-        **{name: found.get(name) for name in (*names, "num_all_reduces")},
+        **{name: found.get(name) for name in names},
         "compile_seconds": found["compile_seconds"],
     }
 
@@ -297,28 +211,24 @@ def largest_microbatch(
 
 
 def _shape(config: Config, manifest: Manifest | None) -> tuple[GPT2Config, list[str]]:
-    """Returns the shape of the model that `train` would build, and what is not sure."""
-    vocabulary = config.data.vocab_size
+    """Returns the shape of the model that `train` will build, and what is not sure."""
     if manifest:
-        vocabulary = manifest.vocabulary_size
-    elif config.data.tokenizer != "train":
+        return model.shape(config.model, manifest), []
+    vocabulary, unsure = config.data.vocab_size, []
+    if config.data.tokenizer != "train":
         vocabulary = GPT2Config().vocab_size
-    shape = config.model
-    if shape.initial_checkpoint:
+        if not config.data.tokenizer.startswith("gpt2"):
+            unsure = [f"Without `--data_dir`, a vocabulary of {vocabulary} is assumed."]
+    checkpoint = config.model.initial_checkpoint
+    if checkpoint:
         try:
-            return GPT2Config.from_pretrained(shape.initial_checkpoint), []
-        except OSError:
-            name = shape.initial_checkpoint
-            unsure = [f"{name} cannot be read here: planned for the shape in `model`."]
-    else:
-        unsure = []
-    return GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=shape.n_positions,
-        n_embd=shape.n_embd,
-        n_layer=shape.n_layer,
-        n_head=shape.n_head,
-    ), unsure
+            return GPT2Config.from_pretrained(checkpoint), []
+        except (OSError, ValueError):
+            what = (
+                f"{checkpoint} cannot be read here: this is for the shape in `model`."
+            )
+            unsure.append(what)
+    return model.shape_of(config.model, vocabulary), unsure
 
 
 def warnings(
@@ -356,7 +266,7 @@ def _gib(num_bytes: int | None) -> str:
 def _table(plan: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("TPU", f"{plan['tpu_type']}, {plan['num_replicas']} replicas"),
-        ("fits", "yes" if plan["fits"] else "NO"),
+        ("fits", "yes" if plan["fits"] else f"NO: {plan['message']}"),
         ("a replica's HBM", _gib(plan["hbm_available_bytes"])),
         ("  peak", _gib(plan["peak_bytes"])),
         ("  weights, optimizer, batch", _gib(plan["argument_bytes"])),
@@ -412,24 +322,27 @@ def define_flags() -> None:
 def main() -> None:
     config = FLAGS.config
     validate(config)
-    tpu_type = tpu.parse(FLAGS.tpu_type or config.hardware.tpu_type)
+    name = FLAGS.tpu_type or config.hardware.tpu_type
+    if not name:
+        raise ConfigError("`--tpu_type` is missing: a TPU type, such as v3-8.")
+    tpu_type = tpu.parse(name)
     manifest = manifests.load(FLAGS.data_dir) if FLAGS.data_dir else None
     plan = make(config, tpu_type, manifest, FLAGS.find_max_microbatch)
-    if FLAGS.workdir:
-        hardware.save_plan(FLAGS.workdir, plan)
     if FLAGS.json:
         print(json.dumps(plan))
     else:
-        for name, value in _table(plan):
-            print(f"{name:32}{value}")
+        for label, value in _table(plan):
+            print(f"{label:32}{value}")
         for warning in plan["warnings"]:
             print(f"warning: {warning}")
+    if FLAGS.workdir and plan["planned_for"]:
+        hardware.save_plan(FLAGS.workdir, plan)
     if not (plan["fits"] or plan["max_microbatch_size"]):
-        raise PlanError(
+        raise ConfigError(
             f"This step does not fit a {tpu_type.name}. The compiler said: "
-            f"{plan['message']}\nUse `--config.training.remat=block`, a smaller "
-            "`--config.training.microbatch_size`, or a larger TPU; "
-            "`--find_max_microbatch` finds the size."
+            f"{plan['message']}\nUse `--config.training.remat=block`, "
+            "a smaller `--config.training.microbatch_size` (`--find_max_microbatch` "
+            "looks for it), or a larger TPU."
         )
 
 

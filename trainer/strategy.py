@@ -88,15 +88,22 @@ def find(strategy: tf.distribute.Strategy) -> Found:
     if not compiles_everything(strategy):
         gpu = any("GPU" in device for device in strategy.extended.worker_devices)
         return Found("GPU" if gpu else "CPU", replicas)
-    said = os.environ.get("TPU_ACCELERATOR_TYPE") or _metadata("accelerator-type")
+    said = ""
+    if _has_tpu_device():  # otherwise it would tell of itself, not of a remote TPU
+        said = os.environ.get("TPU_ACCELERATOR_TYPE") or _metadata("accelerator-type")
+    return Found("TPU", replicas, _tpu_type(said, replicas))
+
+
+def _tpu_type(said: str, num_replicas: int) -> tpu.TpuType | None:
+    """Returns the type that a machine says it has, where its replicas agree."""
     try:
         tpu_type = tpu.parse(said)
     except tpu.UnknownTpuError:
-        tpu_type = None
-    if tpu_type and tpu_type.num_replicas != replicas:
-        logging.warning("%s says the machine, but it has %d replicas", said, replicas)
-        tpu_type = None
-    return Found("TPU", replicas, tpu_type)
+        return None
+    if tpu_type.num_replicas == num_replicas:
+        return tpu_type
+    logging.warning("the machine says %s, but has %d replicas", said, num_replicas)
+    return None
 
 
 def _metadata(attribute: str) -> str:
@@ -168,8 +175,12 @@ def accumulation_steps(config: TrainingConfig, num_replicas: int) -> int:
 
 def _is_tpu_machine() -> bool:
     """True on a Cloud TPU VM and in Colab's TPU runtime."""
-    devices = ("/dev/accel0", "/dev/vfio/0")  # up to v4, and from v5e on
-    return any(map(os.path.exists, devices)) or "TPU_NAME" in os.environ
+    return _has_tpu_device() or "TPU_NAME" in os.environ
+
+
+def _has_tpu_device() -> bool:
+    # Up to v4, and from v5e on.
+    return any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
 
 
 def _tpu(name: str) -> tf.distribute.Strategy:

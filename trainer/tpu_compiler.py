@@ -34,8 +34,8 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
     Returns:
       `fits`, `message` (the compiler's, where it refused), `compile_seconds`; and, of
       what was compiled, bytes a replica: `argument_bytes`, `output_bytes`,
-      `temporary_bytes`, `generated_code_bytes`, `peak_bytes`; `bytes_accessed` and
-      `num_all_reduces`.
+      `temporary_bytes`, `generated_code_bytes`, `peak_bytes`; `bytes_accessed`, and
+      the `replicas_added_up` by each all-reduce.
     """
     import numpy as np
     from jax._src import compiler
@@ -91,13 +91,23 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes,
         "bytes_accessed": int(executable.cost_analysis()["bytes accessed"]),
-        "num_all_reduces": len(
-            re.findall(
-                r"= .* all-reduce(?:-start)?\(",
-                executable.hlo_modules()[0].to_string(),
-            )
+        "replicas_added_up": _replicas_added_up(
+            executable.hlo_modules()[0].to_string()
         ),
     }
+
+
+def _replicas_added_up(program: str) -> int:
+    """Returns over how many replicas the smallest all-reduce goes; 0: there is none."""
+    sizes = []
+    for line in re.findall(r"= .* all-reduce(?:-start)?\(.*", program):
+        regular = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+        listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+        if regular:
+            sizes.append(int(regular[1]))
+        elif listed:
+            sizes.append(len(listed[1].split(",")))
+    return min(sizes, default=0)
 
 
 def _refused(message: str, start: float) -> dict[str, Any]:

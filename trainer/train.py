@@ -41,7 +41,7 @@ def train(
 
     # -- hardware: the one expected, and what of the run depends on it
     found = strategies.find(strategy)
-    config = hardware.settle(config, manifest.sequence_length, found, workdir)
+    config = hardware.settle(config, manifest, found, workdir)
 
     # -- model, optimizer and step
     num_steps = schedule.total_steps(config.training, manifest)

@@ -1,0 +1,150 @@
+"""The step that trains, compiled for a TPU that is not there.
+
+TensorFlow lowers it on this machine's CPU, with the sum over all replicas of the TPU in
+it; `tpu_compiler`, a process of its own, compiles it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from transformers import GPT2Config
+
+from configs import tpu
+from configs.schema import Config
+from trainer import forward, model, optimizer
+from trainer import task as tasks
+
+
+class CompilationError(ValueError):
+    """The step cannot run on a TPU, or the compiler is not there."""
+
+    exit_code = 2
+
+
+class Compilation:
+    """The step of a run, compiled for a TPU type in whatever sizes are asked for.
+
+    Args:
+      config: of the run.
+      shape: of its model.
+      sequence_length: tokens of a record.
+      tpu_type: to compile for.
+      num_steps: of the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        shape: GPT2Config,
+        sequence_length: int,
+        tpu_type: tpu.TpuType,
+        num_steps: int,
+    ):
+        self._config = config
+        self._sequence_length = sequence_length
+        self._tpu_type = tpu_type
+        self._num_steps = num_steps
+        self.gpt2 = model.from_shape(shape)
+
+    def __call__(
+        self, microbatch_size: int, accumulation_steps: int, remat: str
+    ) -> dict[str, Any]:
+        """Compiles; returns what `tpu_compiler.compile_step` does, and a bit more.
+
+        Raises:
+          CompilationError: the step cannot be compiled whole, or there is no compiler.
+        """
+        task = tasks.assemble(
+            self.gpt2,
+            self._config,
+            self._num_steps,
+            accumulation_steps=accumulation_steps,
+            options=forward.Options(
+                self._config.training.precision, remat, compiled=True
+            ),
+            all_reduce=sum_over(self._tpu_type.num_replicas),
+        )
+        batch_size = microbatch_size * accumulation_steps
+        hlo = lower(task.train_step, batch_size, self._sequence_length)
+        return {
+            "optimizer_state_bytes": optimizer.state_bytes(task.optimizer),
+            **compile_hlo(hlo, self._tpu_type),
+        }
+
+
+def lower(
+    step: Callable[[dict[str, tf.Tensor]], Any], batch_size: int, sequence_length: int
+) -> bytes:
+    """Lowers one replica's step to XLA's language: a serialized HloModuleProto.
+
+    Args:
+      step: `LanguageModelTask.train_step`.
+      batch_size: records that a replica takes for a step.
+      sequence_length: tokens of a record.
+
+    Raises:
+      CompilationError: some of it would run on the host.
+    """
+
+    @tf.function(jit_compile=True)
+    def compiled(tokens: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> Any:
+        return step({"tokens": tokens, "length": length, "row": row})
+
+    rows = tf.TensorSpec([batch_size], tf.int32)
+    tokens = tf.TensorSpec([batch_size, sequence_length], tf.int32)
+    try:
+        ir = compiled.experimental_get_compiler_ir(tokens, rows, rows)
+        return ir(stage="hlo_serialized")
+    except (ValueError, tf.errors.OpError) as error:
+        if "unsupported operations" not in str(error):
+            raise
+        raise CompilationError(
+            "The whole step must be compiled: nothing of it may run on the host. "
+            f"TensorFlow said: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
+    """Compiles in a process of its own; see `tpu_compiler.compile_step`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "step.hlo")
+        with open(path, "wb") as stream:
+            stream.write(hlo)
+        command = [sys.executable, "-m", "trainer.tpu_compiler", path, tpu_type.name]
+        # Another environment's libtpu, which TensorFlow hands down to its children.
+        others = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}
+        process = subprocess.run(
+            command, capture_output=True, text=True, env=others, check=False
+        )
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["nothing"])[-1]
+        remedy = "It must understand the step"
+        if "ModuleNotFoundError" in process.stderr:
+            remedy = "Install it by `pip install -e '.[plan]'`"
+        elif process.returncode == -signal.SIGKILL:
+            remedy = "It was killed: take a machine with more memory"
+        raise CompilationError(
+            f"The TPU's compiler stopped with exit code {process.returncode}. It said: "
+            f"{last}. {remedy}."
+        )
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def sum_over(num_replicas: int) -> Callable[[Any], Any]:
+    """Returns what `strategy.all_reduce_sum` becomes on a TPU of so many replicas."""
+
+    def add_up(value: tf.Tensor) -> tf.Tensor:
+        groups = tf.constant([list(range(num_replicas))], tf.int32)
+        return gen_xla_ops.xla_all_reduce(
+            value, groups, reduce_op="Add", mode="CrossReplica"
+        )
+
+    return lambda values: tf.nest.map_structure(add_up, values)

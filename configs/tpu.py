@@ -92,11 +92,9 @@ class TpuType:
     @property
     def num_hosts(self) -> int:
         """Machines that feed it: one a board of 4 chips, or of v5e-8 and v6e-8."""
-        return (
-            1
-            if self.num_chips <= 8 and self.facts.chips_in_name
-            else (self.num_chips // 4)
-        )
+        if self.facts.chips_in_name and self.num_chips <= 8:
+            return 1
+        return self.num_chips // 4
 
     @property
     def topology(self) -> str:

@@ -1,10 +1,10 @@
 """Cross-entropy against a large vocabulary that never holds all logits.
 
-Tokens are taken in chunks, one after the other. Dimensions: N tokens, C channels,
-V ids of the vocabulary.
+Tokens are taken in chunks, one after the other. Dimensions: B sequences, T tokens, C
+channels, V ids of the vocabulary; N tokens of a chunk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -16,20 +16,20 @@ def token_losses(hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor) -> tf.T
     """Returns the loss of each token, without a gradient.
 
     Args:
-      hidden: [N, C].
+      hidden: [B, T, C].
       table: float32 [V, C].
-      labels: int32 [N].
+      labels: int32 [B, T].
 
     Returns:
-      float32 [N], in nats.
+      float32 [B, T], in nats.
     """
     losses = tf.map_fn(
         lambda chunk: _losses(chunk[0], table, chunk[1])[0],
-        (_in_chunks(hidden), _in_chunks(labels)),
+        (_in_chunks(hidden, hidden.shape[2:]), _in_chunks(labels)),
         fn_output_signature=tf.float32,
         parallel_iterations=1,
     )
-    return tf.reshape(losses, [-1])[: labels.shape[0]]
+    return _out_of_chunks(losses, labels.shape)
 
 
 @tf.custom_gradient
@@ -43,7 +43,7 @@ def summed_loss(
     and `table`.
 
     Args:
-      weights: float32 [N].
+      weights: float32 [B, T].
       (others as in `token_losses`)
 
     Returns:
@@ -63,8 +63,8 @@ def summed_loss(
             tf.matmul(d_logits, tf.cast(hidden, tf.float32), transpose_a=True),
         )
 
-    num_tokens, channels = hidden.shape
-    chunks = tuple(map(_in_chunks, (hidden, labels, weights)))
+    channels = hidden.shape[2:]
+    chunks = (_in_chunks(hidden, channels), _in_chunks(labels), _in_chunks(weights))
     num_chunks = chunks[0].shape[0]
 
     def body(
@@ -74,9 +74,9 @@ def summed_loss(
         return index + 1, total + loss, d_hidden.write(index, rows), d_table + more
 
     if num_chunks == 1:
-        total, d_hidden, d_table = chunk(*(values[0] for values in chunks))
+        total, rows, d_table = chunk(*(values[0] for values in chunks))
     else:
-        _, total, rows, d_table = tf.while_loop(
+        _, total, array, d_table = tf.while_loop(
             lambda index, *_: index < num_chunks,
             body,
             (
@@ -90,7 +90,8 @@ def summed_loss(
             parallel_iterations=1,
             maximum_iterations=num_chunks,
         )
-        d_hidden = tf.reshape(rows.stack(), [-1, channels])[:num_tokens]
+        rows = array.stack()
+    d_hidden = _out_of_chunks(rows, hidden.shape)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, None, None]:
         scale = tf.cast(upstream, hidden.dtype)
@@ -113,10 +114,17 @@ def _losses(
     )
 
 
-def _in_chunks(values: tf.Tensor) -> tf.Tensor:
-    """[N, …] -> [chunks, tokens of a chunk, …]; the last one is filled with zeros."""
-    num_tokens = values.shape[0]
+def _in_chunks(values: tf.Tensor, inner: Sequence[int] = ()) -> tf.Tensor:
+    """[B, T, *inner] -> [chunks, N, *inner]; the last one is filled with zeros."""
+    num_tokens = values.shape[0] * values.shape[1]
     num_chunks = -(-num_tokens // CHUNK_TOKENS)
     size = -(-num_tokens // num_chunks)
-    fill = [[0, num_chunks * size - num_tokens]] + [[0, 0]] * (values.shape.rank - 1)
-    return tf.reshape(tf.pad(values, fill), [num_chunks, size, *values.shape[1:]])
+    rows = tf.reshape(values, [num_tokens, *inner])
+    rows = tf.pad(rows, [[0, num_chunks * size - num_tokens], *([[0, 0]] * len(inner))])
+    return tf.reshape(rows, [num_chunks, size, *inner])
+
+
+def _out_of_chunks(values: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+    """Takes `_in_chunks` back, to `shape`, [B, T, …]."""
+    inner = shape[2:]
+    return tf.reshape(tf.reshape(values, [-1, *inner])[: shape[0] * shape[1]], shape)

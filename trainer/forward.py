@@ -87,15 +87,8 @@ def hidden_states(
     Returns:
       `dtype` [B, T, C].
     """
-    return _run(model, tokens, options, dropout)[0]
-
-
-def _run(
-    model: TFGPT2LMHeadModel, tokens: tf.Tensor, options: Options, dropout: Dropout
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the hidden states and the table that makes logits of them."""
     transformer = model.transformer
-    x, table = _embed(embedding_table(model), tokens)  # (B, T, C), (V, C)
+    x = _embed(embedding_table(model), tokens)  # (B, T, C)
     x += transformer.wpe.embeddings[: tokens.shape[1]]
     x = dropout(tf.cast(x, options.dtype), 0)
     for index, layer in enumerate(transformer.h):
@@ -112,8 +105,7 @@ def _run(
             )
         else:
             x = block(x, _weights(layer), dropout.keys)
-    x = _layer_norm(x, _affine(transformer.ln_f), transformer.ln_f.epsilon)
-    return x, table
+    return _layer_norm(x, _affine(transformer.ln_f), transformer.ln_f.epsilon)
 
 
 def embedding_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
@@ -137,14 +129,10 @@ def summed_loss(
     Returns:
       float32 [] in nats, float32 [].
     """
-    hidden, table = _run(model, tokens, options, dropout)
+    hidden = hidden_states(model, tokens, options, dropout)
     labels, weights = _shift(tokens, length)
-    loss = cross_entropy.summed_loss(
-        tf.reshape(hidden, [-1, hidden.shape[2]]),
-        table,
-        tf.reshape(labels, [-1]),
-        tf.reshape(weights, [-1]),
-    )
+    table = embedding_table(model)
+    loss = cross_entropy.summed_loss(hidden, table, labels, weights)
     return loss, tf.reduce_sum(weights)
 
 
@@ -159,14 +147,10 @@ def token_losses(
     Returns:
       float32 [B, T] in nats, and float32 [B, T]: 1 where the loss counts.
     """
-    hidden, table = _run(model, tokens, options, NO_DROPOUT)
+    hidden = hidden_states(model, tokens, options)
     labels, weights = _shift(tokens, length)
-    losses = cross_entropy.token_losses(
-        tf.reshape(hidden, [-1, hidden.shape[2]]),
-        table,
-        tf.reshape(labels, [-1]),
-    )
-    return tf.reshape(losses, tokens.shape), weights
+    table = embedding_table(model)
+    return cross_entropy.token_losses(hidden, table, labels), weights
 
 
 def _shift(tokens: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -180,21 +164,17 @@ def _shift(tokens: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 @tf.custom_gradient
-def _embed(
-    table: tf.Tensor, tokens: tf.Tensor
-) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-    """Looks tokens up, and returns the table, too, for what else is made of it.
+def _embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Looks tokens up. The table also makes the logits, so its gradient is dense."""
 
-    So both gradients meet here, and the tokens' rows are added to the logits' gradient
-    where it lies: it is the largest of all, and there is no second one of its size.
-    """
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        rows = tf.reshape(upstream, [-1, table.shape[1]])
+        dense = tf.math.unsorted_segment_sum(
+            rows, tf.reshape(tokens, [-1]), table.shape[0]
+        )
+        return dense, None
 
-    def gradient(d_rows: tf.Tensor, d_table: tf.Tensor) -> tuple[tf.Tensor, None]:
-        rows = tf.reshape(d_rows, [-1, table.shape[1]])
-        place = tf.reshape(tokens, [-1, 1])
-        return tf.tensor_scatter_nd_add(d_table, place, rows), None
-
-    return (tf.gather(table, tokens), tf.identity(table)), gradient
+    return tf.gather(table, tokens), gradient
 
 
 def _weights(layer: tf_keras.layers.Layer) -> Block:

@@ -38,11 +38,12 @@ def make(
       find_max: also find the largest microbatch that fits.
 
     Returns:
-      The JSON object that the README describes.
+      What `--json` prints. Bytes are a replica's, FLOPs the whole global batch's; what
+      the compiler did not say, because it refused, is None.
 
     Raises:
-      ConfigError: the batch sizes do not divide.
-      PlanError: the step cannot be compiled.
+      ConfigError: the batch sizes do not divide, or the records are too long.
+      CompilationError: the step cannot be compiled.
     """
     settings = config.training
     num_replicas = tpu_type.num_replicas

@@ -94,7 +94,7 @@ def lower(
       CompilationError: some of it would run on the host.
     """
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def compiled(tokens: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> Any:
         return step({"tokens": tokens, "length": length, "row": row})
 

@@ -21,7 +21,7 @@ from transformers import TFGPT2LMHeadModel
 from trainer import cross_entropy
 from trainer.attention import attention
 from trainer.dropout import NO_DROPOUT, Dropout
-from trainer.recompute import recomputed
+from trainer.recompute import hold, recomputed
 
 # A block's places of dropout: two projections, and attention by block of queries.
 _SITES_PER_BLOCK = 1000
@@ -209,6 +209,8 @@ def _block(
     batch, length, channels = x.shape
     heads = layer.attn.n_head
     dropout = Dropout(rate, keys, options.compiled)
+    if options.compiled and options.remat == "block":
+        weights = _not_before(keys, weights)
 
     def query_key_value(x: tf.Tensor, norm: Affine, projection: Affine) -> list:
         x = _layer_norm(x, norm, layer.ln_1.epsilon)
@@ -242,6 +244,17 @@ def _block(
     x += dropout(_project(mixed, weights.attention_out, "bct,cd->btd"), site)
     inner = cheap(expand, x, weights.norm_2, weights.mlp_in)  # (B, T, 4C)
     return x + dropout(cheap(contract, inner, weights.mlp_out), site + 1)
+
+
+def _not_before(keys: tf.Tensor, weights: Block) -> Block:
+    """Returns the same weights, which to XLA depend on the rows' keys.
+
+    XLA would round all layers' weights to bfloat16 before the loop over microbatches,
+    and keep them through it. To hold the weights themselves is no help: it rounds them
+    before they are held.
+    """
+    (one,), _ = hold([tf.ones([])], [keys], compiled=True)
+    return tf.nest.map_structure(lambda values: values * one, weights)
 
 
 def _thirds(weights: Affine) -> list[Affine]:

@@ -7,7 +7,10 @@ WORKDIR ?= runs/$(NAME)
 PYTHON  ?= python3
 VENV    ?= .venv
 DEV     ?= dev
-RUN     := $(VENV)/bin/python -m
+# transformers would import PyTorch where there is one, for seconds; only tests need it.
+RUN     := USE_TORCH=0 $(VENV)/bin/python -m
+# A file of tests stays in one process, and so do its fixtures.
+PYTEST  := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # What TensorFlow and transformers say at every start, from C++ and from Python.
 export TF_CPP_MIN_LOG_LEVEL  ?= 2
@@ -138,10 +141,10 @@ generate: $(VENV)/.base  ## text: WORKDIR= PROMPT=
 	$(RUN) trainer.generate --workdir=$(WORKDIR) $(call flag,prompt,$(PROMPT)) $(ARGS)
 
 test: $(VENV)/.$(DEV)  ## the tests, but for the slow ones
-	$(RUN) pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.$(DEV)  ## the slow tests
-	$(RUN) pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.$(DEV)  ## format, lint and types, checked
 	$(VENV)/bin/ruff format --check .

@@ -53,6 +53,7 @@ setup(
             "mypy==2.4.1",
             "nbclient==0.11.0",
             "pytest==9.2.0",
+            "pytest-xdist==3.8.0",
             "ruff==0.17.5",
         ],
         # Independent judges of the numerics.

@@ -46,6 +46,8 @@ def run_program(module: str, *arguments: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         timeout=600,
+        # As the Makefile does.
+        env=os.environ | {"USE_TORCH": "0"},
     )
 
 

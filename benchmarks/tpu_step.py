@@ -19,7 +19,7 @@ from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import tpu
 from configs.schema import Config
-from trainer import compilation, cross_entropy, forward, model, plan
+from trainer import compilation, cross_entropy, forward, model, planning
 from trainer import task as tasks
 
 FLAGS = flags.FLAGS
@@ -155,7 +155,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     size = case.get("size", 8)
     if case.get("find"):
         hbm = tpu_type.facts.hbm_bytes
-        return {"max_microbatch_size": plan.largest_microbatch(compiled, size, hbm)}
+        return {"max_microbatch_size": planning.largest_microbatch(compiled, size, hbm)}
     return {**compiled(size), "microbatch_size": size}
 
 

@@ -30,6 +30,7 @@ MIDDLE = {
     "optimizer",
     "hardware",
     "compilation",
+    "planning",
 }
 BASE = {
     "model",

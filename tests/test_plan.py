@@ -11,7 +11,7 @@ import tf_keras
 from configs import tpu
 from configs.schema import Config
 from tests.conftest import VOCABULARY_SIZE, run_program, tiny_model, write_dataset
-from trainer import compilation, plan
+from trainer import compilation, planning
 from trainer.task import LanguageModelTask
 
 needs_compiler = pytest.mark.skipif(
@@ -138,7 +138,7 @@ def test_the_largest_microbatch_fits_and_one_more_does_not(largest, start, curve
         peak = int(0.3 * hbm + 0.69 * hbm * share)
         return {"fits": size <= largest, "peak_bytes": min(peak, hbm)}
 
-    assert plan.largest_microbatch(compiled, start, hbm) == largest
+    assert planning.largest_microbatch(compiled, start, hbm) == largest
     assert tried[largest + 1] is False
     assert not largest or tried[largest]
     assert len(tried) <= 24
@@ -152,10 +152,10 @@ def test_warnings_of_few_shards_and_little_text(tmp_path):
         validation_tokens=tokens[:40],
         sequence_length=8,
     )
-    found = plan.warnings(Config(), manifest, tpu.parse("v3-32"), 124_000_000)
+    found = planning.warnings(Config(), manifest, tpu.parse("v3-32"), 124_000_000)
     assert "3 shards are too few for the 4 hosts of a v3-32" in found[0]
     assert "400 tokens are 3.2e-06 for each parameter" in found[1]
-    assert not plan.warnings(Config(), manifest, tpu.parse("v3-8"), 400)
+    assert not planning.warnings(Config(), manifest, tpu.parse("v3-8"), 400)
 
 
 def test_errors_are_one_message():
@@ -183,6 +183,24 @@ def test_what_is_computed_again_is_not_kept():
         _, found = run_plan(*SMALL, *deeper, "--tpu_type=v3-8")
         kept[remat] = found["temporary_bytes"]
     assert kept["block"] < 0.8 * kept["attention"] < 0.8 * 0.95 * kept["none"]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_accumulation_needs_room_for_one_set_of_gradients():
+    """And not for all weights rounded to bfloat16, which XLA would keep."""
+    kept = {}
+    for global_batch_size in (128, 2048):
+        _, found = run_plan(
+            *SMALL,
+            *("--config.model.n_layer=4", "--config.model.n_embd=512"),
+            "--config.training.remat=block",
+            f"--config.training.global_batch_size={global_batch_size}",
+            "--tpu_type=v3-8",
+        )
+        kept[found["accumulation_steps"]] = found["temporary_bytes"]
+    assert list(kept) == [1, 16]
+    assert kept[16] - kept[1] < 1.02 * 4 * found["parameter_count"]
 
 
 @needs_compiler

@@ -6,6 +6,7 @@ runs a part. Every program is the whole step: forward, backward, the all-reduce 
 8 replicas, and the optimizer's update.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -133,22 +134,23 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     num_layers, num_heads, channels = SHAPES[case.get("shape", "small")]
     if case["step"] == "plain":
         tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    gpt2 = model.from_shape(
-        GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
-    )
-    if case["step"] == "plain":
-        step = plain_step(gpt2, case["optimizer"])
-    else:
-        step = our_step(gpt2, case)
     tpu_type = tpu.parse(case.get("tpu", "v3-8"))
 
     def compiled(size: int) -> dict[str, Any]:
         if not case.get("loop", True):
             cross_entropy.CHUNK_TOKENS = size * LENGTH
-        batch_size = size * case.get("accumulation", 1)
-        found = compilation.compile_hlo(
-            compilation.lower(step, batch_size, LENGTH), tpu_type
+        gpt2 = model.from_shape(
+            GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
         )
+        if case["step"] == "plain":
+            step = plain_step(gpt2, case["optimizer"])
+        else:
+            step = our_step(gpt2, case)
+        batch_size = size * case.get("accumulation", 1)
+        hlo = compilation.lower(step, batch_size, LENGTH)
+        del gpt2, step  # memory that the compiler can use
+        gc.collect()
+        found = compilation.compile_hlo(hlo, tpu_type)
         print(size, found["message"] or found["peak_bytes"], file=sys.stderr)
         return found
 

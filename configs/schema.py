@@ -129,7 +129,8 @@ class TrainingConfig:
     # Overrides num_epochs where it is not 0.
     num_steps: int = 0
     seed: int = 0
-    # "bfloat16": matrix products in bfloat16; weights, optimizer, loss in float32.
+    # "bfloat16": matrix products in bfloat16; weights, optimizer, loss in float32. On a
+    # TPU a product rounds its inputs to bfloat16 in any case, and adds up in float32.
     precision: str = "bfloat16"
     # What the gradient computes again instead of keeping it: "none" (nothing that costs
     # a matrix product), "attention" (scores and probabilities), "block" (whole blocks).

@@ -119,25 +119,26 @@ def _powers(
 
     The queries are the last Q of the K tokens. Scores and sum, [B, H, Q], are float32.
     """
-    scores = _scores(query, key)
+    scores = _scores(query, key, compiled)
     largest = tf.reduce_max(scores, axis=-1, keepdims=True)
     if compiled:
         # XLA ends a product with its maximum, or with its exponentials, in one kernel.
         # With one product for both, the scores would be written to memory and read
         # again: the largest tensor of all. So they are computed twice.
         (query,), (largest,) = hold([query], [largest], compiled)
-        scores = _scores(query, key)
+        scores = _scores(query, key, compiled)
     powers = tf.exp(scores - largest)
     return tf.cast(powers, query.dtype), tf.reduce_sum(powers, axis=-1)
 
 
-def _scores(query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+def _scores(query: tf.Tensor, key: tf.Tensor, compiled: bool) -> tf.Tensor:
     """Returns float32 [B, H, Q, K], at or below -1e9 where the key comes later."""
     depth, num_queries, num_keys = query.shape[2], query.shape[3], key.shape[3]
     scores = tf.einsum(
         "bhdq,bhdk->bhqk", tf.cast(query, tf.float32), tf.cast(key, tf.float32)
     )
-    position = tf.range(num_keys)
+    # Held, or TensorFlow would make of each mask a constant of the program.
+    (position,), _ = hold([tf.range(num_keys)], [], compiled)
     visible = position[num_keys - num_queries :, None] >= position[None, :]
     return tf.where(visible, scores * depth**-0.5, -1e9)
 

@@ -4,6 +4,7 @@ TensorFlow lowers it on this machine's CPU, with the sum over all replicas of th
 it; `tpu_compiler`, a process of its own, compiles it.
 """
 
+import gc
 import json
 import os
 import signal
@@ -49,10 +50,10 @@ class Compilation:
         num_steps: int,
     ):
         self._config = config
+        self._shape = shape
         self._sequence_length = sequence_length
         self._tpu_type = tpu_type
         self._num_steps = num_steps
-        self.gpt2 = model.from_shape(shape)
 
     def __call__(
         self, microbatch_size: int, accumulation_steps: int, remat: str
@@ -62,8 +63,9 @@ class Compilation:
         Raises:
           CompilationError: the step cannot be compiled whole, or there is no compiler.
         """
+        gpt2 = model.from_shape(self._shape)
         task = tasks.assemble(
-            self.gpt2,
+            gpt2,
             self._config,
             self._num_steps,
             accumulation_steps=accumulation_steps,
@@ -74,10 +76,14 @@ class Compilation:
         )
         batch_size = microbatch_size * accumulation_steps
         hlo = lower(task.train_step, batch_size, self._sequence_length)
-        return {
+        sizes = {
+            "parameter_count": gpt2.num_parameters(),
             "optimizer_state_bytes": optimizer.state_bytes(task.optimizer),
-            **compile_hlo(hlo, self._tpu_type),
         }
+        # The weights of XL are 6 GB, which the compiler can use.
+        del gpt2, task
+        gc.collect()
+        return {**sizes, **compile_hlo(hlo, self._tpu_type)}
 
 
 def lower(

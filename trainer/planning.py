@@ -66,7 +66,7 @@ def make(
         "tpu_type": tpu_type.name,
         "num_replicas": num_replicas,
         **_memory(found, tpu_type),
-        "parameter_count": compilation.gpt2.num_parameters(),
+        "parameter_count": found["parameter_count"],
         "optimizer_state_bytes": found["optimizer_state_bytes"],
         "sequence_length": length,
         "global_batch_size": settings.global_batch_size,
@@ -83,7 +83,7 @@ def make(
         ),
         "warnings": [
             *unsure,
-            *warnings(config, manifest, tpu_type, compilation.gpt2.num_parameters()),
+            *warnings(config, manifest, tpu_type, found["parameter_count"]),
         ],
         # Of a shape that is not sure, the plan is for nobody.
         "planned_for": None if unsure else hardware.plan_key(config, shape, length),

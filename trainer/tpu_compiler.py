@@ -57,14 +57,15 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         num_partitions=1,
         device_assignment=np.array([[device.id] for device in devices]),
     )
-    stablehlo = xla_client._xla.mlir.hlo_to_stablehlo(hlo)
     with mlir.make_ir_context() as context:
         context.allow_unregistered_dialects = True
-        module = ir.Module.parse(stablehlo)
+        module = ir.Module.parse(xla_client._xla.mlir.hlo_to_stablehlo(hlo))
         _drop_copies(module.operation)
         text = str(module.operation.get_asm(large_elements_limit=16))
         if re.search(r"set_dimension_size|tensor<\?|bounds<", text):
             return _refused("The step has tensors of dynamic shape.", start)
+        replicas_added_up = _replicas_added_up(text)
+        del text  # of XL, it is large
         try:
             executable = devices[0].client.compile(
                 module,
@@ -91,7 +92,7 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes,
         "bytes_accessed": int(executable.cost_analysis()["bytes accessed"]),
-        "replicas_added_up": _replicas_added_up(text),
+        "replicas_added_up": replicas_added_up,
     }
 
 

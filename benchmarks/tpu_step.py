@@ -6,9 +6,6 @@ runs a part. Every program is the whole step: forward, backward, the all-reduce 
 8 replicas, and the optimizer's update.
 """
 
-import gc
-import json
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -129,27 +126,28 @@ def our_step(gpt2: TFGPT2LMHeadModel, case: dict[str, Any]) -> Callable:
     ).train_step
 
 
-def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Compiles one case, in this process."""
+def lower(case: dict[str, Any], size: int) -> bytes:
     num_layers, num_heads, channels = SHAPES[case.get("shape", "small")]
     if case["step"] == "plain":
         tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    if not case.get("loop", True):
+        cross_entropy.CHUNK_TOKENS = size * LENGTH
+    gpt2 = model.from_shape(
+        GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
+    )
+    if case["step"] == "plain":
+        step = plain_step(gpt2, case["optimizer"])
+    else:
+        step = our_step(gpt2, case)
+    return compilation.lower(step, size * case.get("accumulation", 1), LENGTH)
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Compiles one case, or several to find the largest microbatch."""
     tpu_type = tpu.parse(case.get("tpu", "v3-8"))
 
     def compiled(size: int) -> dict[str, Any]:
-        if not case.get("loop", True):
-            cross_entropy.CHUNK_TOKENS = size * LENGTH
-        gpt2 = model.from_shape(
-            GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
-        )
-        if case["step"] == "plain":
-            step = plain_step(gpt2, case["optimizer"])
-        else:
-            step = our_step(gpt2, case)
-        batch_size = size * case.get("accumulation", 1)
-        hlo = compilation.lower(step, batch_size, LENGTH)
-        del gpt2, step  # memory that the compiler can use
-        gc.collect()
+        hlo = compilation.apart(lower, case, size)
         found = compilation.compile_hlo(hlo, tpu_type)
         print(size, found["message"] or found["peak_bytes"], file=sys.stderr)
         return found
@@ -174,23 +172,14 @@ def shown(row: str, found: dict[str, Any]) -> str:
 
 
 def main(_: list[str]) -> None:
-    if FLAGS.case:
-        print(json.dumps(measure(json.loads(FLAGS.case))))
-        return
     for row in FLAGS.rows:
         title, cases = ROWS[row]
         print(title, flush=True)
         for label, case in cases:
-            # A process each: TensorFlow's precision policy is global.
-            command = [sys.executable, __file__, f"--case={json.dumps(case)}"]
-            process = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, check=True
-            )
-            found = json.loads(process.stdout.splitlines()[-1])
+            found = measure(case)
             print(f"  {label:36}{shown(row, found)}", flush=True)
 
 
 if __name__ == "__main__":
     flags.DEFINE_list("rows", list(ROWS), "which rows of the table")
-    flags.DEFINE_string("case", "", "one case, as JSON; the program calls itself")
     app.run(main)

@@ -4,8 +4,9 @@ TensorFlow lowers it on this machine's CPU, with the sum over all replicas of th
 it; `tpu_compiler`, a process of its own, compiles it.
 """
 
-import gc
+import concurrent.futures.process
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -63,27 +64,66 @@ class Compilation:
         Raises:
           CompilationError: the step cannot be compiled whole, or there is no compiler.
         """
-        gpt2 = model.from_shape(self._shape)
-        task = tasks.assemble(
-            gpt2,
+        hlo, sizes = apart(
+            _lower_step,
             self._config,
+            self._shape,
+            self._sequence_length,
+            self._tpu_type.num_replicas,
             self._num_steps,
-            accumulation_steps=accumulation_steps,
-            options=forward.Options(
-                self._config.training.precision, remat, compiled=True
-            ),
-            all_reduce=sum_over(self._tpu_type.num_replicas),
+            microbatch_size,
+            accumulation_steps,
+            remat,
         )
-        batch_size = microbatch_size * accumulation_steps
-        hlo = lower(task.train_step, batch_size, self._sequence_length)
-        sizes = {
-            "parameter_count": gpt2.num_parameters(),
-            "optimizer_state_bytes": optimizer.state_bytes(task.optimizer),
-        }
-        # The weights of XL are 6 GB, which the compiler can use.
-        del gpt2, task
-        gc.collect()
         return {**sizes, **compile_hlo(hlo, self._tpu_type)}
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns `function(*arguments)`, called in a process of its own.
+
+    To lower a step takes its weights, of XL 6 GB, and leaves much behind: memory that
+    the compiler needs next.
+
+    Raises:
+      CompilationError: the process was killed.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(function, *arguments).result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise CompilationError(
+            "The process that lowers the step was killed: take a machine with more "
+            "memory."
+        ) from error
+
+
+def _lower_step(
+    config: Config,
+    shape: GPT2Config,
+    sequence_length: int,
+    num_replicas: int,
+    num_steps: int,
+    microbatch_size: int,
+    accumulation_steps: int,
+    remat: str,
+) -> tuple[bytes, dict[str, int]]:
+    """Lowers a run's step; returns that and what only its variables tell."""
+    gpt2 = model.from_shape(shape)
+    task = tasks.assemble(
+        gpt2,
+        config,
+        num_steps,
+        accumulation_steps=accumulation_steps,
+        options=forward.Options(config.training.precision, remat, compiled=True),
+        all_reduce=sum_over(num_replicas),
+    )
+    batch_size = microbatch_size * accumulation_steps
+    sizes = {
+        "parameter_count": gpt2.num_parameters(),
+        "optimizer_state_bytes": optimizer.state_bytes(task.optimizer),
+    }
+    return lower(task.train_step, batch_size, sequence_length), sizes
 
 
 def lower(

@@ -147,7 +147,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     tpu_type = tpu.parse(case.get("tpu", "v3-8"))
 
     def compiled(size: int) -> dict[str, Any]:
-        hlo = compilation.apart(lower, case, size)
+        hlo = compilation.apart(lower, case=case, size=size)
         found = compilation.compile_hlo(hlo, tpu_type)
         print(size, found["message"] or found["peak_bytes"], file=sys.stderr)
         return found

@@ -1,5 +1,7 @@
 """The training forward against transformers' own."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -88,6 +90,22 @@ def test_hidden_states_equal_transformers(gpt2, batch, options):
     ours = function(gpt2, batch[0], options)
     theirs = gpt2.transformer(batch[0]).last_hidden_state
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "block"])
+def test_masks_are_no_constants_of_the_compiled_program(gpt2, batch, remat):
+    options = forward.Options(remat=remat, compiled=True)
+
+    @tf.function(jit_compile=True)
+    def compute(tokens, length):
+        with tf.GradientTape() as tape:
+            loss, _ = forward.summed_loss(gpt2, tokens, length, options)
+        return tape.gradient(loss, gpt2.trainable_variables)
+
+    program = compute.experimental_get_compiler_ir(*batch)(stage="hlo")
+    constants = re.findall(r"\w+\[([\d,]*)\]\S* constant\(", program)
+    assert constants
+    assert not [shape for shape in constants if "," in shape and shape != "1,1"]
 
 
 @pytest.mark.parametrize("options", WAYS)

@@ -31,55 +31,26 @@ class CompilationError(ValueError):
     exit_code = 2
 
 
-class Compilation:
-    """The step of a run, compiled for a TPU type in whatever sizes are asked for.
+def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
+    """Compiles the step of a run for a TPU type.
 
     Args:
-      config: of the run.
-      shape: of its model.
-      sequence_length: tokens of a record.
-      tpu_type: to compile for.
-      num_steps: of the run.
+      tpu_type: whose replicas take part.
+      **run: what else `lower_run` takes.
+
+    Returns:
+      What `tpu_compiler.compile_step` does, `parameter_count` and
+      `optimizer_state_bytes`.
+
+    Raises:
+      CompilationError: the step cannot be compiled whole, or there is no compiler.
     """
-
-    def __init__(
-        self,
-        config: Config,
-        shape: GPT2Config,
-        sequence_length: int,
-        tpu_type: tpu.TpuType,
-        num_steps: int,
-    ):
-        self._config = config
-        self._shape = shape
-        self._sequence_length = sequence_length
-        self._tpu_type = tpu_type
-        self._num_steps = num_steps
-
-    def __call__(
-        self, microbatch_size: int, accumulation_steps: int, remat: str
-    ) -> dict[str, Any]:
-        """Compiles; returns what `tpu_compiler.compile_step` does, and a bit more.
-
-        Raises:
-          CompilationError: the step cannot be compiled whole, or there is no compiler.
-        """
-        hlo, sizes = apart(
-            _lower_step,
-            self._config,
-            self._shape,
-            self._sequence_length,
-            self._tpu_type.num_replicas,
-            self._num_steps,
-            microbatch_size,
-            accumulation_steps,
-            remat,
-        )
-        return {**sizes, **compile_hlo(hlo, self._tpu_type)}
+    hlo, sizes = apart(lower_run, num_replicas=tpu_type.num_replicas, **run)
+    return {**sizes, **compile_hlo(hlo, tpu_type)}
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Returns `function(*arguments)`, called in a process of its own.
+def apart(function: Callable[..., Any], **arguments: Any) -> Any:
+    """Returns `function(**arguments)`, called in a process of its own.
 
     To lower a step takes its weights, of XL 6 GB, and leaves much behind: memory that
     the compiler needs next.
@@ -90,7 +61,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     spawn = multiprocessing.get_context("spawn")
     try:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            return pool.submit(function, *arguments).result()
+            return pool.submit(function, **arguments).result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise CompilationError(
             "The process that lowers the step was killed: take a machine with more "
@@ -98,17 +69,18 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         ) from error
 
 
-def _lower_step(
+def lower_run(
+    *,
     config: Config,
     shape: GPT2Config,
     sequence_length: int,
-    num_replicas: int,
     num_steps: int,
+    num_replicas: int,
     microbatch_size: int,
     accumulation_steps: int,
     remat: str,
 ) -> tuple[bytes, dict[str, int]]:
-    """Lowers a run's step; returns that and what only its variables tell."""
+    """Lowers a run's step; returns that, and the sizes that its variables tell."""
     gpt2 = model.from_shape(shape)
     task = tasks.assemble(
         gpt2,

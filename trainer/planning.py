@@ -11,9 +11,8 @@ from transformers import GPT2Config
 from configs import tpu
 from configs.schema import Config, ConfigError, TrainingConfig
 from tfrecords.manifest import Manifest
-from trainer import flops, hardware, model, schedule
+from trainer import compilation, flops, hardware, model, schedule
 from trainer import strategy as strategies
-from trainer.compilation import Compilation
 
 # A microbatch of more sequences than this is not looked for.
 _LARGEST_MICROBATCH = 4096
@@ -58,9 +57,16 @@ def make(
             "`data.sequence_length` must not exceed the model's positions. Received: "
             f"{length} > {shape.n_positions}."
         )
-    compilation = Compilation(config, shape, length, tpu_type, num_steps or 10**6)
+    compiled = functools.partial(
+        compilation.compile_run,
+        tpu_type,
+        config=config,
+        shape=shape,
+        sequence_length=length,
+        num_steps=num_steps or 10**6,
+    )
     remat, found, largest = _compile(
-        compilation, settings, accumulation_steps, tpu_type.facts.hbm_bytes, find_max
+        compiled, settings, accumulation_steps, tpu_type.facts.hbm_bytes, find_max
     )
     return {
         "tpu_type": tpu_type.name,
@@ -91,7 +97,7 @@ def make(
 
 
 def _compile(
-    compilation: Compilation,
+    compiled: Callable[..., dict[str, Any]],
     settings: TrainingConfig,
     accumulation_steps: int,
     hbm_bytes: int,
@@ -101,7 +107,9 @@ def _compile(
 
     @functools.cache
     def fits(microbatch_size: int, remat: str, num: int) -> dict[str, Any]:
-        found = compilation(microbatch_size, num, remat)
+        found = compiled(
+            microbatch_size=microbatch_size, accumulation_steps=num, remat=remat
+        )
         needs = f"peak {gib(found['peak_bytes'])}" if found["fits"] else "too large"
         logging.info("microbatch %d, remat %s: %s", microbatch_size, remat, needs)
         return found

@@ -76,12 +76,20 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return _refused(str(error).split("HLO module")[0].strip(), start)
-    memory = executable.get_compiled_memory_stats()
-    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "fits": True,
         "message": "",
         "compile_seconds": time.perf_counter() - start,
+        "replicas_added_up": replicas_added_up,
+        **_bytes(executable),
+    }
+
+
+def _bytes(executable: Any) -> dict[str, int]:
+    """Returns what a replica holds and moves, by the compiler."""
+    memory = executable.get_compiled_memory_stats()
+    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -92,7 +100,6 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes,
         "bytes_accessed": int(executable.cost_analysis()["bytes accessed"]),
-        "replicas_added_up": replicas_added_up,
     }
 
 

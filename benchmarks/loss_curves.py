@@ -25,14 +25,14 @@ from transformers import GPT2Config
 from configs.schema import Config
 from tfrecords import manifest as manifests
 from tfrecords import reader
-from trainer import attention, cross_entropy, forward, model, optimizer
+from trainer import cross_entropy, forward, model, optimizer
 from trainer.hardware import REMAT_POLICIES
 from trainer.schedule import Schedule
 from trainer.task import LanguageModelTask
 
 BATCH_SIZE = 8
 # Several blocks of queries, and several chunks of tokens, though the records are short.
-attention.QUERY_BLOCK = 32
+forward.QUERY_BLOCK = 32
 cross_entropy.CHUNK_TOKENS = 256
 
 

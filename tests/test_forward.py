@@ -40,7 +40,7 @@ def transformers_loss(gpt2, tokens, length):
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
     patch = pytest.MonkeyPatch()
-    patch.setattr(attention, "QUERY_BLOCK", 5)
+    patch.setattr(forward, "QUERY_BLOCK", 5)
     patch.setattr(cross_entropy, "CHUNK_TOKENS", 8)
     yield
     patch.undo()
@@ -155,21 +155,22 @@ def test_attention_is_a_softmax_with_tensorflows_gradient(precision, keep, compi
     values = [tf.cast(v, precision) for v in values]
 
     def plain(query, key, value):
-        mixed = []
-        for number, first in enumerate(range(0, 11, attention.QUERY_BLOCK)):
-            last = min(first + attention.QUERY_BLOCK, 11)
-            scores = tf.einsum(
-                "bhdq,bhdk->bhqk", query[..., first:last], key[..., :last]
-            )
-            visible = tf.range(first, last)[:, None] >= tf.range(last)[None]
-            weights = tf.nn.softmax(tf.where(visible, scores * 5**-0.5, -1e9))
-            noise = tf.stop_gradient(Dropout(0.3, keys)(tf.ones_like(weights), number))
-            part = tf.einsum("bhqk,bhdk->bhdq", weights * noise, value[..., :last])
-            mixed.append(part)
-        return tf.concat(mixed, axis=3)
+        scores = tf.einsum("bhdq,bhdk->bhqk", query, key)
+        visible = tf.range(11)[:, None] >= tf.range(11)[None]
+        weights = tf.nn.softmax(tf.where(visible, scores * 5**-0.5, -1e9))
+        noise = tf.stop_gradient(Dropout(0.3, keys)(tf.ones_like(weights), 0))
+        return tf.einsum("bhqk,bhdk->bhdq", weights * noise, value)
 
     def ours(*inputs):
-        return attention.attention(*inputs, drop=dropout, keep=keep, compiled=compiled)
+        return attention.attention(
+            *inputs,
+            drop=lambda weights, first: dropout(
+                weights, 0, whole=(2, 11, 11), begin=(0, first, 0)
+            ),
+            keep=keep,
+            compiled=compiled,
+            query_block=5,
+        )
 
     def results(function, inputs, upstream):
         with tf.GradientTape() as tape:

@@ -10,10 +10,6 @@ import tensorflow as tf
 
 from trainer.recompute import hold
 
-# Queries that attend at once, to the keys up to the last of them. All queries against
-# all keys would be twice the work and memory, of which the mask hides half.
-QUERY_BLOCK = 256
-
 
 def attention(
     query: tf.Tensor,
@@ -23,6 +19,7 @@ def attention(
     drop: Callable[[tf.Tensor, int], tf.Tensor],
     keep: bool,
     compiled: bool,
+    query_block: int,
 ) -> tf.Tensor:
     """Mixes values by softmax(query · key / sqrt(D)).
 
@@ -35,29 +32,30 @@ def attention(
         these, the 64 channels of a head are not padded to 128.
       key: same.
       value: same.
-      drop: applies dropout to the weights [B, H, Q, K] of a block, by its number.
+      drop: applies dropout to the weights [B, H, Q, K] of a block, by its first query.
       keep: keep the exponentials, or compute them again for the gradient.
       compiled: whether this is compiled by XLA.
+      query_block: queries that attend at once, to the keys up to the last of them.
 
     Returns:
       `dtype` [B, H, D, T].
     """
     length = query.shape[3]
     blocks = [
-        (first, min(first + QUERY_BLOCK, length))
-        for first in range(0, length, QUERY_BLOCK)
+        (first, min(first + query_block, length))
+        for first in range(0, length, query_block)
     ]
 
     @tf.custom_gradient
     def call(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         query, key, value = inputs
         kept, mixed = [], []
-        for number, (first, last) in enumerate(blocks):
+        for first, last in blocks:
             powers, total = _powers(query[..., first:last], key[..., :last], compiled)
             if keep:
                 kept.append((powers, total))
             product = tf.einsum(
-                "bhqk,bhdk->bhdq", drop(powers, number), value[..., :last]
+                "bhqk,bhdk->bhdq", drop(powers, first), value[..., :last]
             )
             mixed.append(_divided(product, total))
         output = tf.concat(mixed, axis=3)
@@ -78,7 +76,7 @@ def attention(
                     kept[number] if keep else _powers(q, k, compiled),
                     inner[..., first:last],
                     upstream[..., first:last],
-                    lambda weights: drop(weights, number),
+                    lambda weights: drop(weights, first),
                 )
                 d_query.append(d_q)
                 rest = [[0, 0], [0, 0], [0, 0], [0, length - last]]

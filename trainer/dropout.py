@@ -9,7 +9,8 @@ numbers would be stored.
 
 import dataclasses
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -34,25 +35,48 @@ class Dropout:
     keys: tf.Tensor | tuple[()] = ()
     compiled: bool = False
 
-    def __call__(self, x: tf.Tensor, site: int) -> tf.Tensor:
-        """Applies dropout to `x`, [B, …], at a place of the network, `site`."""
+    def __call__(
+        self,
+        x: tf.Tensor,
+        site: int,
+        whole: Sequence[int] = (),
+        begin: Sequence[int] = (),
+    ) -> tf.Tensor:
+        """Applies dropout to `x`, [B, …], at a place of the network, `site`.
+
+        Args:
+          x: all elements of this site, or a part of them.
+          site: its number.
+          whole: where `x` is a part, the shape of all elements of a row.
+          begin: the indices in `whole` of the part's first element.
+        """
         if not self.rate:
             return x
+        whole = whole or x.shape[1:]
+        strides = [math.prod(whole[axis + 1 :]) for axis in range(len(whole))]
+        offset = sum(map(operator.mul, begin, strides))
 
         @tf.custom_gradient
         def call(x: tf.Tensor, keys: tf.Tensor) -> tuple[tf.Tensor, Callable]:
             def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
                 # Other keys to XLA, so that it does not keep the noise until here.
                 (held,), _ = hold([keys], [], self.compiled)
-                return self._drop(upstream, held, site), None
+                return self._drop(upstream, held, site, strides, offset), None
 
-            return self._drop(x, keys, site), gradient
+            return self._drop(x, keys, site, strides, offset), gradient
 
         return call(x, self.keys)
 
-    def _drop(self, x: tf.Tensor, keys: tf.Tensor, site: int) -> tf.Tensor:
-        keys = _mix(keys + tf.constant(site * _SPREAD % 2**32, tf.uint32))
-        kept = _mix(_count(keys, x.shape)) >= round(self.rate * 2**32)
+    def _drop(
+        self,
+        x: tf.Tensor,
+        keys: tf.Tensor,
+        site: int,
+        strides: Sequence[int],
+        offset: int,
+    ) -> tf.Tensor:
+        keys = _mix(keys + tf.constant(site * _SPREAD % 2**32, tf.uint32)) + offset
+        kept = _mix(_count(keys, x.shape, strides)) >= round(self.rate * 2**32)
         # In bfloat16, 1 / 0.9 would be 1.109, and the mean no more what it was.
         scaled = tf.cast(tf.cast(x, tf.float32) / (1 - self.rate), x.dtype)
         return tf.where(kept, scaled, tf.zeros([], x.dtype))
@@ -75,7 +99,9 @@ def row_keys(seed: int, step: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
     return key
 
 
-def _count(start: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+def _count(
+    start: tf.Tensor, shape: tf.TensorShape, strides: Sequence[int]
+) -> tf.Tensor:
     """Counts the elements of each row from `start`, uint32 [B]: uint32 `shape`.
 
     As a sum of small ranges, the outermost first: a constant of that size would become
@@ -83,8 +109,7 @@ def _count(start: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
     """
     count = tf.reshape(start, [-1] + [1] * (shape.rank - 1))
     for axis in range(1, shape.rank):
-        stride = math.prod(shape[axis + 1 :])
-        along = tf.cast(tf.range(shape[axis]) * stride, tf.uint32)
+        along = tf.cast(tf.range(shape[axis]) * strides[axis - 1], tf.uint32)
         count += tf.reshape(along, [-1] + [1] * (shape.rank - 1 - axis))
     return count
 

@@ -23,8 +23,11 @@ from trainer.attention import attention
 from trainer.dropout import NO_DROPOUT, Dropout
 from trainer.recompute import hold, recomputed
 
-# A block's places of dropout: two projections, and attention by block of queries.
-_SITES_PER_BLOCK = 1000
+# Queries that attend at once. All queries against all keys would be twice the work and
+# memory, of which the mask hides half.
+QUERY_BLOCK = 256
+# A block's places of dropout: attention's weights, and two projections.
+_SITES_PER_BLOCK = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,9 +239,14 @@ def _block(
         query,
         key,
         value,
-        drop=lambda weights, number: dropout(weights, site + 2 + number),
+        drop=lambda weights, first: dropout(
+            weights, site + 2, whole=(heads, length, length), begin=(0, first, 0)
+        ),
         keep=options.remat != "attention",
         compiled=options.compiled,
+        # A block that is computed again has each kernel once more. With smaller blocks
+        # of queries, the program of XL would take gigabytes itself.
+        query_block=QUERY_BLOCK * (2 if options.remat == "block" else 1),
     )
     mixed = tf.reshape(mixed, [batch, channels, length])
     x += dropout(_project(mixed, weights.attention_out, "bct,cd->btd"), site)

@@ -68,6 +68,7 @@ ROWS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
         "largest model: microbatch, and the peak where it fits",
         [
             ("plain, large, microbatch 1, v3", {**PLAIN, "shape": "large", "size": 1}),
+            ("plain, xl, microbatch 1, v3", {**PLAIN, "shape": "xl", "size": 1}),
             (
                 "ours, xl, microbatch 2, v3",
                 {**OURS, "remat": "block", "shape": "xl", "size": 2},
@@ -75,6 +76,10 @@ ROWS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
             (
                 "plain, medium, microbatch 1, v2",
                 {**PLAIN, "shape": "medium", "size": 1, "tpu": "v2-8"},
+            ),
+            (
+                "plain, large, microbatch 1, v2",
+                {**PLAIN, "shape": "large", "size": 1, "tpu": "v2-8"},
             ),
             (
                 "ours, large, microbatch 2, v2",

@@ -20,6 +20,7 @@ ENTRY_POINTS = {"train", "evaluate", "generate", "plan", "tpu_compiler", "doctor
 MIDDLE = {
     "task",
     "checkpoint",
+    "state",
     "callbacks",
     "strategy",
     "scoring",

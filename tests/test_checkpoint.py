@@ -1,13 +1,16 @@
 """A run that is interrupted continues as if nothing had happened."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
+import safetensors.numpy
+from etils import epath
 
 from tests.conftest import tiny_config, write_dataset
 from trainer import callbacks, checkpoint, metrics
+from trainer import state as states
 from trainer.strategy import mirror_cpu
 from trainer.train import train
 
@@ -46,6 +49,7 @@ def run(
 
     def save_and_stop(self):
         save(self)
+        self.close()
         if int(self._optimizer.iterations.numpy()) == until:
             raise StopError
 
@@ -57,13 +61,8 @@ def run(
 
 def state(workdir, step=8):
     """Every variable of a checkpoint: weights, optimizer slots, step."""
-    prefix = str(workdir / "checkpoints" / f"step-{step:08d}" / "state")
-    reader = tf.train.load_checkpoint(prefix)
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if name.endswith("VARIABLE_VALUE")
-    }
+    folder = workdir / "checkpoints" / f"step-{step:08d}"
+    return safetensors.numpy.load_file(folder / "state.safetensors")
 
 
 def values(workdir):
@@ -175,24 +174,109 @@ def test_a_workdir_of_another_dataset_is_refused(dataset, tmp_path, tokens):
         run((other, written), tmp_path / "run")
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = [
+    (lambda f: (f / "checkpoint.json").write_text("{"), "is damaged"),
+    (lambda f: (f / "checkpoint.json").write_text("[]"), "is damaged"),
+    (lambda f: (f / "state.safetensors").write_bytes(b"x" * 50), "It has 50 and"),
+    (lambda f: flip_a_bit(f / "state.safetensors"), "the SHA-256"),
+    (lambda f: (f / "state.safetensors").unlink(), "is missing"),
+]
+
+
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / "checkpoint.json").write_text("{"), "is damaged"),
-        (lambda f: (f / "state.index").write_bytes(b"x" * 50), "or is damaged"),
-        (lambda f: next(f.glob("state.data*")).unlink(), "or is damaged"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
 def test_a_damaged_checkpoint_never_means_a_new_start(
     dataset, tmp_path, damage, message
 ):
-    run(dataset, tmp_path / "run", until=2)
-    damage(tmp_path / "run" / "checkpoints" / "step-00000002")
+    run(dataset, tmp_path / "run", until=1)
+    damage(tmp_path / "run" / "checkpoints" / "step-00000001")
     with pytest.raises(checkpoint.CheckpointError, match=message):
         run(dataset, tmp_path / "run")
     with pytest.raises(checkpoint.CheckpointError, match=message):
         checkpoint.load_model(str(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues(
+    dataset, tmp_path, caplog
+):
+    run(dataset, tmp_path / "whole")
+    run(dataset, tmp_path / "run", until=5)
+    folder = tmp_path / "run" / "checkpoints"
+    flip_a_bit(folder / "step-00000005" / "state.safetensors")
+    damaged = (folder / "step-00000005" / "state.safetensors").read_bytes()
+    assert checkpoint.load_model(str(tmp_path / "run"))[1].step == 4
+    assert (folder / "step-00000005").exists()  # reading changes nothing
+    run(dataset, tmp_path / "run")
+    assert "step-00000004 instead" in caplog.text
+    kept = folder / "step-00000005.damaged" / "state.safetensors"
+    assert kept.read_bytes() == damaged
+    whole, found = state(tmp_path / "whole"), state(tmp_path / "run")
+    for key, value in whole.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
+    """It happens in a thread; the run must hear of it."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "step-00000003").write_text("a file where the folder should be")
+    with pytest.raises(checkpoint.SaveError, match="Step 3 could not be saved"):
+        run(dataset, tmp_path / "run")
+    assert checkpoint.load_model(str(tmp_path / "run"))[1].step == 2
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_weights_that_are_no_numbers_are_neither_saved_nor_restored(dataset, tmp_path):
+    run(dataset, tmp_path / "run", until=2)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    values = state(tmp_path / "run", step=2)
+    name = "model/transformer/ln_f/gamma"
+    values[name] = np.full_like(values[name], np.nan)
+    with pytest.raises(states.StateError, match=f"not finite: {name}"):
+        states.write(values, epath.Path(folder / "state.safetensors"))
+    safetensors.numpy.save_file(values, folder / "state.safetensors")
+    vouch(folder)
+    with pytest.raises(checkpoint.CheckpointError, match=f"not finite: {name}"):
+        run(dataset, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_other_variables_are_named(dataset, tmp_path):
+    run(dataset, tmp_path / "run", until=2)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    values = state(tmp_path / "run", step=2)
+    values["model/more"] = values.pop("model/transformer/ln_f/beta")
+    values["model/transformer/ln_f/gamma"] = np.ones(3, np.float32)
+    values["optimizer/iteration"] = values["optimizer/iteration"].astype(np.int32)
+    safetensors.numpy.save_file(values, folder / "state.safetensors")
+    vouch(folder)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        run(dataset, tmp_path / "run")
+    for problem in (
+        "model/transformer/ln_f/beta is missing",
+        "model/more is not expected",
+        "model/transformer/ln_f/gamma is float32 [3], not float32 [16]",
+        "optimizer/iteration is int32 [], not int64 []",
+    ):
+        assert problem in str(error.value)
+
+
+def vouch(folder):
+    """Writes the checksum of what is in the folder into its record."""
+    path = folder / "checkpoint.json"
+    content = (folder / "state.safetensors").read_bytes()
+    record = json.loads(path.read_text())
+    record["state_bytes"] = len(content)
+    record["state_sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(record))
 
 
 @pytest.mark.usefixtures("uncompiled")

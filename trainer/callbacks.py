@@ -136,6 +136,10 @@ class Saving(_AtIntervals):
         super().__init__(**intervals)
         self._checkpoints = checkpoints
 
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._checkpoints.raise_failure()
+        super().on_train_batch_end(batch, logs)
+
     def _act(self, step: int) -> None:
         self._checkpoints.save()
 

@@ -5,6 +5,7 @@ tokenizer, metrics.jsonl, TensorBoard's files and loss_curve.png. The same comma
 continues a run that was stopped, and does nothing more to one that is finished.
 """
 
+import contextlib
 import json
 
 import tensorflow as tf
@@ -58,7 +59,7 @@ def train(
     log = metrics.MetricsLog(workdir, step)
 
     # -- train
-    with reader.naming_damage(data_dir, manifest):
+    with reader.naming_damage(data_dir, manifest), contextlib.closing(checkpoints):
         task.fit(
             _batches(config.training, data_dir, manifest, strategy, step, num_steps),
             steps_per_epoch=num_steps - step,

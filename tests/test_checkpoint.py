@@ -47,8 +47,8 @@ def run(
 
     save = checkpoint.Checkpoints.save
 
-    def save_and_stop(self):
-        save(self)
+    def save_and_stop(self, best_step):
+        save(self, best_step)
         self.close()
         if int(self._optimizer.iterations.numpy()) == until:
             raise StopError
@@ -124,10 +124,17 @@ def test_executions_that_straddle_an_interval_still_save_and_score(dataset, tmp_
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_only_the_last_checkpoints_stay(dataset, tmp_path):
-    run(dataset, tmp_path / "run", keep_last=3)
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"keep_last": 3}, [6, 7, 8]),
+        ({"keep_last": 1, "keep_every": 3}, [3, 6, 8]),
+    ],
+)
+def test_which_checkpoints_stay(dataset, tmp_path, settings, steps):
+    run(dataset, tmp_path / "run", evaluation_interval=0, **settings)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step-00000006", "step-00000007", "step-00000008"]
+    assert names == [f"step-{step:08d}" for step in steps]
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -226,11 +233,43 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues(
 def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
     """It happens in a thread; the run must hear of it."""
     folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / "step-00000003").write_text("a file where the folder should be")
-    with pytest.raises(checkpoint.SaveError, match="Step 3 could not be saved"):
-        run(dataset, tmp_path / "run")
+
+    class InTheWay(callbacks.Saving):
+        def on_train_begin(self, logs=None):
+            super().on_train_begin(logs)
+            folder.mkdir(parents=True)
+            (folder / "step-00000003").write_text("a file where the folder should be")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "Saving", InTheWay)
+        with pytest.raises(checkpoint.SaveError, match="Step 3 could not be saved"):
+            run(dataset, tmp_path / "run", keep_last=8)
     assert checkpoint.load_model(str(tmp_path / "run"))[1].step == 2
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_early_stopping_and_the_best_checkpoint(dataset, tmp_path):
+    """At this learning rate the validation loss soon rises."""
+    options = {
+        "num_steps": 30,
+        "checkpoint_interval": 0,
+        "evaluation_interval": 2,
+        "early_stopping_patience": 3,
+        "keep_last": 1,
+        "learning_rate": 0.5,
+    }
+    run(dataset, tmp_path / "run", **options)
+    lines = metrics.load(str(tmp_path / "run"))
+    losses = {x["step"]: x["validation_loss"] for x in lines if "validation_loss" in x}
+    del losses[0]
+    best = min(losses, key=losses.get)
+    assert best + 3 * 2 == max(losses) < 30
+    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert found == [f"step-{best:08d}", f"step-{max(losses):08d}"]
+    run(dataset, tmp_path / "run", **options)  # is finished, and stays so
+    assert metrics.load(str(tmp_path / "run")) == lines
+    run(dataset, tmp_path / "run", **options | {"early_stopping_patience": 0})
+    assert metrics.load(str(tmp_path / "run"))[-1]["step"] == 30
 
 
 @pytest.mark.usefixtures("uncompiled")

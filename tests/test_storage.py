@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from data_pipeline import storage
 from tests.conftest import ROOT
+from tfrecords import storage
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -96,7 +96,7 @@ def test_one_writer(root):
 
 def test_a_killed_writer_holds_nothing(root, monkeypatch):
     program = (
-        "import os, signal, sys; from data_pipeline import storage\n"
+        "import os, signal, sys; from tfrecords import storage\n"
         "with storage.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     )
     found = subprocess.run([sys.executable, "-c", program, root], cwd=ROOT)
@@ -117,7 +117,7 @@ def test_a_bucket_that_is_not_there_is_one_message(bucket):
 
 
 def test_missing_credentials_are_one_message(tmp_path):
-    program = "from data_pipeline import storage; storage.read('gs://bucket/x')"
+    program = "from tfrecords import storage; storage.read('gs://bucket/x')"
     environment = {
         **{k: v for k, v in os.environ.items() if k != "STORAGE_EMULATOR_HOST"},
         "HOME": str(tmp_path),

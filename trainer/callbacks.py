@@ -105,12 +105,22 @@ class _AtIntervals(tf_keras.callbacks.Callback):
 
 
 class Evaluation(_AtIntervals):
-    """Scores the validation split before step 1, at intervals, and after the last."""
+    """Scores the validation split before step 1, at intervals, and after the last.
 
-    def __init__(self, log: MetricsLog, scorer: Scorer, **intervals: int):
+    Args:
+      log: where the scores go.
+      scorer: of the split.
+      patience: scores without a better one, after which training ends; 0: never.
+      **intervals: see above.
+    """
+
+    def __init__(
+        self, log: MetricsLog, scorer: Scorer, *, patience: int, **intervals: int
+    ):
         super().__init__(**intervals)
         self._log = log
         self._scorer = scorer
+        self._patience = patience
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
@@ -127,21 +137,30 @@ class Evaluation(_AtIntervals):
                 "validation_perplexity": score.perplexity,
             },
         )
+        if self._patience and self._log.evaluations_since_best >= self._patience:
+            logging.info(
+                "stopping: the lowest validation loss was that of step %d",
+                self._log.best_step,
+            )
+            self.model.stop_training = True
 
 
 class Saving(_AtIntervals):
-    """Saves a checkpoint at intervals and after the last step."""
+    """Saves at intervals, after the last step, and when a score is the best so far."""
 
-    def __init__(self, checkpoints: Checkpoints, **intervals: int):
+    def __init__(self, log: MetricsLog, checkpoints: Checkpoints, **intervals: int):
         super().__init__(**intervals)
+        self._log = log
         self._checkpoints = checkpoints
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._checkpoints.raise_failure()
         super().on_train_batch_end(batch, logs)
+        if self._last_step == self._log.best_step or self.model.stop_training:
+            self._act(self._last_step)
 
     def _act(self, step: int) -> None:
-        self._checkpoints.save()
+        self._checkpoints.save(self._log.best_step)
 
 
 def _step(model: tf_keras.Model) -> int:

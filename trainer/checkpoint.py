@@ -36,6 +36,8 @@ _FREE_FIELDS = {
     "training.checkpoint_interval",
     "training.steps_per_execution",
     "training.keep_last",
+    "training.keep_every",
+    "training.early_stopping_patience",
 }
 
 
@@ -96,21 +98,26 @@ class Checkpoints:
         self._variables |= state.optimizer_variables(task.optimizer)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._saving: concurrent.futures.Future | None = None
+        self._saved_step = 0
 
-    def save(self) -> None:
-        """Saves the present state, unless that is done; removes the oldest ones.
+    def save(self, best_step: int = 0) -> None:
+        """Saves the present state, unless that is done; removes what need not stay.
 
         The values are copied here and now; a thread writes them while training goes on.
+
+        Args:
+          best_step: whose checkpoint stays in any case.
 
         Raises:
           SaveError: the save before this one failed.
         """
-        self.close()
         step = int(self._optimizer.iterations.numpy())
-        folder = self._folder / f"step-{step:08d}"
-        if not (folder / _RECORD).exists():
-            values = state.snapshot(self._variables)
-            self._saving = self._thread.submit(self._write, step, values)
+        if step == self._saved_step:
+            return
+        self.close()
+        self._saved_step = step
+        values = state.snapshot(self._variables)
+        self._saving = self._thread.submit(self._write, step, values, best_step)
 
     def close(self) -> None:
         """Waits until what was saved is there.
@@ -127,7 +134,7 @@ class Checkpoints:
         if self._saving and self._saving.done():
             self.close()
 
-    def _write(self, step: int, values: dict[str, Any]) -> None:
+    def _write(self, step: int, values: dict[str, Any], best_step: int) -> None:
         folder = self._folder / f"step-{step:08d}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -146,13 +153,20 @@ class Checkpoints:
             partial = folder / f"{_RECORD}.partial"
             partial.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
             partial.replace(folder / _RECORD)
-            for old in _complete(self._folder)[: -self._config.training.keep_last]:
-                old.rmtree()
+            self._remove_old(best_step)
         except (OSError, safetensors.SafetensorError, state.StateError) as error:
             raise SaveError(
                 f"Step {step} could not be saved to {folder}: {error}. What was saved "
                 "before is there; the same command continues from it."
             ) from error
+
+    def _remove_old(self, best_step: int) -> None:
+        settings = self._config.training
+        for path in _complete(self._folder)[: -settings.keep_last]:
+            step = _step(path)
+            stays = settings.keep_every and step % settings.keep_every == 0
+            if not stays and step != best_step:
+                path.rmtree()
 
     def restore(self) -> int:
         """Continues from the newest whole checkpoint, if there is any.
@@ -174,6 +188,7 @@ class Checkpoints:
             return 0
         folder, record = found
         _assign(folder, self._variables, whole=True)
+        self._saved_step = record.step
         logging.info("continuing from %s", folder)
         return record.step
 
@@ -228,7 +243,11 @@ def _step_folders(folder: epath.Path) -> list[epath.Path]:
     if not folder.exists():
         return []
     found = [p for p in folder.iterdir() if re.fullmatch(r"step-\d{8,}", p.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=_step)
+
+
+def _step(folder: epath.Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _complete(folder: epath.Path) -> list[epath.Path]:
@@ -242,7 +261,7 @@ def _incomplete(folder: epath.Path) -> list[epath.Path]:
 def _newest_whole(
     folder: epath.Path, *, set_aside: bool
 ) -> tuple[epath.Path, Record] | None:
-    """Returns the newest checkpoint that is as it was saved; None: there is none at all.
+    """Returns the newest checkpoint that is as it was saved; None where there is none.
 
     Args:
       folder: of the checkpoints.
@@ -252,28 +271,32 @@ def _newest_whole(
     Raises:
       CheckpointError: all are damaged, or one is of another format.
     """
-    problems = []
-    found = None
+    problems: dict[epath.Path, str] = {}
     for path in reversed(_complete(folder)):
         try:
-            found = path, _verified(path)
-            break
+            record = _verified(path)
         except _DamagedError as error:
-            problems.append((path, error))
-    if problems and not found:
+            problems[path] = str(error)
+            continue
+        for damaged, problem in problems.items():
+            logging.error("%s Taking %s instead.", problem, path)
+            if set_aside:
+                _set_aside(damaged)
+        return path, record
+    if problems:
         raise CheckpointError(
             f"All checkpoints in {folder} are damaged:\n  "
-            + "\n  ".join(str(error) for _, error in problems)
+            + "\n  ".join(problems.values())
             + "\nGive a new --workdir to begin anew, or bring back a checkpoint."
         )
-    for path, error in problems:
-        logging.error("%s Taking %s instead.", error, found[0])
-        if set_aside:
-            aside = path.with_name(f"{path.name}.damaged")
-            if aside.exists():
-                aside.rmtree()
-            path.rename(aside)
-    return found
+    return None
+
+
+def _set_aside(folder: epath.Path) -> None:
+    aside = folder.with_name(f"{folder.name}.damaged")
+    if aside.exists():
+        aside.rmtree()
+    folder.rename(aside)
 
 
 def _verified(folder: epath.Path) -> Record:

@@ -28,11 +28,28 @@ class MetricsLog:
         self._summaries = tf.summary.create_file_writer(
             str(epath.Path(workdir) / "tensorboard")
         )
+        self._losses = {
+            line["step"]: line["validation_loss"]
+            for line in kept
+            if "validation_loss" in line
+        }
         partial = self._path.with_name(f"{FILE_NAME}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self._path)
 
+    @property
+    def best_step(self) -> int:
+        """The step with the lowest validation loss; 0: none after the first update."""
+        trained = {step: loss for step, loss in self._losses.items() if step}
+        return min(trained, key=trained.__getitem__, default=0)
+
+    @property
+    def evaluations_since_best(self) -> int:
+        return sum(step > self.best_step > 0 for step in self._losses)
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        if "validation_loss" in values:
+            self._losses[step] = values["validation_loss"]
         line = {"step": step, **values}
         with self._path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")

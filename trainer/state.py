@@ -44,7 +44,7 @@ def _named(owner: str, variables: list[tf.Variable]) -> dict[str, tf.Variable]:
 
 def snapshot(variables: dict[str, tf.Variable]) -> dict[str, np.ndarray]:
     """Copies the values to the host, where training does not change them."""
-    return {name: variable.numpy() for name, variable in variables.items()}
+    return {name: np.asarray(value.numpy()) for name, value in variables.items()}
 
 
 def write(values: dict[str, np.ndarray], path: epath.Path) -> None:

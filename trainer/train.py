@@ -16,7 +16,7 @@ from etils import epath
 from configs import cli
 from configs.schema import Config, TrainingConfig, validate
 from tfrecords import manifest as manifests
-from tfrecords import reader
+from tfrecords import reader, storage
 from trainer import callbacks, hardware, metrics, schedule, summary
 from trainer import strategy as strategies
 from trainer import task as tasks
@@ -57,6 +57,10 @@ def train(
         return
     _copy_tokenizer(data_dir, workdir)
     log = metrics.MetricsLog(workdir, step)
+    patience = config.training.early_stopping_patience
+    if patience and log.evaluations_since_best >= patience:
+        logging.info("%s is finished: it stopped early, at step %d", workdir, step)
+        return
 
     # -- train
     with reader.naming_damage(data_dir, manifest), contextlib.closing(checkpoints):
@@ -120,10 +124,18 @@ def _callbacks(
         )
         interval = settings.evaluation_interval
         found.append(
-            callbacks.Evaluation(log, scorer, interval=interval, num_steps=num_steps)
+            callbacks.Evaluation(
+                log,
+                scorer,
+                patience=settings.early_stopping_patience,
+                interval=interval,
+                num_steps=num_steps,
+            )
         )
     interval = settings.checkpoint_interval
-    found.append(callbacks.Saving(checkpoints, interval=interval, num_steps=num_steps))
+    found.append(
+        callbacks.Saving(log, checkpoints, interval=interval, num_steps=num_steps)
+    )
     return found
 
 
@@ -162,7 +174,8 @@ def main() -> None:
     strategies.check_folder("data_dir", FLAGS.data_dir)
     strategies.check_folder("workdir", FLAGS.workdir)
     strategy = strategies.from_flags()
-    train(config, FLAGS.data_dir, FLAGS.workdir, strategy)
+    with storage.only_writer(FLAGS.workdir):
+        train(config, FLAGS.data_dir, FLAGS.workdir, strategy)
     _print_result(FLAGS.data_dir, FLAGS.workdir)
 
 

@@ -267,7 +267,7 @@ def _server_age_seconds(blob: "Blob") -> float:
 def _in_use(folder: str, who: str) -> StorageError:
     return StorageError(
         f"{folder} must have one writer. Another process writes there{who}. Wait until "
-        "it has ended, or give another --output_dir."
+        "it has ended, or give another folder."
     )
 
 

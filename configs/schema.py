@@ -137,6 +137,9 @@ class TrainingConfig:
     # "auto": the first of these that the plan says fits; see `make plan`.
     remat: str = "none"
     dropout: float = 0.1
+    # A step whose loss or gradient is no finite number changes nothing. After so many
+    # of them in a row the run stops.
+    max_skipped_in_a_row: int = 10
     # Steps between two evaluations (0: only before the first and after the last step).
     evaluation_interval: int = 0
     # Steps between two checkpoints (0: only after the last step).
@@ -224,6 +227,7 @@ _RANGES: dict[str, tuple[float, Optional[float]]] = {
     "training.dropout": (0, 0.9),
     "training.evaluation_interval": (0, None),
     "training.checkpoint_interval": (0, None),
+    "training.max_skipped_in_a_row": (1, None),
     "training.keep_last": (1, None),
     "training.keep_every": (0, None),
     "training.early_stopping_patience": (0, None),

@@ -32,6 +32,7 @@ MIDDLE = {
     "hardware",
     "compilation",
     "planning",
+    "preemption",
 }
 BASE = {
     "model",
@@ -43,6 +44,7 @@ BASE = {
     "adafactor",
     "schedule",
     "flops",
+    "cloud",
 }
 
 

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import tensorflow as tf
 from etils import epath
 
 from tests.conftest import tiny_config, write_dataset
+from tfrecords import reader, schema
 from trainer import callbacks, checkpoint, metrics
 from trainer import state as states
 from trainer.strategy import mirror_cpu
@@ -329,12 +332,44 @@ def test_another_format_version_is_refused(dataset, tmp_path):
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_diverged_run_stops_and_keeps_what_was_good(dataset, tmp_path):
-    with pytest.raises(callbacks.DivergenceError, match="smaller `optimizer"):
-        run(dataset, tmp_path / "run", optimizer="sgd", learning_rate=1e30)
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert 1 <= len(names) < 8
-    kept = state(tmp_path / "run", step=int(names[-1].removeprefix("step-")))
-    assert all(np.isfinite(value).all() for value in kept.values())
+    """The first update is absurd; all that follow are skipped."""
+    options = {"optimizer": "sgd", "learning_rate": 1e30, "max_skipped_in_a_row": 3}
+    with pytest.raises(callbacks.DivergenceError, match="smaller `optimizer") as error:
+        run(dataset, tmp_path / "run", keep_last=8, **options)
+    assert "The last 3 updates, up to step 4, were skipped" in str(error.value)
+    batch = reader.training_batches(
+        str(dataset[0]),
+        dataset[1],
+        global_batch_size=4,
+        batch_size=4,
+        start_step=3,
+        num_steps=4,
+        seed=0,
+    )
+    named = re.findall(r"(train-\S+), record (\d+)", str(error.value))
+    stored = []
+    for name, number in named:
+        records = tf.stack(list(tf.data.TFRecordDataset(str(dataset[0] / name))))
+        stored += [
+            schema.parse(
+                records[int(number) :][:1],
+                sequence_length=8,
+                dtype=dataset[1].dtype,
+                labelled=False,
+            )["tokens"][0]
+        ]
+    np.testing.assert_array_equal(stored, next(iter(batch))["tokens"])
+    skipped = [
+        line["skipped_updates"]
+        for line in metrics.load(str(tmp_path / "run"))
+        if "skipped_updates" in line
+    ]
+    assert skipped == [0, 1, 2, 3]
+    first, third = (state(tmp_path / "run", step=step) for step in (1, 3))
+    for name, value in first.items():
+        assert np.isfinite(value).all()
+        if not name.startswith("skipped") and name != "optimizer/iteration":
+            np.testing.assert_array_equal(third[name], value, err_msg=name)
 
 
 @pytest.mark.usefixtures("uncompiled")

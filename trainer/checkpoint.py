@@ -96,6 +96,10 @@ class Checkpoints:
         self._manifest = manifest
         self._variables = state.model_variables(task.gpt2)
         self._variables |= state.optimizer_variables(task.optimizer)
+        self._variables |= {
+            "skipped_updates": task.skipped_updates,
+            "skipped_in_a_row": task.skipped_in_a_row,
+        }
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._saving: concurrent.futures.Future | None = None
         self._saved_step = 0

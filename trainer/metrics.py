@@ -47,6 +47,9 @@ class MetricsLog:
     def evaluations_since_best(self) -> int:
         return sum(step > self.best_step > 0 for step in self._losses)
 
+    def has_score(self, step: int) -> bool:
+        return step in self._losses
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if "validation_loss" in values:
             self._losses[step] = values["validation_loss"]

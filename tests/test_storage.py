@@ -99,14 +99,18 @@ def test_a_killed_writer_holds_nothing(root, monkeypatch):
         "import os, signal, sys; from tfrecords import storage\n"
         "with storage.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     )
-    found = subprocess.run([sys.executable, "-c", program, root], cwd=ROOT)
-    assert found.returncode == -9
-    if storage.is_remote(root):  # there it is a lease, which ends
+    arguments = [sys.executable, "-c", program, root]
+    assert subprocess.run(arguments, cwd=ROOT).returncode == -9
+    with storage.only_writer(root):
+        pass
+    if storage.is_remote(root):  # other machines cannot know, until the lease ends
+        assert subprocess.run(arguments, cwd=ROOT).returncode == -9
+        monkeypatch.setattr("socket.gethostname", lambda: "another machine")
         with pytest.raises(storage.StorageError, match=r"process \d+ on .* s ago"):
             storage.only_writer(root).__enter__()
         monkeypatch.setattr(storage, "_LEASE_SECONDS", 0)
-    with storage.only_writer(root):
-        pass
+        with storage.only_writer(root):
+            pass
 
 
 def test_a_bucket_that_is_not_there_is_one_message(bucket):

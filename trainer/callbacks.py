@@ -216,6 +216,8 @@ class Saving(_AtIntervals):
             self._act(self._last_step)
 
     def _act(self, step: int) -> None:
+        # What a continued run goes on from holds all metrics up to there.
+        self._log.flush()
         self._checkpoints.save(self._log.best_step)
 
 

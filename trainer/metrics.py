@@ -10,6 +10,8 @@ from typing import Any
 import tensorflow as tf
 from etils import epath
 
+from tfrecords import storage
+
 FILE_NAME = "metrics.jsonl"
 
 
@@ -26,8 +28,12 @@ class MetricsLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in load(workdir) if step and line["step"] <= step]
         self._summaries = tf.summary.create_file_writer(
-            str(epath.Path(workdir) / "tensorboard")
+            str(epath.Path(workdir) / "tensorboard"),
+            # Not before it is told to: in a bucket, each time is a new file.
+            max_queue=1_000_000,
+            flush_millis=3_600_000,
         )
+        self._unwritten = ""
         self._losses = {
             line["step"]: line["validation_loss"]
             for line in kept
@@ -53,12 +59,18 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if "validation_loss" in values:
             self._losses[step] = values["validation_loss"]
-        line = {"step": step, **values}
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        self._unwritten += json.dumps({"step": step, **values}) + "\n"
         with self._summaries.as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
+        if not storage.is_remote(str(self._path)):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what a bucket, where to append is to write anew, has not got yet."""
+        with self._path.open("a") as stream:
+            stream.write(self._unwritten)
+        self._unwritten = ""
         self._summaries.flush()
 
 

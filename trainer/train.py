@@ -87,6 +87,7 @@ def train(
                 verbose=0,
             )
         except preemption.PreemptedError:
+            log.flush()
             checkpoints.save(log.best_step)
             raise
 

@@ -8,7 +8,6 @@ taken.
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import re
 from typing import Any
@@ -19,6 +18,7 @@ from etils import epath
 from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import schema
+from tfrecords import storage
 from tfrecords.manifest import Manifest
 from trainer import model, state
 from trainer.task import LanguageModelTask
@@ -141,9 +141,7 @@ class Checkpoints:
     def _write(self, step: int, values: dict[str, Any], best_step: int) -> None:
         folder = self._folder / f"step-{step:08d}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            state.write(values, folder / _STATE)
-            num_bytes, sha256 = _checksum(folder / _STATE)
+            num_bytes, sha256 = state.write(values, folder / _STATE)
             record = Record(
                 format_version=FORMAT_VERSION,
                 step=step,
@@ -154,11 +152,10 @@ class Checkpoints:
                 dataset_fingerprint=self._manifest.fingerprint,
                 tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
             )
-            partial = folder / f"{_RECORD}.partial"
-            partial.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-            partial.replace(folder / _RECORD)
+            text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
+            storage.write((folder / _RECORD).as_posix(), text.encode())
             self._remove_old(best_step)
-        except (OSError, safetensors.SafetensorError, state.StateError) as error:
+        except Exception as error:  # whatever it is, the run must hear of it
             raise SaveError(
                 f"Step {step} could not be saved to {folder}: {error}. What was saved "
                 "before is there; the same command continues from it."
@@ -170,7 +167,7 @@ class Checkpoints:
             step = _step(path)
             stays = settings.keep_every and step % settings.keep_every == 0
             if not stays and step != best_step:
-                path.rmtree()
+                _remove(path)
 
     def restore(self) -> int:
         """Continues from the newest whole checkpoint, if there is any.
@@ -187,7 +184,7 @@ class Checkpoints:
             self._check_same_run(found[1])
         for leftover in _incomplete(self._folder):
             logging.warning("removing %s, left by a save that was stopped", leftover)
-            leftover.rmtree()
+            _remove(leftover)
         if not found:
             return 0
         folder, record = found
@@ -296,10 +293,16 @@ def _newest_whole(
     return None
 
 
+def _remove(folder: epath.Path) -> None:
+    """Removes a checkpoint; stopped in between, it leaves an incomplete one."""
+    storage.remove((folder / _RECORD).as_posix())
+    storage.remove(folder.as_posix())
+
+
 def _set_aside(folder: epath.Path) -> None:
     aside = folder.with_name(f"{folder.name}.damaged")
     if aside.exists():
-        aside.rmtree()
+        _remove(aside)
     folder.rename(aside)
 
 
@@ -308,7 +311,7 @@ def _verified(folder: epath.Path) -> Record:
     path = folder / _STATE
     if not path.exists():
         raise _DamagedError(f"{path} is missing.")
-    num_bytes, sha256 = _checksum(path)
+    num_bytes, sha256 = state.checksum(path)
     if (num_bytes, sha256) != (record.state_bytes, record.state_sha256):
         raise _DamagedError(
             f"{path} must have {record.state_bytes} bytes and the SHA-256 "
@@ -340,13 +343,3 @@ def _assign(folder: epath.Path, variables: dict[str, Any], *, whole: bool) -> No
             f"{folder} does not hold this model and optimizer: {error}. Give a new "
             "--workdir, or what the run began with."
         ) from error
-
-
-def _checksum(path: epath.Path) -> tuple[int, str]:
-    """Returns size in bytes and SHA-256."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()

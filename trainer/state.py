@@ -1,6 +1,7 @@
 """A run's variables as one safetensors file: named, with shapes, and never code."""
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
@@ -13,6 +14,8 @@ import tensorflow as tf
 import tf_keras
 from etils import epath
 from transformers import TFGPT2LMHeadModel
+
+from tfrecords import storage
 
 # Keras numbers the models of a process.
 _SCOPE = re.compile(r"tfgpt2lm_head_model(_\d+)?/")
@@ -47,22 +50,30 @@ def snapshot(variables: dict[str, tf.Variable]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value.numpy()) for name, value in variables.items()}
 
 
-def write(values: dict[str, np.ndarray], path: epath.Path) -> None:
-    """Writes a file, here or in a bucket.
+def write(values: dict[str, np.ndarray], path: epath.Path) -> tuple[int, str]:
+    """Writes a file, here or in a bucket, whole or not at all.
+
+    Returns:
+      Its size in bytes and SHA-256.
 
     Raises:
       StateError: a value is not finite.
-      OSError, SafetensorError: it cannot be written.
+      OSError, SafetensorError, StorageError: it cannot be written.
     """
     _check_finite(values)
-    # No bucket's client can write parts of an object.
-    if path.as_posix().startswith("gs://"):
-        with tempfile.TemporaryDirectory() as folder:
-            local = epath.Path(folder) / path.name
-            safetensors.numpy.save_file(values, os.fspath(local))
-            local.copy(path, overwrite=True)
-    else:
-        safetensors.numpy.save_file(values, os.fspath(path))
+    with storage.writing(path.as_posix()) as name:
+        safetensors.numpy.save_file(values, name)
+        return checksum(epath.Path(name))
+
+
+def checksum(path: epath.Path) -> tuple[int, str]:
+    """Returns size in bytes and SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
 
 
 def read(path: epath.Path, variables: dict[str, tf.Variable], *, whole: bool) -> None:
@@ -114,7 +125,7 @@ def _check_finite(values: dict[str, np.ndarray]) -> None:
 def _opened(path: epath.Path) -> Iterator[safetensors.safe_open]:
     with tempfile.TemporaryDirectory() as folder:
         local = path
-        if path.as_posix().startswith("gs://"):
+        if storage.is_remote(path.as_posix()):
             local = epath.Path(folder) / path.name
             path.copy(local)
         with safetensors.safe_open(os.fspath(local), framework="numpy") as file:

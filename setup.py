@@ -55,6 +55,7 @@ setup(
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",
             "ruff==0.17.5",
+            "trustme==1.2.1",
         ],
         # Independent judges of the numerics.
         "parity": ["torch==2.13.0", "optax==0.2.8"],

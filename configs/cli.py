@@ -74,7 +74,7 @@ def _own_arguments(argv: Sequence[str], passes_on: str) -> list[str]:
 def _guard(main: Callable[[], None]) -> None:
     try:
         main()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         exit_code = getattr(error, "exit_code", None)
         if exit_code is None:
             raise

@@ -137,12 +137,19 @@ class TrainingConfig:
     # "auto": the first of these that the plan says fits; see `make plan`.
     remat: str = "none"
     dropout: float = 0.1
+    # A step whose loss or gradient is no finite number changes nothing. After so many
+    # of them in a row the run stops.
+    max_skipped_in_a_row: int = 10
     # Steps between two evaluations (0: only before the first and after the last step).
     evaluation_interval: int = 0
     # Steps between two checkpoints (0: only after the last step).
     checkpoint_interval: int = 0
-    # How many checkpoints stay.
+    # Which checkpoints stay: the newest, those of every so many steps (0: none), and
+    # always the one with the lowest validation loss.
     keep_last: int = 2
+    keep_every: int = 0
+    # Stop after so many evaluations without a lower validation loss; 0: never.
+    early_stopping_patience: int = 0
     # Steps that the device makes before the host looks again; also the interval of
     # the metrics. Divides the two intervals above.
     steps_per_execution: int = 10
@@ -220,7 +227,10 @@ _RANGES: dict[str, tuple[float, Optional[float]]] = {
     "training.dropout": (0, 0.9),
     "training.evaluation_interval": (0, None),
     "training.checkpoint_interval": (0, None),
+    "training.max_skipped_in_a_row": (1, None),
     "training.keep_last": (1, None),
+    "training.keep_every": (0, None),
+    "training.early_stopping_patience": (0, None),
     "training.steps_per_execution": (1, None),
 }
 

@@ -19,11 +19,11 @@ from data_pipeline import (
     encoder,
     readers,
     sources,
-    storage,
     words,
     work,
 )
 from data_pipeline.detokenizer import detokenize
+from tfrecords import storage
 from tfrecords.manifest import Counts
 
 SPLITS = ("train", "validation")

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from configs.schema import ConfigError
-from data_pipeline import shards, storage
+from data_pipeline import shards
 from data_pipeline.job import Job
-from tfrecords import manifest
+from tfrecords import manifest, storage
 
 # What a run has finished, until the dataset is whole.
 _WORK_FOLDER = ".unfinished"

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Set
 from typing import IO
 
 from configs.schema import DataConfig
-from data_pipeline import storage
 from data_pipeline.sources import InputError, InputFile, Piece
+from tfrecords import storage
 
 MAX_LINE_BYTES = 64 << 20
 # A text file that is one document is read in groups of lines of this size.

@@ -6,8 +6,9 @@ which documents are repeated. A hash has 128 bits of SHA-256.
 
 import numpy as np
 
-from data_pipeline import chunks, storage, work
+from data_pipeline import chunks, work
 from data_pipeline.chunks import Chunk
+from tfrecords import storage
 
 _HASH_BYTES = 16
 _LEFT_OUT = bytes(_HASH_BYTES)

@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from data_pipeline import storage
+from tfrecords import storage
 
 FAST, REFERENCE = "gigatoken", "tokenizers"
 

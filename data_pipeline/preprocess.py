@@ -33,11 +33,10 @@ from data_pipeline import (
     engine,
     shards,
     sources,
-    storage,
     tokenizer,
 )
 from data_pipeline import job as jobs
-from tfrecords import manifest, schema
+from tfrecords import manifest, schema, storage
 
 FLAGS = flags.FLAGS
 

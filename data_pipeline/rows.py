@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 from configs.schema import DataConfig
-from data_pipeline import documents, storage
+from data_pipeline import documents
 from data_pipeline.documents import Document
 from data_pipeline.sources import InputError, Piece
+from tfrecords import storage
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -10,9 +10,9 @@ from typing import IO
 import numpy as np
 
 from configs.schema import ConfigError
-from data_pipeline import chunks, packing, storage
+from data_pipeline import chunks, packing
 from data_pipeline import work as done
-from tfrecords import manifest, order, schema, writer
+from tfrecords import manifest, order, schema, storage, writer
 
 # A corpus of 50 GB has thousands of token files; each open one holds a descriptor.
 _MAX_OPEN_FILES = 128

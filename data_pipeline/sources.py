@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from configs.schema import DataConfig
-from data_pipeline import storage
+from tfrecords import storage
 
 PYTHON_DOCS = "builtin:python_docs"
 _TFDS = "tfds:"

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast
 
 from configs.schema import DataConfig
-from data_pipeline import storage, work
+from data_pipeline import work
 from data_pipeline.encoder import Vocabulary
 from data_pipeline.job import Job
 from data_pipeline.sources import InputError
+from tfrecords import storage
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipeline import storage
+from tfrecords import storage
 
 
 def fingerprint(*parts: Any) -> str:

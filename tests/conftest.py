@@ -16,8 +16,7 @@ import tensorflow as tf
 from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
-from data_pipeline import storage
-from tfrecords import manifest, order, schema, writer
+from tfrecords import manifest, order, schema, storage, writer
 from trainer import model
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -20,6 +20,7 @@ ENTRY_POINTS = {"train", "evaluate", "generate", "plan", "tpu_compiler", "doctor
 MIDDLE = {
     "task",
     "checkpoint",
+    "state",
     "callbacks",
     "strategy",
     "scoring",
@@ -31,6 +32,7 @@ MIDDLE = {
     "hardware",
     "compilation",
     "planning",
+    "preemption",
 }
 BASE = {
     "model",
@@ -42,6 +44,7 @@ BASE = {
     "adafactor",
     "schedule",
     "flops",
+    "cloud",
 }
 
 

@@ -1,13 +1,19 @@
 """A run that is interrupted continues as if nothing had happened."""
 
+import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
+from etils import epath
 
 from tests.conftest import tiny_config, write_dataset
+from tfrecords import reader, schema
 from trainer import callbacks, checkpoint, metrics
+from trainer import state as states
 from trainer.strategy import mirror_cpu
 from trainer.train import train
 
@@ -44,8 +50,9 @@ def run(
 
     save = checkpoint.Checkpoints.save
 
-    def save_and_stop(self):
-        save(self)
+    def save_and_stop(self, best_step):
+        save(self, best_step)
+        self.close()
         if int(self._optimizer.iterations.numpy()) == until:
             raise StopError
 
@@ -57,13 +64,8 @@ def run(
 
 def state(workdir, step=8):
     """Every variable of a checkpoint: weights, optimizer slots, step."""
-    prefix = str(workdir / "checkpoints" / f"step-{step:08d}" / "state")
-    reader = tf.train.load_checkpoint(prefix)
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if name.endswith("VARIABLE_VALUE")
-    }
+    folder = workdir / "checkpoints" / f"step-{step:08d}"
+    return safetensors.numpy.load_file(folder / "state.safetensors")
 
 
 def values(workdir):
@@ -125,10 +127,17 @@ def test_executions_that_straddle_an_interval_still_save_and_score(dataset, tmp_
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_only_the_last_checkpoints_stay(dataset, tmp_path):
-    run(dataset, tmp_path / "run", keep_last=3)
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"keep_last": 3}, [6, 7, 8]),
+        ({"keep_last": 1, "keep_every": 3}, [3, 6, 8]),
+    ],
+)
+def test_which_checkpoints_stay(dataset, tmp_path, settings, steps):
+    run(dataset, tmp_path / "run", evaluation_interval=0, **settings)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step-00000006", "step-00000007", "step-00000008"]
+    assert names == [f"step-{step:08d}" for step in steps]
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -175,24 +184,141 @@ def test_a_workdir_of_another_dataset_is_refused(dataset, tmp_path, tokens):
         run((other, written), tmp_path / "run")
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = [
+    (lambda f: (f / "checkpoint.json").write_text("{"), "is damaged"),
+    (lambda f: (f / "checkpoint.json").write_text("[]"), "is damaged"),
+    (lambda f: (f / "state.safetensors").write_bytes(b"x" * 50), "It has 50 and"),
+    (lambda f: flip_a_bit(f / "state.safetensors"), "the SHA-256"),
+    (lambda f: (f / "state.safetensors").unlink(), "is missing"),
+]
+
+
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / "checkpoint.json").write_text("{"), "is damaged"),
-        (lambda f: (f / "state.index").write_bytes(b"x" * 50), "or is damaged"),
-        (lambda f: next(f.glob("state.data*")).unlink(), "or is damaged"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
 def test_a_damaged_checkpoint_never_means_a_new_start(
     dataset, tmp_path, damage, message
 ):
-    run(dataset, tmp_path / "run", until=2)
-    damage(tmp_path / "run" / "checkpoints" / "step-00000002")
+    run(dataset, tmp_path / "run", until=1)
+    damage(tmp_path / "run" / "checkpoints" / "step-00000001")
     with pytest.raises(checkpoint.CheckpointError, match=message):
         run(dataset, tmp_path / "run")
     with pytest.raises(checkpoint.CheckpointError, match=message):
         checkpoint.load_model(str(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues(
+    dataset, tmp_path, caplog
+):
+    run(dataset, tmp_path / "whole")
+    run(dataset, tmp_path / "run", until=5)
+    folder = tmp_path / "run" / "checkpoints"
+    flip_a_bit(folder / "step-00000005" / "state.safetensors")
+    damaged = (folder / "step-00000005" / "state.safetensors").read_bytes()
+    assert checkpoint.load_model(str(tmp_path / "run"))[1].step == 4
+    assert (folder / "step-00000005").exists()  # reading changes nothing
+    run(dataset, tmp_path / "run")
+    assert "step-00000004 instead" in caplog.text
+    kept = folder / "step-00000005.damaged" / "state.safetensors"
+    assert kept.read_bytes() == damaged
+    whole, found = state(tmp_path / "whole"), state(tmp_path / "run")
+    for key, value in whole.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
+    """It happens in a thread; the run must hear of it."""
+    folder = tmp_path / "run" / "checkpoints"
+
+    class InTheWay(callbacks.Saving):
+        def on_train_begin(self, logs=None):
+            super().on_train_begin(logs)
+            folder.mkdir(parents=True)
+            (folder / "step-00000003").write_text("a file where the folder should be")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "Saving", InTheWay)
+        with pytest.raises(checkpoint.SaveError, match="Step 3 could not be saved"):
+            run(dataset, tmp_path / "run", keep_last=8)
+    assert checkpoint.load_model(str(tmp_path / "run"))[1].step == 2
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_early_stopping_and_the_best_checkpoint(dataset, tmp_path):
+    """At this learning rate the validation loss soon rises."""
+    options = {
+        "num_steps": 30,
+        "checkpoint_interval": 0,
+        "evaluation_interval": 2,
+        "early_stopping_patience": 3,
+        "keep_last": 1,
+        "learning_rate": 0.5,
+    }
+    run(dataset, tmp_path / "run", **options)
+    lines = metrics.load(str(tmp_path / "run"))
+    losses = {x["step"]: x["validation_loss"] for x in lines if "validation_loss" in x}
+    del losses[0]
+    best = min(losses, key=losses.get)
+    assert best + 3 * 2 == max(losses) < 30
+    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert found == [f"step-{best:08d}", f"step-{max(losses):08d}"]
+    run(dataset, tmp_path / "run", **options)  # is finished, and stays so
+    assert metrics.load(str(tmp_path / "run")) == lines
+    run(dataset, tmp_path / "run", **options | {"early_stopping_patience": 0})
+    assert metrics.load(str(tmp_path / "run"))[-1]["step"] == 30
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_weights_that_are_no_numbers_are_neither_saved_nor_restored(dataset, tmp_path):
+    run(dataset, tmp_path / "run", until=2)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    values = state(tmp_path / "run", step=2)
+    name = "model/transformer/ln_f/gamma"
+    values[name] = np.full_like(values[name], np.nan)
+    with pytest.raises(states.StateError, match=f"not finite: {name}"):
+        states.write(values, epath.Path(folder / "state.safetensors"))
+    safetensors.numpy.save_file(values, folder / "state.safetensors")
+    vouch(folder)
+    with pytest.raises(checkpoint.CheckpointError, match=f"not finite: {name}"):
+        run(dataset, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_other_variables_are_named(dataset, tmp_path):
+    run(dataset, tmp_path / "run", until=2)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    values = state(tmp_path / "run", step=2)
+    values["model/more"] = values.pop("model/transformer/ln_f/beta")
+    values["model/transformer/ln_f/gamma"] = np.ones(3, np.float32)
+    values["optimizer/iteration"] = values["optimizer/iteration"].astype(np.int32)
+    safetensors.numpy.save_file(values, folder / "state.safetensors")
+    vouch(folder)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        run(dataset, tmp_path / "run")
+    for problem in (
+        "model/transformer/ln_f/beta is missing",
+        "model/more is not expected",
+        "model/transformer/ln_f/gamma is float32 [3], not float32 [16]",
+        "optimizer/iteration is int32 [], not int64 []",
+    ):
+        assert problem in str(error.value)
+
+
+def vouch(folder):
+    """Writes the checksum of what is in the folder into its record."""
+    path = folder / "checkpoint.json"
+    content = (folder / "state.safetensors").read_bytes()
+    record = json.loads(path.read_text())
+    record["state_bytes"] = len(content)
+    record["state_sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(record))
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -206,12 +332,44 @@ def test_another_format_version_is_refused(dataset, tmp_path):
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_diverged_run_stops_and_keeps_what_was_good(dataset, tmp_path):
-    with pytest.raises(callbacks.DivergenceError, match="smaller `optimizer"):
-        run(dataset, tmp_path / "run", optimizer="sgd", learning_rate=1e30)
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert 1 <= len(names) < 8
-    kept = state(tmp_path / "run", step=int(names[-1].removeprefix("step-")))
-    assert all(np.isfinite(value).all() for value in kept.values())
+    """The first update is absurd; all that follow are skipped."""
+    options = {"optimizer": "sgd", "learning_rate": 1e30, "max_skipped_in_a_row": 3}
+    with pytest.raises(callbacks.DivergenceError, match="smaller `optimizer") as error:
+        run(dataset, tmp_path / "run", keep_last=8, **options)
+    assert "The last 3 updates, up to step 4, were skipped" in str(error.value)
+    batch = reader.training_batches(
+        str(dataset[0]),
+        dataset[1],
+        global_batch_size=4,
+        batch_size=4,
+        start_step=3,
+        num_steps=4,
+        seed=0,
+    )
+    named = re.findall(r"(train-\S+), record (\d+)", str(error.value))
+    stored = []
+    for name, number in named:
+        records = tf.stack(list(tf.data.TFRecordDataset(str(dataset[0] / name))))
+        stored += [
+            schema.parse(
+                records[int(number) :][:1],
+                sequence_length=8,
+                dtype=dataset[1].dtype,
+                labelled=False,
+            )["tokens"][0]
+        ]
+    np.testing.assert_array_equal(stored, next(iter(batch))["tokens"])
+    skipped = [
+        line["skipped_updates"]
+        for line in metrics.load(str(tmp_path / "run"))
+        if "skipped_updates" in line
+    ]
+    assert skipped == [0, 1, 2, 3]
+    first, third = (state(tmp_path / "run", step=step) for step in (1, 3))
+    for name, value in first.items():
+        assert np.isfinite(value).all()
+        if not name.startswith("skipped") and name != "optimizer/iteration":
+            np.testing.assert_array_equal(third[name], value, err_msg=name)
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -393,7 +393,7 @@ def test_tfds_gives_what_files_give(tmp_path):
 
 def test_a_bucket_in_and_out(corpus, tmp_path, bucket):
     """The same bytes from and to a bucket; the tokenizer is there as well."""
-    from data_pipeline import storage
+    from tfrecords import storage
 
     for path in corpus.iterdir():
         storage.write(f"{bucket}/in/{path.name}", path.read_bytes())

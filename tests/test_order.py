@@ -88,3 +88,11 @@ def test_starting_anywhere_equals_skipping(start):
             # Of the records before `start` this host read its own.
             before = sum((2 * 29 + p) % hosts == host for p in range(start))
             assert epoch_order(sizes, 2, start=start, **kwargs) == whole[before:]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (20, 35), (29, 30), (3, 90)])
+def test_places_are_read_in_that_order(start, stop):
+    sizes = order.shard_sizes(29, 4)
+    stream = [r for epoch in range(4) for r in epoch_order(sizes, epoch)]
+    found = list(order.places(sizes, order.phases(sizes, start, stop, seed=3)))
+    assert found[: stop - start] == stream[start:stop]

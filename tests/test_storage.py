@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from data_pipeline import storage
 from tests.conftest import ROOT
+from tfrecords import storage
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -96,17 +96,21 @@ def test_one_writer(root):
 
 def test_a_killed_writer_holds_nothing(root, monkeypatch):
     program = (
-        "import os, signal, sys; from data_pipeline import storage\n"
+        "import os, signal, sys; from tfrecords import storage\n"
         "with storage.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     )
-    found = subprocess.run([sys.executable, "-c", program, root], cwd=ROOT)
-    assert found.returncode == -9
-    if storage.is_remote(root):  # there it is a lease, which ends
+    arguments = [sys.executable, "-c", program, root]
+    assert subprocess.run(arguments, cwd=ROOT).returncode == -9
+    with storage.only_writer(root):
+        pass
+    if storage.is_remote(root):  # other machines cannot know, until the lease ends
+        assert subprocess.run(arguments, cwd=ROOT).returncode == -9
+        monkeypatch.setattr("socket.gethostname", lambda: "another machine")
         with pytest.raises(storage.StorageError, match=r"process \d+ on .* s ago"):
             storage.only_writer(root).__enter__()
         monkeypatch.setattr(storage, "_LEASE_SECONDS", 0)
-    with storage.only_writer(root):
-        pass
+        with storage.only_writer(root):
+            pass
 
 
 def test_a_bucket_that_is_not_there_is_one_message(bucket):
@@ -117,7 +121,7 @@ def test_a_bucket_that_is_not_there_is_one_message(bucket):
 
 
 def test_missing_credentials_are_one_message(tmp_path):
-    program = "from data_pipeline import storage; storage.read('gs://bucket/x')"
+    program = "from tfrecords import storage; storage.read('gs://bucket/x')"
     environment = {
         **{k: v for k, v in os.environ.items() if k != "STORAGE_EMULATOR_HOST"},
         "HOME": str(tmp_path),

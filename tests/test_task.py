@@ -5,8 +5,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from configs.schema import OptimizerConfig
 from tests.conftest import VOCABULARY_SIZE, tiny_model
-from trainer import cross_entropy, forward
+from trainer import cross_entropy, forward, optimizer
+from trainer.schedule import Schedule
 from trainer.strategy import mirror_cpu
 from trainer.task import LanguageModelTask
 
@@ -162,3 +164,66 @@ def test_a_batch_of_padding_only_changes_nothing():
     assert float(logs["loss"]) == 0.0
     for variable, value in zip(gpt2.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
+
+
+@pytest.mark.parametrize("compile_local", [False, True])
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "sgd"])
+def test_an_update_that_is_not_finite_is_skipped(monkeypatch, name, compile_local):
+    """On all replicas, though it is not finite on one of them only."""
+    summed_loss = forward.summed_loss
+
+    def poisoned(gpt2, tokens, *others):
+        loss, count = summed_loss(gpt2, tokens, *others)
+        bad = tf.reduce_any(tokens == VOCABULARY_SIZE - 1)
+        return loss * tf.where(bad, np.nan, 1.0), count
+
+    monkeypatch.setattr(forward, "summed_loss", poisoned)
+    strategy = mirror_cpu(2)
+    config = OptimizerConfig(
+        name=name, learning_rate=0.1, weight_decay=0.1, beta_1=0.9, warmup_fraction=0
+    )
+    with strategy.scope():
+        gpt2 = tiny_model(n_layer=1)
+        task = LanguageModelTask(
+            gpt2, accumulation_steps=2, compile_local=compile_local
+        )
+        variables = gpt2.trainable_variables
+        rule = optimizer.create(config, Schedule(config, 10), variables)
+        task.compile(optimizer=rule)
+    states = []
+    step = tf.function(lambda batch: strategy.run(task.train_step, (batch,)))
+    for number, is_bad in enumerate([False, True, True, False]):
+        batch = global_batch(number)
+        batch["tokens"] %= VOCABULARY_SIZE - 1
+        batch["tokens"][-1, 0] += is_bad * (VOCABULARY_SIZE - 1)
+        batch["tokens"][-1, 0] = min(batch["tokens"][-1, 0], VOCABULARY_SIZE - 1)
+        half = GLOBAL_BATCH // 2
+        parts = [
+            {name: values[half * index :][:half] for name, values in batch.items()}
+            for index in range(2)
+        ]
+        logs = step(
+            strategy.experimental_distribute_values_from_function(
+                lambda context: {
+                    name: tf.constant(values)
+                    for name, values in parts[context.replica_id_in_sync_group].items()
+                }
+            )
+        )
+        logs = {k: strategy.experimental_local_results(v) for k, v in logs.items()}
+        assert np.isfinite(logs["loss"][0]) == (not is_bad)
+        states.append(
+            [
+                [part.numpy() for part in strategy.experimental_local_results(variable)]
+                for variable in (*variables, *rule.variables)
+                if variable.dtype == tf.float32
+            ]
+        )
+    same = [
+        all(np.array_equal(a, b) for a, b in zip(states[i], states[i + 1], strict=True))
+        for i in range(3)
+    ]
+    assert same == [True, True, False]
+    assert int(rule.iterations.numpy()) == 4
+    assert int(task.skipped_updates.numpy()) == 2
+    assert int(task.skipped_in_a_row.numpy()) == 0

@@ -6,6 +6,7 @@ in every version, and everything is a pure function of its arguments.
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -115,3 +116,40 @@ def epoch_phases(
         # Position whole + k is the k-th of the longer shards, in permuted order.
         phases.append(phase(longer, last_round, total))
     return phases
+
+
+def phases(
+    sizes: np.ndarray,
+    start: int,
+    stop: int,
+    *,
+    seed: int,
+    host_index: int = 0,
+    num_hosts: int = 1,
+) -> list[Phase]:
+    """Returns how one host reads records [start, stop) of the endless stream.
+
+    The last phase may hold more. Arguments as in `epoch_phases`.
+    """
+    total = int(sizes.sum())
+    found = []
+    for epoch in range(start // total, (stop - 1) // total + 1):
+        found += epoch_phases(
+            sizes,
+            epoch=epoch,
+            seed=seed,
+            start=max(start - epoch * total, 0),
+            host_index=host_index,
+            num_hosts=num_hosts,
+        )
+    return found
+
+
+def places(sizes: np.ndarray, phases: Iterable[Phase]) -> Iterator[tuple[int, int]]:
+    """Yields shard and record in the order in which phases are read."""
+    for phase in phases:
+        for turn in range(int(phase.count.max(initial=0))):
+            for row in np.flatnonzero(phase.count > turn):
+                shard = int(phase.shard[row])
+                record = int(phase.first[row]) + turn * phase.stride
+                yield shard, record % int(sizes[shard])

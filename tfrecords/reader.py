@@ -7,6 +7,7 @@ at step s opens each shard where it stands then.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,21 +58,14 @@ def training_batches(
             f"{len(split.shards)} shards for {num_hosts} hosts. Preprocess with "
             f"`--config.data.num_shards={num_hosts}` or a multiple of it."
         )
-    first_record = start_step * global_batch_size
-    last_record = num_steps * global_batch_size - 1
-    sizes = np.array([shard.num_records for shard in split.shards])
-    phases = []
-    for epoch in range(
-        first_record // split.num_records, last_record // split.num_records + 1
-    ):
-        phases += order.epoch_phases(
-            sizes,
-            epoch=epoch,
-            seed=seed,
-            start=max(first_record - epoch * split.num_records, 0),
-            host_index=host_index,
-            num_hosts=num_hosts,
-        )
+    phases = order.phases(
+        _sizes(split),
+        start_step * global_batch_size,
+        num_steps * global_batch_size,
+        seed=seed,
+        host_index=host_index,
+        num_hosts=num_hosts,
+    )
     records = _read_phases(_paths(data_dir, split), phases)
     records = records.take((num_steps - start_step) * global_batch_size // num_hosts)
     batches = _batches(records, manifest, batch_size)
@@ -82,6 +76,18 @@ def training_batches(
     return tf.data.Dataset.zip(batches, rows).map(
         lambda batch, row: {**batch, "row": row}
     )
+
+
+def batch_records(
+    manifest: Manifest, *, step: int, global_batch_size: int, seed: int
+) -> list[tuple[str, int]]:
+    """Returns shard and number in it of each record of a step's global batch."""
+    split = manifest.split("train")
+    first = step * global_batch_size
+    sizes = _sizes(split)
+    phases = order.phases(sizes, first, first + global_batch_size, seed=seed)
+    places = itertools.islice(order.places(sizes, phases), global_batch_size)
+    return [(split.shards[shard].name, record) for shard, record in places]
 
 
 def evaluation_batches(
@@ -133,6 +139,10 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
         raise DatasetError(
             "\n".join(problems) + "\nCopy the dataset again, or preprocess it again."
         ) from error
+
+
+def _sizes(split: Split) -> np.ndarray:
+    return np.array([shard.num_records for shard in split.shards])
 
 
 def _paths(data_dir: str, split: Split) -> list[str]:

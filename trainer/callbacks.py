@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import tf_keras
@@ -11,17 +12,22 @@ from tqdm import tqdm
 
 from trainer.checkpoint import Checkpoints
 from trainer.metrics import MetricsLog
+from trainer.preemption import Notice
 from trainer.scoring import Scorer
+
+_NUM_RECORDS = 16  # that a message lists
 
 
 class DivergenceError(ValueError):
-    """The loss is no number any more; what was saved before it still is."""
+    """Loss or gradients are no finite numbers any more; the weights still are."""
 
     exit_code = 1
 
 
 class Metrics(tf_keras.callbacks.Callback):
     """Logs each execution's last step, and draws the progress bar.
+
+    What is no finite number is left out.
 
     Args:
       log: where the values go.
@@ -54,17 +60,10 @@ class Metrics(tf_keras.callbacks.Callback):
         step = _step(self.model)
         num_tokens = (step - self._step) * self._tokens_per_step
         values = {name: float(value) for name, value in logs.items()}
-        if not math.isfinite(values["loss"] + values["gradient_norm"]):
-            # Before anything of it is saved: this callback comes first.
-            raise DivergenceError(
-                f"The loss at step {step} is {values['loss']}, the gradient's norm "
-                f"{values['gradient_norm']}. Start again in a new --workdir with a "
-                "smaller `optimizer.learning_rate`, a longer warmup, or "
-                "`optimizer.clip_norm=1`."
-            )
         values["tokens"] = step * self._tokens_per_step
         values["tokens_per_second"] = num_tokens / seconds
-        self._log.write(step, values)
+        finite = {name: v for name, v in values.items() if math.isfinite(v)}
+        self._log.write(step, finite)
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
             refresh=False,
@@ -74,6 +73,53 @@ class Metrics(tf_keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self._bar.close()
+
+
+class Guard(tf_keras.callbacks.Callback):
+    """Stops a run whose updates are skipped, one after the other.
+
+    Args:
+      max_skipped_in_a_row: so many.
+      batch_records: returns shard and number in it of each record of a `step`'s batch.
+    """
+
+    def __init__(
+        self,
+        max_skipped_in_a_row: int,
+        batch_records: Callable[..., list[tuple[str, int]]],
+    ):
+        super().__init__()
+        self._max_skipped_in_a_row = max_skipped_in_a_row
+        self._batch_records = batch_records
+        self._skipped = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._skipped = int(self.model.skipped_updates.numpy())
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        step = _step(self.model)
+        skipped, self._skipped = self._skipped, int(logs["skipped_updates"])
+        if self._skipped > skipped:
+            logging.warning(
+                "step %d: loss or gradient was no finite number; %d updates were "
+                "skipped so far",
+                step,
+                self._skipped,
+            )
+        if logs["skipped_in_a_row"] < self._max_skipped_in_a_row:
+            return
+        records = "".join(
+            f"\n  {name}, record {number}"
+            for name, number in self._batch_records(step=step - 1)[:_NUM_RECORDS]
+        )
+        raise DivergenceError(
+            f"The last {int(logs['skipped_in_a_row'])} updates, up to step {step}, "
+            f"were skipped: the loss is {float(logs['loss'])}, the gradient's norm "
+            f"{float(logs['gradient_norm'])}. Start again in a new --workdir with a "
+            "smaller `optimizer.learning_rate`, a longer warmup, or "
+            "`optimizer.clip_norm=1`; or look at the records, of which the last batch "
+            f"had:{records}\nby `python -m tfrecords.inspect`."
+        )
 
 
 class _AtIntervals(tf_keras.callbacks.Callback):
@@ -105,20 +151,40 @@ class _AtIntervals(tf_keras.callbacks.Callback):
 
 
 class Evaluation(_AtIntervals):
-    """Scores the validation split before step 1, at intervals, and after the last."""
+    """Scores the validation split before step 1, at intervals, and after the last.
 
-    def __init__(self, log: MetricsLog, scorer: Scorer, **intervals: int):
+    Args:
+      log: where the scores go.
+      scorer: of the split.
+      notice: stops the run, also while it scores.
+      patience: scores without a better one, after which training ends; 0: never.
+      **intervals: see above.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        scorer: Scorer,
+        notice: Notice,
+        *,
+        patience: int,
+        **intervals: int,
+    ):
         super().__init__(**intervals)
         self._log = log
         self._scorer = scorer
+        self._notice = notice
+        self._patience = patience
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
-        if self._last_step == 0:
-            self._act(0)
+        # Also where the run was stopped while it scored.
+        due = self._interval and self._last_step % self._interval == 0
+        if self._last_step == 0 or (due and not self._log.has_score(self._last_step)):
+            self._act(self._last_step)
 
     def _act(self, step: int) -> None:
-        score = self._scorer()
+        score = self._scorer(between_batches=self._notice.check)
         logging.info("step %d: validation perplexity %.2f", step, score.perplexity)
         self._log.write(
             step,
@@ -127,17 +193,43 @@ class Evaluation(_AtIntervals):
                 "validation_perplexity": score.perplexity,
             },
         )
+        if self._patience and self._log.evaluations_since_best >= self._patience:
+            logging.info(
+                "stopping: the lowest validation loss was that of step %d",
+                self._log.best_step,
+            )
+            self.model.stop_training = True
 
 
 class Saving(_AtIntervals):
-    """Saves a checkpoint at intervals and after the last step."""
+    """Saves at intervals, after the last step, and when a score is the best so far."""
 
-    def __init__(self, checkpoints: Checkpoints, **intervals: int):
+    def __init__(self, log: MetricsLog, checkpoints: Checkpoints, **intervals: int):
         super().__init__(**intervals)
+        self._log = log
         self._checkpoints = checkpoints
 
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._checkpoints.raise_failure()
+        super().on_train_batch_end(batch, logs)
+        if self._last_step == self._log.best_step or self.model.stop_training:
+            self._act(self._last_step)
+
     def _act(self, step: int) -> None:
-        self._checkpoints.save()
+        # What a continued run goes on from holds all metrics up to there.
+        self._log.flush()
+        self._checkpoints.save(self._log.best_step)
+
+
+class Stopping(tf_keras.callbacks.Callback):
+    """Stops the run between two steps when there is notice to."""
+
+    def __init__(self, notice: Notice):
+        super().__init__()
+        self._notice = notice
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._notice.check()
 
 
 def _step(model: tf_keras.Model) -> int:

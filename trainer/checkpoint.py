@@ -1,25 +1,30 @@
 """Saves and restores a run: model, optimizer, step, and what they belong to.
 
-`WORKDIR/checkpoints/step-00000100/` holds TensorFlow's `state.*` files and, written
-last, `checkpoint.json`: a folder without it is a torn save, and is removed.
+`WORKDIR/checkpoints/step-00000100/` holds `state.safetensors` and, written last,
+`checkpoint.json` with its checksum: a folder without it is a torn save, and is removed.
+A damaged one is kept beside them as `step-00000100.damaged`, and the one before it is
+taken.
 """
 
+import concurrent.futures
 import dataclasses
 import json
 import re
 from typing import Any
 
-import tensorflow as tf
+import safetensors
 from absl import logging
 from etils import epath
 from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import schema
+from tfrecords import storage
 from tfrecords.manifest import Manifest
-from trainer import model
+from trainer import model, state
 from trainer.task import LanguageModelTask
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_STATE = "state.safetensors"
 _RECORD = "checkpoint.json"
 # They change how a run is carried out, not what it computes.
 _FREE_FIELDS = {
@@ -31,6 +36,8 @@ _FREE_FIELDS = {
     "training.checkpoint_interval",
     "training.steps_per_execution",
     "training.keep_last",
+    "training.keep_every",
+    "training.early_stopping_patience",
 }
 
 
@@ -40,12 +47,24 @@ class CheckpointError(ValueError):
     exit_code = 2
 
 
+class SaveError(RuntimeError):
+    """The run's state could not be saved."""
+
+    exit_code = 1
+
+
+class _DamagedError(ValueError):
+    """What is in a checkpoint's folder is not what was saved."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What `checkpoint.json` says beside the weights."""
+    """What `checkpoint.json` says of the state beside it."""
 
     format_version: int
     step: int
+    state_bytes: int
+    state_sha256: str
     config: dict[str, Any]
     model_config: dict[str, Any]  # GPT2Config
     dataset_fingerprint: str
@@ -75,54 +94,103 @@ class Checkpoints:
         self._optimizer = task.optimizer
         self._config = config
         self._manifest = manifest
-        self._state = tf.train.Checkpoint(model=task.gpt2, optimizer=task.optimizer)
+        self._variables = state.model_variables(task.gpt2)
+        self._variables |= state.optimizer_variables(task.optimizer)
+        self._variables |= {
+            "skipped_updates": task.skipped_updates,
+            "skipped_in_a_row": task.skipped_in_a_row,
+        }
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._saving: concurrent.futures.Future | None = None
+        self._saved_step = 0
 
-    def save(self) -> None:
-        """Saves the present state, unless that is done; removes the oldest ones."""
-        step = int(self._optimizer.iterations.numpy())
-        folder = self._folder / f"step-{step:08d}"
-        if (folder / _RECORD).exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._state.write(str(folder / "state"))
-        record = Record(
-            format_version=FORMAT_VERSION,
-            step=step,
-            config=dataclasses.asdict(self._config),
-            model_config=self._gpt2.config.to_dict(),
-            dataset_fingerprint=self._manifest.fingerprint,
-            tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
-        )
-        partial = folder / f"{_RECORD}.partial"
-        partial.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-        partial.replace(folder / _RECORD)
-        for old in _complete(self._folder)[: -self._config.training.keep_last]:
-            old.rmtree()
+    def save(self, best_step: int = 0) -> None:
+        """Saves the present state, unless that is done; removes what need not stay.
 
-    def restore(self) -> int:
-        """Continues from the newest checkpoint, if there is one; returns its step.
+        The values are copied here and now; a thread writes them while training goes on.
+
+        Args:
+          best_step: whose checkpoint stays in any case.
 
         Raises:
-          CheckpointError: it is of another config, dataset or tokenizer, or damaged.
+          SaveError: the save before this one failed.
         """
-        complete = _complete(self._folder)
-        if complete:
-            record = _read_record(complete[-1])
-            self._check_same_run(record)
+        step = int(self._optimizer.iterations.numpy())
+        if step == self._saved_step:
+            return
+        self.close()
+        self._saved_step = step
+        values = state.snapshot(self._variables)
+        self._saving = self._thread.submit(self._write, step, values, best_step)
+
+    def close(self) -> None:
+        """Waits until what was saved is there.
+
+        Raises:
+          SaveError: it could not be written.
+        """
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
+
+    def raise_failure(self) -> None:
+        """Raises SaveError where the save that goes on has failed already."""
+        if self._saving and self._saving.done():
+            self.close()
+
+    def _write(self, step: int, values: dict[str, Any], best_step: int) -> None:
+        folder = self._folder / f"step-{step:08d}"
+        try:
+            num_bytes, sha256 = state.write(values, folder / _STATE)
+            record = Record(
+                format_version=FORMAT_VERSION,
+                step=step,
+                state_bytes=num_bytes,
+                state_sha256=sha256,
+                config=dataclasses.asdict(self._config),
+                model_config=self._gpt2.config.to_dict(),
+                dataset_fingerprint=self._manifest.fingerprint,
+                tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
+            )
+            text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
+            storage.write((folder / _RECORD).as_posix(), text.encode())
+            self._remove_old(best_step)
+        except Exception as error:  # whatever it is, the run must hear of it
+            raise SaveError(
+                f"Step {step} could not be saved to {folder}: {error}. What was saved "
+                "before is there; the same command continues from it."
+            ) from error
+
+    def _remove_old(self, best_step: int) -> None:
+        settings = self._config.training
+        for path in _complete(self._folder)[: -settings.keep_last]:
+            step = _step(path)
+            stays = settings.keep_every and step % settings.keep_every == 0
+            if not stays and step != best_step:
+                _remove(path)
+
+    def restore(self) -> int:
+        """Continues from the newest whole checkpoint, if there is any.
+
+        Returns:
+          Its step; 0 where there is none.
+
+        Raises:
+          CheckpointError: it is of another config, dataset or tokenizer, or there are
+            checkpoints, and all of them are damaged.
+        """
+        found = _newest_whole(self._folder, set_aside=True)
+        if found:
+            self._check_same_run(found[1])
         for leftover in _incomplete(self._folder):
             logging.warning("removing %s, left by a save that was stopped", leftover)
-            leftover.rmtree()
-        if not complete:
+            _remove(leftover)
+        if not found:
             return 0
-        try:
-            status = self._state.read(str(complete[-1] / "state"))
-            status.assert_consumed()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
-            raise CheckpointError(
-                f"{complete[-1]} does not hold this model and optimizer, or is damaged:"
-                f" {str(error).strip().splitlines()[0]}"
-            ) from error
-        logging.info("continuing from %s", complete[-1])
+        folder, record = found
+        _assign(folder, self._variables, whole=True)
+        self._saved_step = record.step
+        logging.info("continuing from %s", folder)
         return record.step
 
     def _check_same_run(self, record: Record) -> None:
@@ -151,28 +219,20 @@ class Checkpoints:
 
 
 def load_model(workdir: str) -> tuple[TFGPT2LMHeadModel, Record]:
-    """Loads the newest checkpoint's model, without its optimizer.
+    """Loads the newest whole checkpoint's model, without its optimizer.
 
     Raises:
-      CheckpointError: the workdir has no checkpoint, or a damaged one.
+      CheckpointError: the workdir has no checkpoint, or only damaged ones.
     """
-    complete = _complete(_folder(workdir))
-    if not complete:
+    found = _newest_whole(_folder(workdir), set_aside=False)
+    if not found:
         raise CheckpointError(
             f"`--workdir` must hold a run with a checkpoint. Received: {workdir}, "
             "which has none. Train there first, or correct the folder."
         )
-    record = _read_record(complete[-1])
+    folder, record = found
     gpt2 = model.from_shape(GPT2Config.from_dict(record.model_config))
-    state = tf.train.Checkpoint(model=gpt2)
-    try:
-        status = state.read(str(complete[-1] / "state"))
-        status.assert_existing_objects_matched().expect_partial()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        raise CheckpointError(
-            f"{complete[-1]} does not hold its model, or is damaged: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+    _assign(folder, state.model_variables(gpt2), whole=False)
     return gpt2, record
 
 
@@ -184,7 +244,11 @@ def _step_folders(folder: epath.Path) -> list[epath.Path]:
     if not folder.exists():
         return []
     found = [p for p in folder.iterdir() if re.fullmatch(r"step-\d{8,}", p.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=_step)
+
+
+def _step(folder: epath.Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _complete(folder: epath.Path) -> list[epath.Path]:
@@ -195,15 +259,87 @@ def _incomplete(folder: epath.Path) -> list[epath.Path]:
     return [path for path in _step_folders(folder) if not (path / _RECORD).exists()]
 
 
+def _newest_whole(
+    folder: epath.Path, *, set_aside: bool
+) -> tuple[epath.Path, Record] | None:
+    """Returns the newest checkpoint that is as it was saved; None where there is none.
+
+    Args:
+      folder: of the checkpoints.
+      set_aside: rename the damaged ones that are newer, so that they are no more in the
+        way and still can be looked at.
+
+    Raises:
+      CheckpointError: all are damaged, or one is of another format.
+    """
+    problems: dict[epath.Path, str] = {}
+    for path in reversed(_complete(folder)):
+        try:
+            record = _verified(path)
+        except _DamagedError as error:
+            problems[path] = str(error)
+            continue
+        for damaged, problem in problems.items():
+            logging.error("%s Taking %s instead.", problem, path)
+            if set_aside:
+                _set_aside(damaged)
+        return path, record
+    if problems:
+        raise CheckpointError(
+            f"All checkpoints in {folder} are damaged:\n  "
+            + "\n  ".join(problems.values())
+            + "\nGive a new --workdir to begin anew, or bring back a checkpoint."
+        )
+    return None
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a checkpoint; stopped in between, it leaves an incomplete one."""
+    storage.remove((folder / _RECORD).as_posix())
+    storage.remove(folder.as_posix())
+
+
+def _set_aside(folder: epath.Path) -> None:
+    aside = folder.with_name(f"{folder.name}.damaged")
+    if aside.exists():
+        _remove(aside)
+    folder.rename(aside)
+
+
+def _verified(folder: epath.Path) -> Record:
+    record = _read_record(folder)
+    path = folder / _STATE
+    if not path.exists():
+        raise _DamagedError(f"{path} is missing.")
+    num_bytes, sha256 = state.checksum(path)
+    if (num_bytes, sha256) != (record.state_bytes, record.state_sha256):
+        raise _DamagedError(
+            f"{path} must have {record.state_bytes} bytes and the SHA-256 "
+            f"{record.state_sha256[:16]}…. It has {num_bytes} and {sha256[:16]}…."
+        )
+    return record
+
+
 def _read_record(folder: epath.Path) -> Record:
+    path = folder / _RECORD
     try:
-        values = json.loads((folder / _RECORD).read_text())
+        values = json.loads(path.read_text())
         version = values["format_version"]
         if version == FORMAT_VERSION:
             return Record(**values)
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / _RECORD} is damaged: {error!r}.") from error
+        raise _DamagedError(f"{path} is damaged: {error!r}.") from error
     raise CheckpointError(
-        f"{folder / _RECORD} must have format version {FORMAT_VERSION}. "
-        f"Received: {version!r}."
+        f"{path} must have format version {FORMAT_VERSION}. Received: {version!r}. Use "
+        "the version of gpt2-tpu that wrote it, or a new --workdir."
     )
+
+
+def _assign(folder: epath.Path, variables: dict[str, Any], *, whole: bool) -> None:
+    try:
+        state.read(folder / _STATE, variables, whole=whole)
+    except (state.StateError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} does not hold this model and optimizer: {error}. Give a new "
+            "--workdir, or what the run began with."
+        ) from error

@@ -10,6 +10,8 @@ from typing import Any
 import tensorflow as tf
 from etils import epath
 
+from tfrecords import storage
+
 FILE_NAME = "metrics.jsonl"
 
 
@@ -26,19 +28,49 @@ class MetricsLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in load(workdir) if step and line["step"] <= step]
         self._summaries = tf.summary.create_file_writer(
-            str(epath.Path(workdir) / "tensorboard")
+            str(epath.Path(workdir) / "tensorboard"),
+            # Not before it is told to: in a bucket, each time is a new file.
+            max_queue=1_000_000,
+            flush_millis=3_600_000,
         )
+        self._unwritten = ""
+        self._losses = {
+            line["step"]: line["validation_loss"]
+            for line in kept
+            if "validation_loss" in line
+        }
         partial = self._path.with_name(f"{FILE_NAME}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self._path)
 
+    @property
+    def best_step(self) -> int:
+        """The step with the lowest validation loss; 0: none after the first update."""
+        trained = {step: loss for step, loss in self._losses.items() if step}
+        return min(trained, key=trained.__getitem__, default=0)
+
+    @property
+    def evaluations_since_best(self) -> int:
+        return sum(step > self.best_step > 0 for step in self._losses)
+
+    def has_score(self, step: int) -> bool:
+        return step in self._losses
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        line = {"step": step, **values}
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        if "validation_loss" in values:
+            self._losses[step] = values["validation_loss"]
+        self._unwritten += json.dumps({"step": step, **values}) + "\n"
         with self._summaries.as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
+        if not storage.is_remote(str(self._path)):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what a bucket, where to append is to write anew, has not got yet."""
+        with self._path.open("a") as stream:
+            stream.write(self._unwritten)
+        self._unwritten = ""
         self._summaries.flush()
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import re
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -10,6 +11,50 @@ from absl import logging
 from configs.schema import OptimizerConfig
 from trainer.adafactor import Adafactor, is_matrix
 from trainer.schedule import Schedule
+
+
+class _Skipping(tf_keras.optimizers.Optimizer):
+    """Leaves a variable and its state as they are where its gradient begins with NaN.
+
+    `LanguageModelTask` makes such gradients of a step whose update is to be skipped.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._state_of: dict[str, list[tf.Variable]] = {}
+        super().__init__(*args, **kwargs)
+
+    def add_variable_from_reference(
+        self, model_variable: tf.Variable, *args: Any, **kwargs: Any
+    ) -> tf.Variable:
+        slot = super().add_variable_from_reference(model_variable, *args, **kwargs)
+        self._state_of.setdefault(self._var_key(model_variable), []).append(slot)
+        return slot
+
+    def _apply_weight_decay(self, variables: list[tf.Variable]) -> None:
+        """Does nothing: Keras would decay in steps that are skipped, too."""
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        changed = [variable, *self._state_of.get(self._var_key(variable), [])]
+        before = [tf.identity(values) for values in changed]
+        if self.weight_decay and self._use_weight_decay(variable):
+            rate = tf.cast(self.learning_rate, variable.dtype)
+            variable.assign_sub(variable * rate * self.weight_decay)
+        super().update_step(gradient, variable)
+        skip = tf.math.is_nan(tf.reshape(gradient, [-1])[0])
+        for values, old in zip(changed, before, strict=True):
+            values.assign(tf.where(skip, old, values))
+
+
+class _Adafactor(_Skipping, Adafactor):
+    pass
+
+
+class _AdamW(_Skipping, tf_keras.optimizers.AdamW):
+    pass
+
+
+class _SGD(_Skipping, tf_keras.optimizers.SGD):
+    pass
 
 
 def create(
@@ -23,14 +68,14 @@ def create(
       variables: the model's; matrices are decayed, vectors are not.
     """
     if config.name == "adafactor":
-        optimizer = Adafactor(
+        optimizer = _Adafactor(
             schedule,
             beta_1=config.beta_1 or 0.0,
             parameter_scale=config.parameter_scale,
             weight_decay=config.weight_decay,
         )
     elif config.name == "adamw":
-        optimizer = tf_keras.optimizers.AdamW(
+        optimizer = _AdamW(
             schedule,
             weight_decay=config.weight_decay,
             beta_1=0.9 if config.beta_1 is None else config.beta_1,
@@ -39,7 +84,7 @@ def create(
             jit_compile=False,
         )
     else:
-        optimizer = tf_keras.optimizers.SGD(
+        optimizer = _SGD(
             schedule,
             momentum=config.beta_1 or 0.0,
             weight_decay=config.weight_decay or None,

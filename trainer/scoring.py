@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -72,8 +73,11 @@ class Scorer:
         self._score_batch = score_batch
         self._batches = strategy.distribute_datasets_from_function(batches)
 
-    def __call__(self) -> Score:
-        sums = [self._score_batch(batch) for batch in self._batches]
+    def __call__(self, between_batches: Callable[[], None] = lambda: None) -> Score:
+        sums = []
+        for batch in self._batches:
+            between_batches()
+            sums.append(self._score_batch(batch))
         # float32 sums of a batch, added up in Python's float64.
         return Score(
             loss_sum=sum(float(s["loss_sum"]) for s in sums),

@@ -5,7 +5,6 @@ Everything else sees a `tf.distribute.Strategy` and is the same on all of them.
 
 import dataclasses
 import os
-import urllib.request
 from typing import Any
 
 import tensorflow as tf
@@ -13,9 +12,9 @@ from absl import flags, logging
 
 from configs import tpu
 from configs.schema import ConfigError, TrainingConfig
+from trainer import cloud
 
 FLAGS = flags.FLAGS
-_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +89,9 @@ def find(strategy: tf.distribute.Strategy) -> Found:
         return Found("GPU" if gpu else "CPU", replicas)
     said = ""
     if _has_tpu_device():  # otherwise it would tell of itself, not of a remote TPU
-        said = os.environ.get("TPU_ACCELERATOR_TYPE") or _metadata("accelerator-type")
+        said = os.environ.get("TPU_ACCELERATOR_TYPE") or cloud.metadata(
+            "attributes/accelerator-type"
+        )
     return Found("TPU", replicas, _tpu_type(said, replicas))
 
 
@@ -104,18 +105,6 @@ def _tpu_type(said: str, num_replicas: int) -> tpu.TpuType | None:
         return tpu_type
     logging.warning("the machine says %s, but has %d replicas", said, num_replicas)
     return None
-
-
-def _metadata(attribute: str) -> str:
-    """Asks Cloud's metadata server about this machine; empty where there is none."""
-    request = urllib.request.Request(
-        _METADATA + attribute, headers={"Metadata-Flavor": "Google"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=2) as answer:
-            return answer.read().decode().strip()
-    except (OSError, ValueError):
-        return ""
 
 
 def compiles_everything(strategy: tf.distribute.Strategy) -> bool:

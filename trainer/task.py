@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,8 @@ class LanguageModelTask(tf_keras.Model):
         self.clip_norm = clip_norm
         self.seed = seed
         self._all_reduce = all_reduce
+        self.skipped_updates = _counter("skipped_updates")
+        self.skipped_in_a_row = _counter("skipped_in_a_row")
         compiled_locally = functools.partial(
             tf.function, jit_compile=compile_local or None, autograph=False
         )
@@ -80,8 +83,10 @@ class LanguageModelTask(tf_keras.Model):
             `row` int32 [same], the place of each record in the global batch.
 
         Returns:
-          float32 scalars, the same on all replicas: `loss` (nats a token),
-          `learning_rate`, `gradient_norm` (before clipping).
+          Scalars, the same on all replicas: float32 `loss` (nats a token),
+          `learning_rate`, `gradient_norm` (before clipping); and int64
+          `skipped_updates` and `skipped_in_a_row`: where loss or norm is no finite
+          number, weights and optimizer state stay as they are.
         """
         keys = row_keys(self.seed, self.optimizer.iterations, batch["row"])
         sums = self._local_gradients(batch["tokens"], batch["length"], keys)
@@ -91,6 +96,11 @@ class LanguageModelTask(tf_keras.Model):
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, norm)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        gradients = [tf.where(finite, gradient, math.nan) for gradient in gradients]
+        skipped = tf.cast(~finite, tf.int64)
+        self.skipped_updates.assign_add(skipped)
+        self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)
         self.optimizer.apply_gradients(
             zip(gradients, self.gpt2.trainable_variables, strict=True),
             skip_gradients_aggregation=True,
@@ -99,6 +109,8 @@ class LanguageModelTask(tf_keras.Model):
             "loss": loss,
             "learning_rate": tf.identity(self.optimizer.learning_rate),
             "gradient_norm": norm,
+            "skipped_updates": tf.identity(self.skipped_updates),
+            "skipped_in_a_row": tf.identity(self.skipped_in_a_row),
         }
 
     @tf.autograph.experimental.do_not_convert
@@ -160,6 +172,16 @@ class LanguageModelTask(tf_keras.Model):
         """Returns the summed loss and number of loss-bearing tokens, no dropout."""
         losses, weights = forward.token_losses(self.gpt2, tokens, length, self.options)
         return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+
+
+def _counter(name: str) -> tf.Variable:
+    return tf.Variable(
+        0,
+        dtype=tf.int64,
+        trainable=False,
+        name=name,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
 
 
 def build(

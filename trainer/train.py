@@ -5,6 +5,8 @@ tokenizer, metrics.jsonl, TensorBoard's files and loss_curve.png. The same comma
 continues a run that was stopped, and does nothing more to one that is finished.
 """
 
+import contextlib
+import functools
 import json
 
 import tensorflow as tf
@@ -15,8 +17,8 @@ from etils import epath
 from configs import cli
 from configs.schema import Config, TrainingConfig, validate
 from tfrecords import manifest as manifests
-from tfrecords import reader
-from trainer import callbacks, hardware, metrics, schedule, summary
+from tfrecords import reader, storage
+from trainer import callbacks, hardware, metrics, preemption, schedule, summary
 from trainer import strategy as strategies
 from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
@@ -56,17 +58,38 @@ def train(
         return
     _copy_tokenizer(data_dir, workdir)
     log = metrics.MetricsLog(workdir, step)
+    patience = config.training.early_stopping_patience
+    if patience and log.evaluations_since_best >= patience:
+        logging.info("%s is finished: it stopped early, at step %d", workdir, step)
+        return
 
     # -- train
-    with reader.naming_damage(data_dir, manifest):
-        task.fit(
-            _batches(config.training, data_dir, manifest, strategy, step, num_steps),
-            steps_per_epoch=num_steps - step,
-            callbacks=_callbacks(
-                config, data_dir, manifest, strategy, task, log, checkpoints, num_steps
-            ),
-            verbose=0,
-        )
+    batches = _batches(config.training, data_dir, manifest, strategy, step, num_steps)
+    scorer = _scorer(config.training, data_dir, manifest, strategy, task)
+    with (
+        reader.naming_damage(data_dir, manifest),
+        contextlib.closing(checkpoints),
+        preemption.watched() as notice,
+    ):
+        try:
+            task.fit(
+                batches,
+                steps_per_epoch=num_steps - step,
+                callbacks=_callbacks(
+                    config.training,
+                    log,
+                    checkpoints,
+                    scorer,
+                    notice,
+                    manifest,
+                    num_steps=num_steps,
+                ),
+                verbose=0,
+            )
+        except preemption.PreemptedError:
+            log.flush()
+            checkpoints.save(log.best_step)
+            raise
 
 
 def _batches(
@@ -93,37 +116,64 @@ def _batches(
     return strategy.distribute_datasets_from_function(host_batches)
 
 
-def _callbacks(
-    config: Config,
+def _scorer(
+    config: TrainingConfig,
     data_dir: str,
     manifest: manifests.Manifest,
     strategy: tf.distribute.Strategy,
     task: tasks.LanguageModelTask,
+) -> Scorer | None:
+    if "validation" not in manifest.splits:
+        return None
+    return Scorer(
+        task,
+        strategy,
+        data_dir=data_dir,
+        manifest=manifest,
+        split="validation",
+        batch_size=config.microbatch_size,
+    )
+
+
+def _callbacks(
+    config: TrainingConfig,
     log: metrics.MetricsLog,
     checkpoints: Checkpoints,
+    scorer: Scorer | None,
+    notice: preemption.Notice,
+    manifest: manifests.Manifest,
+    *,
     num_steps: int,
 ) -> list[tf_keras.callbacks.Callback]:
-    settings = config.training
-    tokens_per_step = settings.global_batch_size * manifest.sequence_length
-    found = [
-        callbacks.Metrics(log, num_steps=num_steps, tokens_per_step=tokens_per_step)
+    """Returns them in the order in which they act after a step."""
+    tokens_per_step = config.global_batch_size * manifest.sequence_length
+    batch_records = functools.partial(
+        reader.batch_records,
+        manifest,
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+    )
+    evaluation = []
+    if scorer:
+        evaluation.append(
+            callbacks.Evaluation(
+                log,
+                scorer,
+                notice,
+                patience=config.early_stopping_patience,
+                interval=config.evaluation_interval,
+                num_steps=num_steps,
+            )
+        )
+    return [
+        callbacks.Metrics(log, num_steps=num_steps, tokens_per_step=tokens_per_step),
+        callbacks.Guard(config.max_skipped_in_a_row, batch_records),
+        *evaluation,
+        callbacks.Saving(
+            log, checkpoints, interval=config.checkpoint_interval, num_steps=num_steps
+        ),
+        callbacks.Stopping(notice),
     ]
-    if "validation" in manifest.splits:
-        scorer = Scorer(
-            task,
-            strategy,
-            data_dir=data_dir,
-            manifest=manifest,
-            split="validation",
-            batch_size=settings.microbatch_size,
-        )
-        interval = settings.evaluation_interval
-        found.append(
-            callbacks.Evaluation(log, scorer, interval=interval, num_steps=num_steps)
-        )
-    interval = settings.checkpoint_interval
-    found.append(callbacks.Saving(checkpoints, interval=interval, num_steps=num_steps))
-    return found
 
 
 def _copy_tokenizer(data_dir: str, workdir: str) -> None:
@@ -161,7 +211,8 @@ def main() -> None:
     strategies.check_folder("data_dir", FLAGS.data_dir)
     strategies.check_folder("workdir", FLAGS.workdir)
     strategy = strategies.from_flags()
-    train(config, FLAGS.data_dir, FLAGS.workdir, strategy)
+    with storage.only_writer(FLAGS.workdir):
+        train(config, FLAGS.data_dir, FLAGS.workdir, strategy)
     _print_result(FLAGS.data_dir, FLAGS.workdir)
 
 

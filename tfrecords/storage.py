@@ -112,8 +112,7 @@ def writing(path: str) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             name = os.path.join(folder, os.path.basename(path))
             yield name
-            with _clear_errors(path):
-                _blob(path).upload_from_filename(name, checksum="crc32c")
+            _upload(name, path)
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     partial = f"{path}.{os.getpid()}.partial"
@@ -122,6 +121,37 @@ def writing(path: str) -> Iterator[str]:
         os.replace(partial, path)
     finally:
         pathlib.Path(partial).unlink(missing_ok=True)
+
+
+def _upload(name: str, path: str) -> None:
+    """Publishes a file; what another writes there meanwhile is not overwritten."""
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    blob = _blob(path)
+    try:
+        with _clear_errors(path):
+            with contextlib.suppress(NotFound):
+                blob.reload()
+            blob.upload_from_filename(
+                name,
+                checksum="crc32c",
+                if_generation_match=blob.generation or 0,
+                retry=_retry(),
+            )
+    except PreconditionFailed:
+        # The answer to our own write may have been lost, and the write repeated.
+        if checksum(path) != checksum(name):
+            raise StorageError(
+                f"{path} was written by another program meanwhile. A dataset and a run "
+                "must have one writer: wait for the other, or give another folder."
+            ) from None
+
+
+def _retry() -> Any:
+    """Repeats whatever a bucket cannot do at the moment: all of it can be repeated."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY
 
 
 def checksum(path: str) -> str:
@@ -166,8 +196,8 @@ def move(source: str, target: str) -> None:
     blob = _existing(source)
     with _clear_errors(target):
         bucket, name = _split(target)
-        blob.bucket.copy_blob(blob, _client().bucket(bucket), name)
-        blob.delete()
+        blob.bucket.copy_blob(blob, _client().bucket(bucket), name, retry=_retry())
+    _delete(blob)
 
 
 def remove(path: str) -> None:
@@ -180,7 +210,15 @@ def remove(path: str) -> None:
         return
     for name in expand(path):
         with _clear_errors(name):
-            _blob(name).delete()
+            _delete(_blob(name))
+
+
+def _delete(blob: "Blob") -> None:
+    from google.api_core.exceptions import NotFound
+
+    # Where the answer to a first attempt was lost, it is not there any more.
+    with contextlib.suppress(NotFound):
+        blob.delete(retry=_retry())
 
 
 @contextlib.contextmanager
@@ -189,7 +227,8 @@ def only_writer(folder: str) -> Iterator[None]:
 
     Raises:
       StorageError: another process holds it. One that died does not: the operating
-        system releases a local folder, and a lease in a bucket ends after 150 s.
+        system releases a local folder; a lease in a bucket ends at once for this
+        machine, and for others after 150 s.
     """
     hold = _leased if is_remote(folder) else _locked
     with hold(folder):
@@ -220,7 +259,8 @@ def _leased(folder: str) -> Iterator[None]:
     from google.auth.exceptions import GoogleAuthError
 
     path = f"{folder.rstrip('/')}/.writer"
-    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    mark = os.urandom(4).hex()
+    holder = f"process {os.getpid()} on {socket.gethostname()}, {mark}"
     blob = _blob(path)
     generation = 0
     try:
@@ -228,23 +268,34 @@ def _leased(folder: str) -> Iterator[None]:
     except NotFound:
         pass
     else:
-        age = _server_age_seconds(blob)
-        if age < _LEASE_SECONDS:
-            raise _in_use(folder, f" ({read(path).decode()}, {age:.0f} s ago)")
+        age, other = _server_age_seconds(blob), read(path).decode()
+        if age < _LEASE_SECONDS and not _died_here(other):
+            raise _in_use(folder, f" ({other}, {age:.0f} s ago)")
         generation = blob.generation
     finished = threading.Event()
+
+    def hold(generation: int) -> None:
+        try:
+            blob.upload_from_string(
+                holder, if_generation_match=generation, retry=_retry()
+            )
+        except PreconditionFailed:
+            # The answer to our own write may have been lost, and the write repeated.
+            if read(path).decode() != holder:
+                raise
+            blob.reload()
 
     def renew() -> None:
         while not finished.wait(_HEARTBEAT_SECONDS):
             try:
-                blob.upload_from_string(holder, if_generation_match=blob.generation)
+                hold(blob.generation)
             # The next heartbeat tries again. Broken connections are OSErrors.
             except (GoogleAPIError, GoogleAuthError, OSError) as error:
                 logging.warning("%s could not be renewed: %s", path, error)
 
     try:
         with _clear_errors(path):
-            blob.upload_from_string(holder, if_generation_match=generation)
+            hold(generation)
     except PreconditionFailed:
         raise _in_use(folder, "") from None
     thread = threading.Thread(target=renew, daemon=True)
@@ -254,8 +305,21 @@ def _leased(folder: str) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
-        with contextlib.suppress(NotFound):
-            blob.delete()
+        _delete(blob)
+
+
+def _died_here(holder: str) -> bool:
+    """Tells of a writer of this machine, by what its lease says, that it is no more."""
+    found = re.fullmatch(r"process (\d+) on (.*), \w+", holder)
+    if not found or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # it lives, and is another user's
+    return False
 
 
 def _server_age_seconds(blob: "Blob") -> float:
@@ -267,7 +331,7 @@ def _server_age_seconds(blob: "Blob") -> float:
 def _in_use(folder: str, who: str) -> StorageError:
     return StorageError(
         f"{folder} must have one writer. Another process writes there{who}. Wait until "
-        "it has ended, or give another --output_dir."
+        "it has ended, or give another folder."
     )
 
 

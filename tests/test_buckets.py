@@ -1,0 +1,154 @@
+"""The main job on gs://, by TensorFlow's own client, while the bucket makes faults."""
+
+import json
+import os
+import pydoc_data.topics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.conftest import ROOT
+
+object_store = pytest.importorskip("tests.object_store")
+
+SHAPE = ("n_layer=1", "n_head=2", "n_embd=16", "n_positions=32")
+TRAINING = (
+    *("global_batch_size=4", "microbatch_size=2", "num_steps=60", "dropout=0.1"),
+    *("precision=bfloat16", "steps_per_execution=2", "checkpoint_interval=10"),
+    "evaluation_interval=20",
+)
+
+
+@pytest.fixture(scope="module")
+def store():
+    with object_store.serving() as found:
+        code = (
+            "from google.cloud import storage as s; s.Client().create_bucket('corpus')"
+        )
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | found.environment,
+            check=True,
+        )
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def no_faults(store):
+    store.faults, store.num_faults, store.requests = [], 0, []
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\n\n".join(pydoc_data.topics.topics.values())[:200_000])
+    return path
+
+
+def preprocess(text, data_dir):
+    return [
+        *("data_pipeline.preprocess", "--config=configs/quickstart.py"),
+        *(f"--input={text}", "--config.data.document=paragraph"),
+        *("--config.data.vocab_size=300", "--config.data.sequence_length=32"),
+        *("--config.data.num_shards=4", f"--output_dir={data_dir}"),
+    ]
+
+
+def train(data_dir, workdir):
+    return [
+        *("trainer.train", "--config=configs/quickstart.py", "--tpu=none"),
+        *(f"--data_dir={data_dir}", f"--workdir={workdir}", "--json"),
+        "--config.data.sequence_length=32",
+        *(f"--config.model.{field}" for field in SHAPE),
+        *(f"--config.training.{field}" for field in TRAINING),
+    ]
+
+
+def evaluate(data_dir, workdir):
+    return [
+        *("trainer.evaluate", f"--data_dir={data_dir}", f"--workdir={workdir}"),
+        *("--json", "--tpu=none"),
+    ]
+
+
+def start(store, arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"USE_TORCH": "0"} | store.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, log = process.communicate(timeout=500)
+    return process.returncode, out, log
+
+
+def succeed(store, arguments):
+    code, out, log = finish(start(store, arguments))
+    assert code == 0, log[-3000:]
+    assert "a-secret-token" not in out + log
+    return out
+
+
+def contents(store, url):
+    """Returns everything below gs://corpus/…, read without any client."""
+    prefix = url.removeprefix("gs://corpus/") + "/"
+    path = f"/storage/v1/b/corpus/o?prefix={prefix}"
+    items = json.loads(store.ask("GET", path, {}, b"")[2]).get("items", [])
+    return {
+        item["name"].removeprefix(prefix): store.ask(
+            "GET",
+            f"/download/storage/v1/b/corpus/o/{item['name'].replace('/', '%2F')}"
+            "?alt=media",
+            {},
+            b"",
+        )[2]
+        for item in items
+    }
+
+
+def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
+    """With a tenth of all answers a 503, and answers that break off in the middle."""
+    for folder, data, run in (
+        ("local", str(tmp_path / "data"), str(tmp_path / "run")),
+        ("bucket", "gs://corpus/data", "gs://corpus/run"),
+    ):
+        if folder == "bucket":
+            store.faults = [
+                object_store.Fault(".", status=503, probability=0.1),
+                object_store.Fault("GET .*(alt=media|tfrecord)", probability=0.1),
+            ]
+        succeed(store, preprocess(text, data))
+        if folder == "bucket":
+            process = start(store, train(data, run))
+            while not any("step-00000030" in request for request in store.requests):
+                assert process.poll() is None, finish(process)
+                time.sleep(0.05)
+            process.kill()
+            process.communicate()
+        succeed(store, train(data, run))
+        figures = json.loads(succeed(store, evaluate(data, run)))
+        if folder == "local":
+            expected = figures
+    assert store.num_faults > 20
+    store.faults = []
+    assert figures == expected
+    found = contents(store, "gs://corpus/data")
+    for path in (tmp_path / "data").iterdir():
+        if path.is_file():
+            assert found[path.name] == path.read_bytes(), path.name
+    found = contents(store, "gs://corpus/run")
+    name = "checkpoints/step-00000060/state.safetensors"
+    a = safetensors.numpy.load(found[name])
+    b = safetensors.numpy.load((tmp_path / "run" / name).read_bytes())
+    assert a.keys() == b.keys()
+    for key, value in b.items():
+        np.testing.assert_array_equal(a[key], value, err_msg=key)

@@ -1,0 +1,132 @@
+"""A run's variables as one safetensors file: named, with shapes, and never code."""
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import tensorflow as tf
+import tf_keras
+from etils import epath
+from transformers import TFGPT2LMHeadModel
+
+from tfrecords import storage
+
+# Keras numbers the models of a process.
+_SCOPE = re.compile(r"tfgpt2lm_head_model(_\d+)?/")
+_NUM_NAMES = 5  # that a message lists
+
+
+class StateError(ValueError):
+    """What a file holds is not what these variables need."""
+
+
+def model_variables(gpt2: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
+    """Returns the weights by names that are the same in every process."""
+    return _named("model", gpt2.variables)
+
+
+def optimizer_variables(
+    optimizer: tf_keras.optimizers.Optimizer,
+) -> dict[str, tf.Variable]:
+    """Returns the optimizer's state, the step among it, by such names."""
+    return _named("optimizer", optimizer.variables)
+
+
+def _named(owner: str, variables: list[tf.Variable]) -> dict[str, tf.Variable]:
+    return {
+        f"{owner}/{_SCOPE.sub('', variable.name).removesuffix(':0')}": variable
+        for variable in variables
+    }
+
+
+def snapshot(variables: dict[str, tf.Variable]) -> dict[str, np.ndarray]:
+    """Copies the values to the host, where training does not change them."""
+    return {name: np.asarray(value.numpy()) for name, value in variables.items()}
+
+
+def write(values: dict[str, np.ndarray], path: epath.Path) -> tuple[int, str]:
+    """Writes a file, here or in a bucket, whole or not at all.
+
+    Returns:
+      Its size in bytes and SHA-256.
+
+    Raises:
+      StateError: a value is not finite.
+      OSError, SafetensorError, StorageError: it cannot be written.
+    """
+    _check_finite(values)
+    with storage.writing(path.as_posix()) as name:
+        safetensors.numpy.save_file(values, name)
+        return checksum(epath.Path(name))
+
+
+def checksum(path: epath.Path) -> tuple[int, str]:
+    """Returns size in bytes and SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def read(path: epath.Path, variables: dict[str, tf.Variable], *, whole: bool) -> None:
+    """Assigns what a file holds.
+
+    Args:
+      path: here or in a bucket.
+      variables: by the file's names.
+      whole: the file may hold nothing else.
+
+    Raises:
+      StateError: names, shapes or types differ, or a value is not finite.
+    """
+    with _opened(path) as file:
+        stored = set(file.keys())
+        problems = [f"{name} is missing" for name in sorted(variables.keys() - stored)]
+        if whole:
+            surplus = sorted(stored - variables.keys())
+            problems += [f"{name} is not expected" for name in surplus]
+        values = {}
+        for name in sorted(variables.keys() & stored):
+            values[name] = file.get_tensor(name)
+            problems += _differences(name, values[name], variables[name])
+    if problems:
+        more = f", and {len(problems) - _NUM_NAMES} more" * (len(problems) > _NUM_NAMES)
+        raise StateError("; ".join(problems[:_NUM_NAMES]) + more)
+    _check_finite(values)
+    for name, value in values.items():
+        variables[name].assign(value)
+
+
+def _differences(name: str, value: np.ndarray, variable: tf.Variable) -> list[str]:
+    found = (value.dtype.name, value.shape)
+    expected = (variable.dtype.name, tuple(variable.shape))
+    if found == expected:
+        return []
+    return [
+        f"{name} is {found[0]} {list(found[1])}, not {expected[0]} {list(expected[1])}"
+    ]
+
+
+def _check_finite(values: dict[str, np.ndarray]) -> None:
+    bad = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if bad:
+        raise StateError(f"not finite: {', '.join(bad[:_NUM_NAMES])}")
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[safetensors.safe_open]:
+    with tempfile.TemporaryDirectory() as folder:
+        local = path
+        if storage.is_remote(path.as_posix()):
+            local = epath.Path(folder) / path.name
+            path.copy(local)
+        with safetensors.safe_open(os.fspath(local), framework="numpy") as file:
+            yield file

@@ -39,7 +39,7 @@ def train(num_replicas, accumulation_steps, *, steps=3, compile_local=False, **k
             **kwargs,
         )
         # SGD: an optimizer that normalizes would hide a wrong scale.
-        task.compile(optimizer=tf_keras.optimizers.SGD(0.5, jit_compile=False))
+        task.compile(optimizer=optimizer.SkippingSGD(0.5, jit_compile=False))
     batches = [global_batch(step) for step in range(steps)]
 
     def dataset(_):
@@ -156,7 +156,7 @@ def test_dropout_does_not_depend_on_how_the_batch_is_split(monkeypatch, remat):
 def test_a_batch_of_padding_only_changes_nothing():
     gpt2 = tiny_model(n_layer=1)
     task = LanguageModelTask(gpt2)
-    task.compile(optimizer=tf_keras.optimizers.SGD(0.5, jit_compile=False))
+    task.compile(optimizer=optimizer.SkippingSGD(0.5, jit_compile=False))
     before = [v.numpy() for v in gpt2.trainable_variables]
     zeros = tf.zeros([4], tf.int32)
     empty = {"tokens": tf.zeros([4, 8], tf.int32), "length": zeros, "row": zeros}

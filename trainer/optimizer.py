@@ -1,7 +1,9 @@
 """Config -> optimizer, with the weight decay that biases and layer norms are spared."""
 
 import collections
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -14,14 +16,23 @@ from trainer.schedule import Schedule
 
 
 class _Skipping(tf_keras.optimizers.Optimizer):
-    """Leaves a variable and its state as they are where its gradient begins with NaN.
-
-    `LanguageModelTask` makes such gradients of a step whose update is to be skipped.
-    """
+    """Can leave the variables, and its state of them, as they are."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._state_of: dict[str, list[tf.Variable]] = {}
+        self._applies: tf.Tensor | bool = True
         super().__init__(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def only_if(self, applies: tf.Tensor) -> Iterator[None]:
+        """Inside, gradients are applied where `applies`, bool [], is true.
+
+        It is not needed before the update's last pass over the gradients: to let it
+        choose the gradients instead would cost XLA one more pass.
+        """
+        self._applies = applies
+        yield
+        self._applies = True
 
     def add_variable_from_reference(
         self, model_variable: tf.Variable, *args: Any, **kwargs: Any
@@ -40,21 +51,20 @@ class _Skipping(tf_keras.optimizers.Optimizer):
             rate = tf.cast(self.learning_rate, variable.dtype)
             variable.assign_sub(variable * rate * self.weight_decay)
         super().update_step(gradient, variable)
-        skip = tf.math.is_nan(tf.reshape(gradient, [-1])[0])
         for values, old in zip(changed, before, strict=True):
-            values.assign(tf.where(skip, old, values))
+            values.assign(tf.where(self._applies, values, old))
 
 
-class _Adafactor(_Skipping, Adafactor):
-    pass
+class SkippingAdafactor(_Skipping, Adafactor):
+    """Adafactor."""
 
 
-class _AdamW(_Skipping, tf_keras.optimizers.AdamW):
-    pass
+class SkippingAdamW(_Skipping, tf_keras.optimizers.AdamW):
+    """AdamW."""
 
 
-class _SGD(_Skipping, tf_keras.optimizers.SGD):
-    pass
+class SkippingSGD(_Skipping, tf_keras.optimizers.SGD):
+    """SGD."""
 
 
 def create(
@@ -68,14 +78,14 @@ def create(
       variables: the model's; matrices are decayed, vectors are not.
     """
     if config.name == "adafactor":
-        optimizer = _Adafactor(
+        optimizer = SkippingAdafactor(
             schedule,
             beta_1=config.beta_1 or 0.0,
             parameter_scale=config.parameter_scale,
             weight_decay=config.weight_decay,
         )
     elif config.name == "adamw":
-        optimizer = _AdamW(
+        optimizer = SkippingAdamW(
             schedule,
             weight_decay=config.weight_decay,
             beta_1=0.9 if config.beta_1 is None else config.beta_1,
@@ -84,7 +94,7 @@ def create(
             jit_compile=False,
         )
     else:
-        optimizer = _SGD(
+        optimizer = SkippingSGD(
             schedule,
             momentum=config.beta_1 or 0.0,
             weight_decay=config.weight_decay or None,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -97,14 +96,14 @@ class LanguageModelTask(tf_keras.Model):
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, norm)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-        gradients = [tf.where(finite, gradient, math.nan) for gradient in gradients]
         skipped = tf.cast(~finite, tf.int64)
         self.skipped_updates.assign_add(skipped)
         self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)
-        self.optimizer.apply_gradients(
-            zip(gradients, self.gpt2.trainable_variables, strict=True),
-            skip_gradients_aggregation=True,
-        )
+        with self.optimizer.only_if(finite):
+            self.optimizer.apply_gradients(
+                zip(gradients, self.gpt2.trainable_variables, strict=True),
+                skip_gradients_aggregation=True,
+            )
         return {
             "loss": loss,
             "learning_rate": tf.identity(self.optimizer.learning_rate),

@@ -131,10 +131,11 @@ def draw(curves, plain, path):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, curve in curves.items():
         style = "-" if "float32" in name and "bfloat16" not in name else "--"
-        left.plot(np.arange(1, len(curve) + 1), curve, style, linewidth=1, label=name)
+        steps = np.arange(1, len(curve) + 1)
+        (line,) = left.plot(steps, curve, style, linewidth=1, label=name)
         if curve is not plain:
             distance = np.maximum(np.abs(curve - plain), 1e-8)
-            right.semilogy(np.arange(1, len(curve) + 1), distance, style, linewidth=1)
+            right.semilogy(steps, distance, style, linewidth=1, color=line.get_color())
     left.set(xlabel="step", ylabel="training loss (nats per token)")
     left.legend(frameon=False, fontsize=8)
     right.set(xlabel="step", ylabel="distance from plain TFGPT2 in float32")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras
 
+from configs.schema import OptimizerConfig
 from tests.conftest import VOCABULARY_SIZE, tiny_model
 from tests.test_model import pytorch_folder
-from trainer import flops, forward, model
-from trainer.adafactor import is_matrix
+from trainer import flops, forward, model, optimizer
+from trainer.schedule import Schedule
 from trainer.task import LanguageModelTask
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
@@ -47,13 +47,15 @@ def test_logits_agree(both):
 def test_twenty_adamw_steps_agree(both, accumulation_steps):
     ours, judge = both
     task = LanguageModelTask(ours, accumulation_steps=accumulation_steps)
-    spared = [v for v in ours.trainable_variables if not is_matrix(v)]
-    rule = tf_keras.optimizers.AdamW(
-        1e-3, weight_decay=0.1, epsilon=1e-8, jit_compile=False
+    config = OptimizerConfig(
+        name="adamw",
+        learning_rate=1e-3,
+        schedule="constant",
+        warmup_fraction=0.0,
+        weight_decay=0.1,
     )
-    rule.exclude_from_weight_decay(var_list=spared)
-    rule.build(ours.trainable_variables)
-    task.compile(optimizer=rule)
+    schedule = Schedule(config, num_steps=20)
+    task.compile(optimizer=optimizer.create(config, schedule, ours.trainable_variables))
     step = tf.function(task.train_step)
 
     groups = [

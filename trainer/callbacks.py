@@ -91,7 +91,6 @@ class Guard(tf_keras.callbacks.Callback):
         super().__init__()
         self._max_skipped_in_a_row = max_skipped_in_a_row
         self._batch_records = batch_records
-        self._skipped = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._skipped = int(self.model.skipped_updates.numpy())

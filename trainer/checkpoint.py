@@ -38,6 +38,7 @@ _FREE_FIELDS = {
     "training.keep_last",
     "training.keep_every",
     "training.early_stopping_patience",
+    "training.max_skipped_in_a_row",
 }
 
 

@@ -31,8 +31,10 @@ class _Skipping(tf_keras.optimizers.Optimizer):
         choose the gradients instead would cost XLA one more pass.
         """
         self._applies = applies
-        yield
-        self._applies = True
+        try:
+            yield
+        finally:
+            self._applies = True
 
     def add_variable_from_reference(
         self, model_variable: tf.Variable, *args: Any, **kwargs: Any

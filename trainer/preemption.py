@@ -58,10 +58,11 @@ def watched() -> Iterator[Notice]:
 
 def _poll(notice: Notice, ended: threading.Event) -> None:
     """Asks the metadata server until the end; only once where there is none."""
-    while cloud.metadata("preempted") or ended.is_set():
+    if not cloud.metadata("preempted"):
+        return
+    while not ended.is_set():
         for event, value in _EVENTS.items():
             if cloud.metadata(event) == value:
                 notice.reason = f"{event} {value} of the metadata server"
                 return
-        if ended.wait(_POLL_SECONDS):
-            return
+        ended.wait(_POLL_SECONDS)

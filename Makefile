@@ -63,7 +63,7 @@ devices = $(VENV)/bin/python -c 'import tensorflow as tf, tf_keras; \
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-tpu quickstart preprocess inspect plan doctor train \
-        evaluate generate test test-slow lint format check benchmark benchmark-tpu clean
+        train-forever evaluate generate test test-slow lint format check benchmark benchmark-tpu clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -131,6 +131,10 @@ doctor: $(VENV)/.base  ## this machine's hardware, and what CONFIG= expects: TPU
 
 train: $(VENV)/.base  ## dataset -> model: CONFIG= DATA= WORKDIR= TPU= DEVICES=
 	$(RUN) trainer.train --config=$(CONFIG) --data_dir=$(DATA) --workdir=$(WORKDIR) \
+	  $(call flag,tpu,$(TPU)) $(call flag,num_virtual_devices,$(DEVICES)) $(ARGS)
+
+train-forever: $(VENV)/.base  ## the same, started again whenever it is taken away
+	$(RUN) trainer.forever --config=$(CONFIG) --data_dir=$(DATA) --workdir=$(WORKDIR) \
 	  $(call flag,tpu,$(TPU)) $(call flag,num_virtual_devices,$(DEVICES)) $(ARGS)
 
 evaluate: $(VENV)/.base  ## perplexity: DATA= WORKDIR= TPU=

@@ -46,7 +46,7 @@ def run(
     for name in set(flags.FLAGS) - inherited:  # `--help` lists those of the program
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     own = _own_arguments(sys.argv, passes_on)
-    app.run(lambda _: _guard(main), argv=own, flags_parser=_parse)
+    app.run(lambda _: guard(main), argv=own, flags_parser=_parse)
 
 
 def passed_on() -> list[str]:
@@ -71,7 +71,8 @@ def _own_arguments(argv: Sequence[str], passes_on: str) -> list[str]:
     return own
 
 
-def _guard(main: Callable[[], None]) -> None:
+def guard(main: Callable[[], None]) -> None:
+    """Runs `main`; a mistake of the user ends the process with one message."""
     try:
         main()
     except (ValueError, RuntimeError) as error:

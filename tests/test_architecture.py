@@ -16,7 +16,15 @@ MAY_IMPORT = {
 }
 # Inside trainer, a module imports its own layer or a lower one; entry points import
 # no other entry point.
-ENTRY_POINTS = {"train", "evaluate", "generate", "plan", "tpu_compiler", "doctor"}
+ENTRY_POINTS = {
+    "train",
+    "evaluate",
+    "generate",
+    "plan",
+    "tpu_compiler",
+    "doctor",
+    "forever",
+}
 MIDDLE = {
     "task",
     "checkpoint",
@@ -33,6 +41,7 @@ MIDDLE = {
     "compilation",
     "planning",
     "preemption",
+    "cluster",
 }
 BASE = {
     "model",

@@ -14,6 +14,7 @@ from tests.conftest import tiny_config, write_dataset
 from tfrecords import reader, schema
 from trainer import callbacks, checkpoint, metrics
 from trainer import state as states
+from trainer.cluster import Cluster
 from trainer.strategy import mirror_cpu
 from trainer.train import train
 
@@ -42,7 +43,7 @@ def run(
     config.optimizer.learning_rate = learning_rate
     strategy = mirror_cpu(num_replicas)
     if until is None:
-        train(config, str(dataset[0]), str(workdir), strategy)
+        train(config, str(dataset[0]), str(workdir), Cluster(strategy))
         return
 
     class StopError(Exception):
@@ -59,7 +60,7 @@ def run(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
         with pytest.raises(StopError):
-            train(config, str(dataset[0]), str(workdir), strategy)
+            train(config, str(dataset[0]), str(workdir), Cluster(strategy))
 
 
 def state(workdir, step=8):

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.conftest import ROOT
-from tfrecords import storage
+from tfrecords import lease, storage
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -85,32 +86,42 @@ def test_move_and_remove(root):
 
 
 def test_one_writer(root):
-    with storage.only_writer(root):
+    with lease.only_writer(root):
         with pytest.raises(storage.StorageError, match="must have one writer"):
-            storage.only_writer(root).__enter__()
-        with storage.only_writer(f"{root}/other"):
+            lease.only_writer(root).__enter__()
+        with lease.only_writer(f"{root}/other"):
             pass
-    with storage.only_writer(root):
+    with lease.only_writer(root):
         pass
 
 
 def test_a_killed_writer_holds_nothing(root, monkeypatch):
     program = (
-        "import os, signal, sys; from tfrecords import storage\n"
-        "with storage.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from tfrecords import lease\n"
+        "with lease.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     )
     arguments = [sys.executable, "-c", program, root]
     assert subprocess.run(arguments, cwd=ROOT).returncode == -9
-    with storage.only_writer(root):
+    with lease.only_writer(root):
         pass
     if storage.is_remote(root):  # other machines cannot know, until the lease ends
         assert subprocess.run(arguments, cwd=ROOT).returncode == -9
         monkeypatch.setattr("socket.gethostname", lambda: "another machine")
-        with pytest.raises(storage.StorageError, match=r"process \d+ on .* s ago"):
-            storage.only_writer(root).__enter__()
-        monkeypatch.setattr(storage, "_LEASE_SECONDS", 0)
-        with storage.only_writer(root):
-            pass
+        monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
+        monkeypatch.setattr(lease, "_LEASE_SECONDS", 4)
+        start = time.monotonic()
+        with lease.only_writer(root):
+            assert time.monotonic() - start > 1
+
+
+def test_a_writer_on_another_machine_that_lives_is_noticed(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "_HEARTBEAT_SECONDS", 1)
+    with lease.only_writer(f"{bucket}/held"):
+        monkeypatch.setattr("socket.gethostname", lambda: "another machine")
+        message = r"writes there \(process \d+ on"
+        with pytest.raises(storage.StorageError, match=message):
+            lease.only_writer(f"{bucket}/held").__enter__()
 
 
 def test_a_bucket_that_is_not_there_is_one_message(bucket):

@@ -80,6 +80,7 @@ class Checkpoints:
       task: owns the model and its optimizer, whose `iterations` are the step.
       config: of the run.
       manifest: of its dataset.
+      writes: whether this machine writes them; all read them.
     """
 
     def __init__(
@@ -89,12 +90,14 @@ class Checkpoints:
         task: LanguageModelTask,
         config: schema.Config,
         manifest: Manifest,
+        writes: bool = True,
     ):
         self._folder = _folder(workdir)
         self._gpt2 = task.gpt2
         self._optimizer = task.optimizer
         self._config = config
         self._manifest = manifest
+        self._writes = writes
         self._variables = state.model_variables(task.gpt2)
         self._variables |= state.optimizer_variables(task.optimizer)
         self._variables |= {
@@ -117,7 +120,7 @@ class Checkpoints:
           SaveError: the save before this one failed.
         """
         step = int(self._optimizer.iterations.numpy())
-        if step == self._saved_step:
+        if step == self._saved_step or not self._writes:
             return
         self.close()
         self._saved_step = step
@@ -180,10 +183,10 @@ class Checkpoints:
           CheckpointError: it is of another config, dataset or tokenizer, or there are
             checkpoints, and all of them are damaged.
         """
-        found = _newest_whole(self._folder, set_aside=True)
+        found = _newest_whole(self._folder, set_aside=self._writes)
         if found:
             self._check_same_run(found[1])
-        for leftover in _incomplete(self._folder):
+        for leftover in _incomplete(self._folder) if self._writes else []:
             logging.warning("removing %s, left by a save that was stopped", leftover)
             _remove(leftover)
         if not found:

@@ -21,24 +21,28 @@ class MetricsLog:
     Args:
       workdir: of the run.
       step: updates made so far; what a lost continuation wrote after it is dropped.
+      writes: whether this machine writes them; all know them.
     """
 
-    def __init__(self, workdir: str, step: int):
+    def __init__(self, workdir: str, step: int, *, writes: bool = True):
         self._path = epath.Path(workdir) / FILE_NAME
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._writes = writes
         kept = [line for line in load(workdir) if step and line["step"] <= step]
-        self._summaries = tf.summary.create_file_writer(
-            str(epath.Path(workdir) / "tensorboard"),
-            # Not before it is told to: in a bucket, each time is a new file.
-            max_queue=1_000_000,
-            flush_millis=3_600_000,
-        )
         self._unwritten = ""
         self._losses = {
             line["step"]: line["validation_loss"]
             for line in kept
             if "validation_loss" in line
         }
+        if not writes:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._summaries = tf.summary.create_file_writer(
+            str(epath.Path(workdir) / "tensorboard"),
+            # Not before it is told to: in a bucket, each time is a new file.
+            max_queue=1_000_000,
+            flush_millis=3_600_000,
+        )
         partial = self._path.with_name(f"{FILE_NAME}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self._path)
@@ -59,6 +63,8 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if "validation_loss" in values:
             self._losses[step] = values["validation_loss"]
+        if not self._writes:
+            return
         self._unwritten += json.dumps({"step": step, **values}) + "\n"
         with self._summaries.as_default(step):
             for name, value in values.items():
@@ -68,6 +74,8 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Writes what a bucket, where to append is to write anew, has not got yet."""
+        if not self._writes:
+            return
         with self._path.open("a") as stream:
             stream.write(self._unwritten)
         self._unwritten = ""

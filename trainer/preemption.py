@@ -5,7 +5,10 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import tensorflow as tf
+
 from trainer import cloud
+from trainer.cluster import Cluster
 
 # Preemption leaves 30 seconds.
 _POLL_SECONDS = 5
@@ -21,27 +24,55 @@ class PreemptedError(RuntimeError):
     exit_code = 75  # EX_TEMPFAIL: try again
 
 
-class Notice:
-    """Why the run has to stop: `reason`, empty as long as it need not."""
+class LostError(PreemptedError):
+    """A TPU, another machine or a bucket is gone, or does not answer any more."""
 
-    reason = ""
+
+class Notice:
+    """Why the run has to stop: `reason`, empty as long as it need not.
+
+    Args:
+      cluster: whose machines stop together.
+    """
+
+    def __init__(self, cluster: Cluster):
+        self.reason = ""
+        self._cluster = cluster
 
     def check(self) -> None:
-        """Raises PreemptedError where there is a reason."""
-        if self.reason:
+        """Raises PreemptedError where any machine has a reason."""
+        if self._cluster.any(bool(self.reason)):
             raise PreemptedError(
-                f"Stopped by {self.reason}; all steps are saved. The same command "
-                "continues."
+                f"Stopped by {self.reason or 'another machine'}; all steps are saved. "
+                "The same command continues."
             )
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Notice]:
+def naming_loss() -> Iterator[None]:
+    """Says that what the run needs is gone, where TensorFlow reports that.
+
+    To connect again within the process is not tried: what it holds of the TPU or of the
+    other machines is void. A new process continues from the last checkpoint.
+    """
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        raise LostError(
+            "The TPU, another machine of this run, or a bucket does not answer any "
+            f"more: {str(error).strip().splitlines()[0]}\nThe same command continues "
+            "from the last checkpoint, when they are back; of several machines, start "
+            "all again."
+        ) from error
+
+
+@contextlib.contextmanager
+def watched(cluster: Cluster) -> Iterator[Notice]:
     """Yields a notice, which SIGTERM or Cloud's metadata server can give at any time.
 
     A second SIGTERM changes nothing: the save goes on.
     """
-    notice, ended = Notice(), threading.Event()
+    notice, ended = Notice(cluster), threading.Event()
 
     def terminate(*_: object) -> None:
         notice.reason = "SIGTERM"

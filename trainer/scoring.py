@@ -1,6 +1,7 @@
 """Scores a split: the loss summed over every record, in whatever batches."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from tfrecords import reader
 from tfrecords.manifest import Manifest
+from trainer import strategy as strategies
 from trainer.task import LanguageModelTask
 
 
@@ -53,7 +55,7 @@ class Scorer:
         global_batch_size = batch_size * strategy.num_replicas_in_sync
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            return reader.evaluation_batches(
+            found = reader.evaluation_batches(
                 data_dir,
                 manifest,
                 split=split,
@@ -62,6 +64,7 @@ class Scorer:
                 host_index=context.input_pipeline_id,
                 num_hosts=context.num_input_pipelines,
             )
+            return strategies.counted(found)
 
         @tf.function
         def score_batch(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -71,11 +74,13 @@ class Scorer:
             }
 
         self._score_batch = score_batch
+        num_records = manifest.split(split).num_records
+        self._num_batches = math.ceil(num_records / global_batch_size)
         self._batches = strategy.distribute_datasets_from_function(batches)
 
     def __call__(self, between_batches: Callable[[], None] = lambda: None) -> Score:
         sums = []
-        for batch in self._batches:
+        for batch in itertools.islice(self._batches, self._num_batches):
             between_batches()
             sums.append(self._score_batch(batch))
         # float32 sums of a batch, added up in Python's float64.

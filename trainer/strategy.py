@@ -4,6 +4,7 @@ Everything else sees a `tf.distribute.Strategy` and is the same on all of them.
 """
 
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -69,6 +70,8 @@ def create(name: str, num_virtual_devices: int = 0) -> tf.distribute.Strategy:
         name = "local"
     if name not in ("", "none"):
         strategy = _tpu(name)
+    elif os.environ.get("TF_CONFIG"):
+        strategy = _several_machines(num_virtual_devices)
     elif gpus := ([] if num_virtual_devices else tf.config.list_logical_devices("GPU")):
         strategy = tf.distribute.MirroredStrategy([g.name for g in gpus])
     else:
@@ -129,6 +132,16 @@ def all_reduce_sum(values: Any) -> Any:
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
+def counted(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Says that nobody reads to the end, since all know the number of batches.
+
+    Several machines would otherwise agree before each batch whether there is one, and
+    lose its static shape. To read on is an error.
+    """
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return batches.apply(endless)
+
+
 def check_folder(flag: str, path: str) -> None:
     """Checks a folder given by a flag: there is one, and the hardware can reach it.
 
@@ -184,6 +197,40 @@ def _tpu(name: str) -> tf.distribute.Strategy:
             "`--tpu=none` to train on this machine's CPU or GPUs."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def _several_machines(num_virtual_devices: int) -> tf.distribute.Strategy:
+    text = os.environ["TF_CONFIG"]
+    try:
+        told = json.loads(text)
+        workers, task = told["cluster"]["worker"], told["task"]
+        understood = (
+            list(told["cluster"]) == ["worker"]
+            and task["type"] == "worker"
+            and task["index"] in range(len(workers))
+            and not num_virtual_devices
+        )
+    except (ValueError, TypeError, KeyError):
+        understood = False
+    if not understood:
+        raise ConfigError(
+            'The environment\'s TF_CONFIG must be {"cluster": {"worker": '
+            '["HOST:PORT", …]}, "task": {"type": "worker", "index": N}} with '
+            "the N of this machine, and excludes `--num_virtual_devices`. Received: "
+            f"{text}. Correct it, or unset it to train on this machine alone."
+        )
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def machines(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """Returns how many machines run a program of this strategy, and this one's index.
+
+    The hosts of a TPU pod count as one: they are driven by one program.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 1, 0
+    resolver = strategy.cluster_resolver
+    return resolver.cluster_spec().num_tasks("worker"), resolver.task_id
 
 
 def _cpu(num_devices: int) -> tf.distribute.Strategy:

@@ -6,6 +6,7 @@ continues a run that was stopped, and does nothing more to one that is finished.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 
@@ -16,32 +17,51 @@ from etils import epath
 
 from configs import cli
 from configs.schema import Config, TrainingConfig, validate
+from tfrecords import lease, reader
 from tfrecords import manifest as manifests
-from tfrecords import reader, storage
 from trainer import callbacks, hardware, metrics, preemption, schedule, summary
 from trainer import strategy as strategies
 from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
+from trainer.cluster import Cluster
 from trainer.scoring import Scorer
 
 FLAGS = flags.FLAGS
 
 
-def train(
-    config: Config, data_dir: str, workdir: str, strategy: tf.distribute.Strategy
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What does not change while it trains."""
+
+    config: TrainingConfig
+    data_dir: str
+    manifest: manifests.Manifest
+    strategy: tf.distribute.Strategy
+    num_steps: int
+
+
+def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None:
     """Runs or continues the training that `config` describes, to its end.
+
+    Args:
+      config: of the run.
+      data_dir: folder of the dataset.
+      workdir: folder of the run.
+      cluster: the hardware.
 
     Raises:
       ConfigError, DatasetError, CheckpointError: what was given does not fit together.
+      PreemptedError: it had to stop, and can be continued.
     """
     # -- data: verified before anything is built
     manifest = manifests.load(data_dir)
     manifests.verify_tokenizer(data_dir, manifest)
     for split in manifest.splits:
         manifests.verify_shards(data_dir, manifest, split)
+    cluster.check_same("data_dir", manifest.fingerprint)
 
     # -- hardware: the one expected, and what of the run depends on it
+    strategy = cluster.strategy
     found = strategies.find(strategy)
     config = hardware.settle(config, manifest, found, workdir)
 
@@ -51,105 +71,91 @@ def train(
         task = tasks.build(config, manifest, strategy, num_steps)
 
     # -- continue where the workdir stands
-    checkpoints = Checkpoints(workdir, task=task, config=config, manifest=manifest)
-    step = checkpoints.restore()
+    checkpoints = Checkpoints(
+        workdir, task=task, config=config, manifest=manifest, writes=cluster.is_chief
+    )
+    step = cluster.chief_first(checkpoints.restore)
+    cluster.check_same("workdir", f"step {step}")
     if step >= num_steps:
         logging.info("%s is finished: %d of %d steps", workdir, step, num_steps)
         return
-    _copy_tokenizer(data_dir, workdir)
-    log = metrics.MetricsLog(workdir, step)
+    log = cluster.chief_first(
+        lambda: metrics.MetricsLog(workdir, step, writes=cluster.is_chief)
+    )
     patience = config.training.early_stopping_patience
     if patience and log.evaluations_since_best >= patience:
         logging.info("%s is finished: it stopped early, at step %d", workdir, step)
         return
+    if cluster.is_chief:
+        _copy_tokenizer(data_dir, workdir)
 
     # -- train
-    batches = _batches(config.training, data_dir, manifest, strategy, step, num_steps)
-    scorer = _scorer(config.training, data_dir, manifest, strategy, task)
+    run = _Run(config.training, data_dir, manifest, strategy, num_steps)
     with (
         reader.naming_damage(data_dir, manifest),
         contextlib.closing(checkpoints),
-        preemption.watched() as notice,
+        preemption.watched(cluster) as notice,
     ):
         try:
             task.fit(
-                batches,
+                _batches(run, step),
                 steps_per_epoch=num_steps - step,
-                callbacks=_callbacks(
-                    config.training,
-                    log,
-                    checkpoints,
-                    scorer,
-                    notice,
-                    manifest,
-                    num_steps=num_steps,
-                ),
+                callbacks=_callbacks(run, log, checkpoints, _scorer(run, task), notice),
                 verbose=0,
             )
         except preemption.PreemptedError:
             log.flush()
             checkpoints.save(log.best_step)
+            cluster.chief_first(checkpoints.close)
             raise
+        cluster.chief_first(checkpoints.close)
 
 
-def _batches(
-    config: TrainingConfig,
-    data_dir: str,
-    manifest: manifests.Manifest,
-    strategy: tf.distribute.Strategy,
-    start_step: int,
-    num_steps: int,
-) -> tf.distribute.DistributedDataset:
+def _batches(run: _Run, start_step: int) -> tf.distribute.DistributedDataset:
+    size = run.config.global_batch_size
+
     def host_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return reader.training_batches(
-            data_dir,
-            manifest,
-            global_batch_size=config.global_batch_size,
-            batch_size=config.global_batch_size // context.num_replicas_in_sync,
+        found = reader.training_batches(
+            run.data_dir,
+            run.manifest,
+            global_batch_size=size,
+            batch_size=size // context.num_replicas_in_sync,
             start_step=start_step,
-            num_steps=num_steps,
-            seed=config.seed,
+            num_steps=run.num_steps,
+            seed=run.config.seed,
             host_index=context.input_pipeline_id,
             num_hosts=context.num_input_pipelines,
         )
+        return strategies.counted(found)
 
-    return strategy.distribute_datasets_from_function(host_batches)
+    return run.strategy.distribute_datasets_from_function(host_batches)
 
 
-def _scorer(
-    config: TrainingConfig,
-    data_dir: str,
-    manifest: manifests.Manifest,
-    strategy: tf.distribute.Strategy,
-    task: tasks.LanguageModelTask,
-) -> Scorer | None:
-    if "validation" not in manifest.splits:
+def _scorer(run: _Run, task: tasks.LanguageModelTask) -> Scorer | None:
+    if "validation" not in run.manifest.splits:
         return None
     return Scorer(
         task,
-        strategy,
-        data_dir=data_dir,
-        manifest=manifest,
+        run.strategy,
+        data_dir=run.data_dir,
+        manifest=run.manifest,
         split="validation",
-        batch_size=config.microbatch_size,
+        batch_size=run.config.microbatch_size,
     )
 
 
 def _callbacks(
-    config: TrainingConfig,
+    run: _Run,
     log: metrics.MetricsLog,
     checkpoints: Checkpoints,
     scorer: Scorer | None,
     notice: preemption.Notice,
-    manifest: manifests.Manifest,
-    *,
-    num_steps: int,
 ) -> list[tf_keras.callbacks.Callback]:
     """Returns them in the order in which they act after a step."""
-    tokens_per_step = config.global_batch_size * manifest.sequence_length
+    config, num_steps = run.config, run.num_steps
     batch_records = functools.partial(
         reader.batch_records,
-        manifest,
+        run.manifest,
         global_batch_size=config.global_batch_size,
         seed=config.seed,
     )
@@ -166,7 +172,11 @@ def _callbacks(
             )
         )
     return [
-        callbacks.Metrics(log, num_steps=num_steps, tokens_per_step=tokens_per_step),
+        callbacks.Metrics(
+            log,
+            num_steps=num_steps,
+            tokens_per_step=config.global_batch_size * run.manifest.sequence_length,
+        ),
         callbacks.Guard(config.max_skipped_in_a_row, batch_records),
         *evaluation,
         callbacks.Saving(
@@ -210,10 +220,13 @@ def main() -> None:
     validate(config)
     strategies.check_folder("data_dir", FLAGS.data_dir)
     strategies.check_folder("workdir", FLAGS.workdir)
-    strategy = strategies.from_flags()
-    with storage.only_writer(FLAGS.workdir):
-        train(config, FLAGS.data_dir, FLAGS.workdir, strategy)
-    _print_result(FLAGS.data_dir, FLAGS.workdir)
+    with preemption.naming_loss(), contextlib.ExitStack() as held:
+        cluster = Cluster(strategies.from_flags())
+        if cluster.is_chief:
+            held.enter_context(lease.only_writer(FLAGS.workdir))
+        train(config, FLAGS.data_dir, FLAGS.workdir, cluster)
+    if cluster.is_chief:
+        _print_result(FLAGS.data_dir, FLAGS.workdir)
 
 
 def run() -> None:

@@ -1,0 +1,87 @@
+"""The restart loop, around real programs that are really killed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+from tests.test_preemption import (
+    assert_same,
+    command,
+    finish,
+    start,
+    wait_for_step,
+)
+
+# The loop waits as long as ever, but for less.
+PROGRAM = """
+import sys
+from trainer import forever
+forever._WAIT_SECONDS = 0.1
+sys.exit(forever.run(sys.argv[1:]))
+"""
+
+
+def loop(dataset, workdir, **options):
+    arguments = command(dataset, workdir, **options)
+    train = arguments.index("trainer.train")
+    return [sys.executable, "-c", PROGRAM, *arguments[train + 1 :]]
+
+
+def child(process):
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    return int(found.stdout.split()[0])
+
+
+def test_a_killed_and_a_preempted_training_go_on_to_the_end(dataset, tmp_path):
+    options = {"num_steps": 200, "checkpoint_interval": 1}
+    process = start(loop(dataset, tmp_path / "run", **options))
+    wait_for_step(tmp_path / "run", 3, process)
+    os.kill(child(process), signal.SIGKILL)
+    wait_for_step(tmp_path / "run", 30, process)
+    os.kill(child(process), signal.SIGTERM)
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    assert "The training was killed by signal 9" in log
+    assert "The training was stopped, with step" in log
+    code, log = finish(start(command(dataset, tmp_path / "whole", **options)))
+    assert code == 0, log
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_sigterm_ends_the_loop_when_the_training_has_saved(dataset, tmp_path):
+    process = start(loop(dataset, tmp_path, num_steps=100_000, checkpoint_interval=0))
+    wait_for_step(tmp_path, 3, process)
+    process.send_signal(signal.SIGTERM)
+    code, log = finish(process)
+    assert code == 75, log
+    assert "Stopped by SIGTERM; all steps are saved" in log
+    assert "Again in" not in log
+    assert list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_mistake_is_not_repeated(dataset, tmp_path):
+    code, log = finish(start(loop(dataset, tmp_path, microbatch_size=3)))
+    assert code == 2
+    assert log.count("error:") == 1
+
+
+def test_starts_that_save_nothing_end(tmp_path):
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    program = f"""
+import subprocess, sys
+from trainer import forever
+forever._WAIT_SECONDS = 0
+real = subprocess.Popen
+forever.subprocess.Popen = lambda _: real([sys.executable, "-c", {killed!r}])
+sys.exit(forever.run(["--workdir={tmp_path}"]))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    assert found.stderr.count("was killed by signal 9, with step 0 saved") == 19
+    assert "The last 20 starts have saved nothing" in found.stderr

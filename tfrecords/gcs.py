@@ -1,0 +1,83 @@
+"""Google Cloud Storage: its client, and what its answers mean.
+
+With the credentials of the environment, which no message ever shows.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from google.cloud.storage import Blob
+
+
+class StorageError(ValueError):
+    """A file that cannot be reached; the message names it and what to do."""
+
+    exit_code = 2
+
+
+def is_remote(path: str) -> bool:
+    return path.startswith("gs://")
+
+
+@functools.lru_cache(maxsize=1)
+def client() -> Any:
+    from google.cloud import storage
+
+    return storage.Client()
+
+
+def split(path: str) -> tuple[str, str]:
+    bucket, _, name = path.removeprefix("gs://").partition("/")
+    return bucket, name
+
+
+def blob(path: str) -> "Blob":
+    bucket, name = split(path)
+    with clear_errors(path):
+        return client().bucket(bucket).blob(name)
+
+
+def existing(path: str) -> "Blob":
+    found = blob(path)
+    with clear_errors(path):
+        found.reload()
+    return found
+
+
+def retry() -> Any:
+    """Repeats whatever a bucket cannot do at the moment: all of it can be repeated."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY
+
+
+def delete(blob: "Blob") -> None:
+    from google.api_core.exceptions import NotFound
+
+    # Where the answer to a first attempt was lost, it is not there any more.
+    with contextlib.suppress(NotFound):
+        blob.delete(retry=retry())
+
+
+@contextlib.contextmanager
+def clear_errors(path: str) -> Iterator[None]:
+    """Turns what the bucket refuses into one message, without any credential."""
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError
+
+    try:
+        yield
+    except (exceptions.NotFound, exceptions.Forbidden, exceptions.Unauthorized) as e:
+        raise StorageError(
+            f"{path} must exist, and its bucket must let this account read and write. "
+            f"The bucket answered {e.code} {type(e).__name__}. Correct the path, or "
+            "give the account the role Storage Object Admin."
+        ) from None
+    except GoogleAuthError as error:
+        raise StorageError(
+            f"{path} needs credentials: {type(error).__name__}. Run `gcloud auth "
+            "application-default login`, or use a machine with a service account."
+        ) from None

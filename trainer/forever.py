@@ -1,0 +1,91 @@
+"""Trains to the end, however often it is stopped: `python -m trainer.forever …`.
+
+For TPUs that can be taken away at any time. Takes the flags of `trainer.train`, which
+it starts, and starts again where the program was stopped by preemption, by what it
+needs being gone, or by a signal that killed it. It ends when that is done (0), when
+there is a mistake (2) or a fault (1) that another start would not mend, and when many
+starts in a row have saved nothing new.
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from configs import cli
+from tfrecords import storage
+
+_STOPPED = 75  # `trainer.preemption.PreemptedError`
+_MAX_STARTS_WITHOUT_PROGRESS = 20
+# Before another start; doubled where the last one saved nothing new.
+_WAIT_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 300.0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Starts the training until it is done.
+
+    Args:
+      arguments: flags of `trainer.train`.
+
+    Returns:
+      The exit code of the last start. 75 where this program was told to end itself: it
+      passes SIGTERM on, and the training saves.
+    """
+    workdir = _workdir(arguments)
+    told_to_end = threading.Event()
+    child: subprocess.Popen | None = None
+
+    def end(*_: Any) -> None:
+        told_to_end.set()
+        if child:
+            child.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    saved, in_vain = _saved_step(workdir), 0
+    while True:
+        child = subprocess.Popen([sys.executable, "-m", "trainer.train", *arguments])
+        if told_to_end.is_set():  # while it was started
+            child.terminate()
+        code = child.wait()
+        if told_to_end.is_set() or (code >= 0 and code != _STOPPED):
+            return code if code >= 0 else 128 - code
+        before, saved = saved, _saved_step(workdir)
+        in_vain = 0 if saved > before else in_vain + 1
+        if in_vain == _MAX_STARTS_WITHOUT_PROGRESS:
+            _say(f"error: The last {in_vain} starts have saved nothing. See above.")
+            return 1
+        seconds = min(_WAIT_SECONDS * 2**in_vain, _LONGEST_WAIT_SECONDS)
+        how = "was stopped" if code == _STOPPED else f"was killed by signal {-code}"
+        _say(f"The training {how}, with step {saved} saved. Again in {seconds:g} s.")
+        if told_to_end.wait(seconds):
+            return _STOPPED
+
+
+def _workdir(arguments: Sequence[str]) -> str:
+    known = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=known)
+    known(["forever", *arguments], known_only=True)
+    return known.workdir
+
+
+def _saved_step(workdir: str) -> int:
+    """Returns the step of the newest checkpoint; 0 where there is none."""
+    if not workdir:
+        return 0
+    found = storage.expand(f"{workdir}/checkpoints/step-*/checkpoint.json")
+    return max(
+        (int(path.split("/")[-2].removeprefix("step-")) for path in found), default=0
+    )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.guard(lambda: sys.exit(run(sys.argv[1:])))

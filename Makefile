@@ -18,6 +18,8 @@ export TRANSFORMERS_VERBOSITY ?= error
 ifeq ($(wildcard /dev/nvidia*),)
 export CUDA_VISIBLE_DEVICES ?= -1
 endif
+# What each open shard of a bucket holds in memory; TensorFlow's default is 64.
+export GCS_READ_CACHE_BLOCK_SIZE_MB ?= 8
 # Where there is no TPU, libtpu would ask a metadata server about it, for minutes.
 ifeq ($(wildcard /dev/accel* /dev/vfio/*)$(TPU_NAME),)
 export TPU_SKIP_MDS_QUERY ?= 1
@@ -161,7 +163,7 @@ format: $(VENV)/.$(DEV)  ## rewrite the code in the project's format
 
 check: lint test  ## what CI runs first
 
-$(VENV)/.benchmark: $(VENV)/.base
+$(VENV)/.benchmark: $(VENV)/.$(DEV)
 	@$(call install,benchmark)
 	@touch $@
 
@@ -169,6 +171,8 @@ benchmark: $(VENV)/.benchmark  ## beside the usual way; takes long: TEXT= TOKENI
 	$(VENV)/bin/python benchmarks/preprocessing.py --text=$(TEXT) --tokenizer=$(TOKENIZER)
 	$(VENV)/bin/python benchmarks/memory.py --text=$(TEXT) --tokenizer=$(TOKENIZER)
 	$(VENV)/bin/python benchmarks/reading.py
+	$(VENV)/bin/python benchmarks/saving.py
+	PYTHONPATH=. $(VENV)/bin/python benchmarks/bucket_reading.py
 
 benchmark-tpu: $(VENV)/.plan  ## the step's memory on TPUs, by their compiler
 	$(VENV)/bin/python benchmarks/tpu_step.py $(ARGS)

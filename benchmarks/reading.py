@@ -31,7 +31,9 @@ def write_dataset(folder: str, num_records: int) -> manifest.Manifest:
         payloads = map(schema.serialize, rows.astype("<u2"))
         shards.append(writer.write_shard(name, payloads))
     tokens = per_shard * NUM_SHARDS * SEQUENCE_LENGTH
-    split = manifest.Split(1, 1, 1, tokens, tuple(shards), stride=SEQUENCE_LENGTH)
+    split = manifest.Split(
+        *(1, 1, 1, tokens), shards=tuple(shards), stride=SEQUENCE_LENGTH
+    )
     return manifest.Manifest(
         format_version=schema.FORMAT_VERSION,
         sequence_length=SEQUENCE_LENGTH,

@@ -73,6 +73,10 @@ def _make(
     work = _plan_chunks(job, work_dir, tokenizer_folder, vocabulary)
     if job.config.deduplicate:
         work = _without_duplicates(work, job, runner)
+    # Tokens are written twice, and one rarely stands for more than 16 bytes of text.
+    num_tokens = sum(chunk.num_bytes for chunk in work) // 16
+    token_bytes = np.dtype(work[0].token_dtype).itemsize
+    storage.check_room(work_dir, 2 * num_tokens * token_bytes)
     counts = _tokenize(work, runner)
     _check_counts(counts, job)
 

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -103,16 +104,23 @@ def write_dataset(
     return result
 
 
-@pytest.fixture(scope="session")
-def bucket() -> Iterator[str]:
-    """The name of a bucket on a real object-store server, which this starts."""
+@pytest.fixture(scope="module")
+def store() -> Iterator[Any]:
+    """A real object-store server with the bucket "corpus"; its memory only grows."""
     object_store = pytest.importorskip("tests.object_store")
-    with object_store.serving() as store, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", store.url)
+    with object_store.serving() as found, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", found.url)
         gcs.client.cache_clear()
         gcs.client().create_bucket("corpus")
-        yield "gs://corpus"
+        yield found
     gcs.client.cache_clear()
+
+
+@pytest.fixture
+def bucket(store: Any) -> str:
+    """The bucket, which makes no faults unless the test says so."""
+    store.faults, store.num_faults, store.requests = [], 0, []
+    return "gs://corpus"
 
 
 @pytest.fixture

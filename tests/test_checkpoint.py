@@ -11,7 +11,7 @@ import tensorflow as tf
 from etils import epath
 
 from tests.conftest import tiny_config, write_dataset
-from tfrecords import reader, schema
+from tfrecords import manifest, reader, schema
 from trainer import callbacks, checkpoint, metrics
 from trainer import state as states
 from trainer.cluster import Cluster
@@ -97,11 +97,64 @@ def test_an_interrupted_run_equals_an_undisturbed_one(dataset, tmp_path, name):
     assert values(tmp_path / "stopped") == values(tmp_path / "whole")
 
 
+@pytest.fixture
+def batch_hashes(monkeypatch):
+    """Fills with {step: hash of the global batch} while runs read their batches."""
+    found = {}
+    training_batches = reader.training_batches
+
+    def recorded(*args, start_step, global_batch_size, **kwargs):
+        batches = training_batches(
+            *args, start_step=start_step, global_batch_size=global_batch_size, **kwargs
+        )
+        rows = []
+
+        def record(tokens, row):
+            rows.extend(zip(row.tolist(), tokens.tolist(), strict=True))
+            while len(rows) >= global_batch_size:
+                step = start_step + record.num_steps
+                batch = sorted(rows[:global_batch_size])
+                found[step] = hashlib.sha256(repr(batch).encode()).hexdigest()
+                del rows[:global_batch_size]
+                record.num_steps += 1
+            return np.int32(0)
+
+        record.num_steps = 0
+
+        def passed(batch):
+            seen = tf.numpy_function(record, [batch["tokens"], batch["row"]], tf.int32)
+            with tf.control_dependencies([seen]):
+                return {name: tf.identity(value) for name, value in batch.items()}
+
+        return batches.map(passed)
+
+    monkeypatch.setattr(reader, "training_batches", recorded)
+    return found
+
+
 @pytest.mark.usefixtures("uncompiled")
-def test_continuing_on_other_replicas_reads_the_same_batches(dataset, tmp_path):
-    run(dataset, tmp_path / "whole", dropout=0.0)
-    run(dataset, tmp_path / "moved", dropout=0.0, until=4, num_replicas=2)
-    run(dataset, tmp_path / "moved", dropout=0.0, microbatch_size=1)
+def test_continuing_on_other_replicas_reads_the_same_batches(
+    dataset, tmp_path, batch_hashes
+):
+    """On 2, then 8, then 1, for more than two epochs of 30 records."""
+    sizes = {"global_batch_size": 8, "microbatch_size": 1, "num_steps": 9}
+    run(dataset, tmp_path / "whole", **sizes)
+    whole = dict(batch_hashes)
+    batch_hashes.clear()
+    moved = {}
+    for num_replicas, start, stop in ((2, 0, 3), (8, 3, 6), (1, 6, 9)):
+        until = stop if stop < 9 else None
+        run(
+            *(dataset, tmp_path / "moved"),
+            **{**sizes, "microbatch_size": 1 if num_replicas > 1 else 4},
+            num_replicas=num_replicas,
+            until=until,
+        )
+        # What was read ahead of the stop is read again.
+        moved |= {step: batch_hashes[step] for step in range(start, stop)}
+        batch_hashes.clear()
+    assert moved == whole
+    assert len(set(whole.values())) == 9
     for a, b in zip(
         values(tmp_path / "moved"), values(tmp_path / "whole"), strict=True
     ):
@@ -386,3 +439,49 @@ def test_a_model_loads_without_its_optimizer(dataset, tmp_path):
 def test_a_workdir_without_checkpoint(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="which has none"):
         checkpoint.load_model(str(tmp_path))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_shard_that_is_replaced_while_it_is_read_is_noticed(dataset, tmp_path):
+    """By the same bytes, or by others that also are whole records."""
+    folder, _ = dataset
+    shard = folder / "train-00001-of-00003.tfrecord"
+
+    def replace(*_, **__):
+        shard.with_suffix(".new").write_bytes(shard.read_bytes())
+        shard.with_suffix(".new").rename(shard)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.Guard, "on_train_begin", replace)
+        patch.setattr(callbacks.Guard, "on_train_batch_end", lambda *_, **__: None)
+        message = "Changed since its start: train-00001-of-00003.tfrecord"
+        with pytest.raises(manifest.DatasetError, match=message):
+            run(dataset, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_model_that_learns_by_heart_says_so(tmp_path, caplog):
+    tokens = np.random.default_rng(0).integers(0, 97, 640)
+    data = write_dataset(
+        tmp_path / "data",
+        train_tokens=tokens[:320],
+        validation_tokens=tokens[320:],
+        sequence_length=8,
+    )
+    run(
+        (tmp_path / "data", data),
+        tmp_path / "run",
+        dropout=0.0,
+        num_steps=450,
+        evaluation_interval=50,
+        checkpoint_interval=0,
+        learning_rate=1e-2,
+        optimizer="adamw",
+    )
+    lines = values(tmp_path / "run")
+    levels = [line["memorisation"] for line in lines if "memorisation" in line]
+    assert levels[:2] == [0, 0]
+    assert levels[-1] == 2
+    assert "320 tokens are" in caplog.text
+    assert "the model learns the training text by heart" in caplog.text

@@ -1,5 +1,6 @@
 """Files here and in a real bucket server: whole or not at all, one writer."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tfrecords import lease, storage
+
+object_store = pytest.importorskip("tests.object_store")
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -148,3 +151,27 @@ def test_missing_credentials_are_one_message(tmp_path):
         timeout=60,
     )
     assert "gs://bucket/x needs credentials" in found.stderr
+
+
+def test_our_own_write_whose_answer_was_lost_is_no_other_writer(store, bucket):
+    fault = object_store.Fault("POST .*upload", times=1)
+    store.faults = [fault]
+    storage.write(f"{bucket}/once", b"mine")
+    assert store.num_faults == 1
+    assert sum("ifGenerationMatch" in request for request in store.requests) == 2
+    assert storage.read(f"{bucket}/once") == b"mine"
+
+
+def test_what_another_writer_wrote_meanwhile_is_not_overwritten(store, bucket):
+    url = "/upload/storage/v1/b/corpus/o?uploadType=media&name=shared"
+    write = functools.partial(store.ask, "POST", url, {}, b"theirs")
+    store.faults = [object_store.Fault("POST .*upload", before=write, times=1)]
+    with pytest.raises(storage.StorageError, match="written by another program"):
+        storage.write(f"{bucket}/shared", b"ours")
+    assert storage.read(f"{bucket}/shared") == b"theirs"
+
+
+def test_a_disk_without_room_is_told_of_before(root):
+    storage.check_room(root, 1)
+    with pytest.raises(storage.StorageError, match="GiB free for what goes to"):
+        storage.check_room(root, 1 << 60)

@@ -47,6 +47,18 @@ def existing(path: str) -> "Blob":
     return found
 
 
+def location(path: str) -> str:
+    """Returns where a bucket lies, such as "US-CENTRAL1" or "EU"; empty: unknown.
+
+    To know it takes a permission that reading and writing do not.
+    """
+    from google.api_core.exceptions import Forbidden
+
+    with clear_errors(path), contextlib.suppress(Forbidden):
+        return str(client().get_bucket(split(path)[0]).location or "")
+    return ""
+
+
 def retry() -> Any:
     """Repeats whatever a bucket cannot do at the moment: all of it can be repeated."""
     from google.cloud.storage.retry import DEFAULT_RETRY

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tfrecords import schema
+from tfrecords import schema, storage
 
 FILE_NAME = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -138,14 +138,14 @@ def load(data_dir: str) -> Manifest:
     Raises:
       DatasetError: there is none, it is damaged, or of another format version.
     """
-    path = epath.Path(data_dir) / FILE_NAME
-    if not path.exists():
+    path = f"{data_dir}/{FILE_NAME}"
+    if not storage.exists(path):
         raise DatasetError(
             f"`--data_dir` must hold a finished dataset. Received: {data_dir}, which "
             f"has no {FILE_NAME}. Run `make preprocess` to its end, or correct the "
             "folder."
         )
-    return from_json(path.read_text(), str(path))
+    return from_json(storage.read(path).decode(errors="replace"), path)
 
 
 def from_json(text: str, path: str) -> Manifest:
@@ -186,16 +186,43 @@ def shard_problems(data_dir: str, manifest: Manifest, split: str) -> list[str]:
     size tells. Checksums are not read here, but in `integrity`.
     """
     problems = []
+    there = storage.sizes_and_versions(data_dir)
     for shard in manifest.split(split).shards:
-        path = epath.Path(data_dir) / shard.name
-        found = path.stat().length if path.exists() else None
-        if found is None:
+        path = f"{data_dir}/{shard.name}"
+        if shard.name not in there:
             problems.append(f"{path} is missing.")
-        elif found != shard.num_bytes:
+        elif there[shard.name][0] != shard.num_bytes:
             problems.append(
-                f"{path} must have {shard.num_bytes} bytes. It has {found}."
+                f"{path} must have {shard.num_bytes} bytes. It has "
+                f"{there[shard.name][0]}."
             )
     return problems + _count_problems(manifest, split)
+
+
+class Watch:
+    """Notices when shards are written again while a run reads them.
+
+    A reader that has opened the old shard, or half of it, would not.
+    """
+
+    def __init__(self, data_dir: str, manifest: Manifest):
+        self._data_dir = data_dir
+        splits = manifest.splits.values()
+        self._names = [shard.name for split in splits for shard in split.shards]
+        self._before = storage.sizes_and_versions(data_dir)
+
+    def check(self) -> None:
+        """Raises DatasetError where a shard is another file than at the start."""
+        now = storage.sizes_and_versions(self._data_dir)
+        changed = [n for n in self._names if now.get(n) != self._before.get(n)]
+        if changed:
+            raise DatasetError(
+                f"The shards of {self._data_dir} must stay as they are while a run "
+                f"reads them. Changed since its start: {', '.join(changed[:5])}"
+                f"{', …' if len(changed) > 5 else ''}. What was trained since the last "
+                "checkpoint is dropped: bring the dataset back, and give the same "
+                "command again; or train on the new one in a new --workdir."
+            )
 
 
 def verify_tokenizer(data_dir: str, manifest: Manifest) -> None:

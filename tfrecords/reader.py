@@ -124,10 +124,20 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
 
     Raises:
       DatasetError: in place of TensorFlow's error, when the dataset is not as its
-        manifest says.
+        manifest says, or may not be read any more.
     """
     try:
         yield
+    except (
+        tf.errors.NotFoundError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.UnauthenticatedError,
+    ) as error:
+        raise DatasetError(
+            f"{data_dir} must stay there and let this account read while a run reads "
+            f"it. Received: {str(error.message).strip().splitlines()[0]}\nThe same "
+            "command continues from the last checkpoint."
+        ) from error
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         problems = [
             problem

@@ -105,6 +105,40 @@ def writing(path: str) -> Iterator[str]:
         pathlib.Path(partial).unlink(missing_ok=True)
 
 
+def sizes_and_versions(folder: str) -> dict[str, tuple[int, str]]:
+    """Returns by name what `stat` returns, for the files of a folder, but its folders.
+
+    Raises:
+      StorageError: the bucket is not there or does not let this account read.
+    """
+    if not is_remote(folder):
+        with os.scandir(folder) as entries:
+            return {e.name: stat(e.path) for e in entries if e.is_file()}
+    bucket, prefix = gcs.split(folder.rstrip("/") + "/")
+    with gcs.clear_errors(folder):
+        found = list(gcs.client().list_blobs(bucket, prefix=prefix, delimiter="/"))
+    return {
+        blob.name.removeprefix(prefix): (int(blob.size or 0), str(blob.generation))
+        for blob in found
+    }
+
+
+def check_room(folder: str, num_bytes: int) -> None:
+    """Checks the disk of a folder; of one in a bucket, where its files are staged.
+
+    Raises:
+      StorageError: it has not so many bytes free.
+    """
+    local = tempfile.gettempdir() if is_remote(folder) else folder
+    free = shutil.disk_usage(local).free
+    if free < num_bytes:
+        raise StorageError(
+            f"The disk of {local} must have {num_bytes / 2**30:,.2f} GiB free for what "
+            f"goes to {folder}. It has {free / 2**30:,.2f} GiB. Make room"
+            + (", or set TMPDIR to another disk." if is_remote(folder) else ".")
+        )
+
+
 def _upload(name: str, path: str) -> None:
     """Publishes a file; what another writes there meanwhile is not overwritten."""
     from google.api_core.exceptions import NotFound, PreconditionFailed

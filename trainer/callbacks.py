@@ -10,6 +10,8 @@ import tf_keras
 from absl import logging
 from tqdm import tqdm
 
+from tfrecords.manifest import Watch
+from trainer import memorisation
 from trainer.checkpoint import Checkpoints
 from trainer.metrics import MetricsLog
 from trainer.preemption import Notice
@@ -185,11 +187,28 @@ class Evaluation(_AtIntervals):
     def _act(self, step: int) -> None:
         score = self._scorer(between_batches=self._notice.check)
         logging.info("step %d: validation perplexity %.2f", step, score.perplexity)
+        by_heart = memorisation.level(
+            self._log.recent_training_loss,
+            score.loss,
+            self._log.lowest_validation_loss,
+        )
+        if by_heart:
+            logging.log(
+                logging.ERROR if by_heart > 1 else logging.WARNING,
+                "step %d: the model learns the training text by heart: its perplexity "
+                "there is %.2f, and the validation loss rises, %.3f after %.3f. The "
+                "best checkpoint stays; stop, or take more text",
+                step,
+                math.exp(self._log.recent_training_loss),
+                score.loss,
+                self._log.lowest_validation_loss,
+            )
         self._log.write(
             step,
             {
                 "validation_loss": score.loss,
                 "validation_perplexity": score.perplexity,
+                "memorisation": by_heart,
             },
         )
         if self._patience and self._log.evaluations_since_best >= self._patience:
@@ -201,12 +220,26 @@ class Evaluation(_AtIntervals):
 
 
 class Saving(_AtIntervals):
-    """Saves at intervals, after the last step, and when a score is the best so far."""
+    """Saves at intervals, after the last step, and when a score is the best so far.
 
-    def __init__(self, log: MetricsLog, checkpoints: Checkpoints, **intervals: int):
+    Args:
+      log: of the metrics.
+      checkpoints: of the run.
+      watch: what was trained on shards that changed meanwhile is not saved.
+      **intervals: see above.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        checkpoints: Checkpoints,
+        watch: Watch,
+        **intervals: int,
+    ):
         super().__init__(**intervals)
         self._log = log
         self._checkpoints = checkpoints
+        self._watch = watch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._checkpoints.raise_failure()
@@ -215,6 +248,7 @@ class Saving(_AtIntervals):
             self._act(self._last_step)
 
     def _act(self, step: int) -> None:
+        self._watch.check()
         # What a continued run goes on from holds all metrics up to there.
         self._log.flush()
         self._checkpoints.save(self._log.best_step)

@@ -104,9 +104,19 @@ class Checkpoints:
             "skipped_updates": task.skipped_updates,
             "skipped_in_a_row": task.skipped_in_a_row,
         }
+        self._host_copy = state.HostCopy(self._variables)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._saving: concurrent.futures.Future | None = None
         self._saved_step = 0
+
+    def check_room(self) -> None:
+        """Raises StorageError where the disk has no room for what is to be saved."""
+        num = 1  # a new one is whole before the oldest goes
+        if not storage.is_remote(str(self._folder)):
+            keep_last = self._config.training.keep_last
+            num += max(keep_last - len(_complete(self._folder)), 0)
+        num_bytes = num * state.num_bytes(self._variables.values())
+        storage.check_room(str(self._folder.parent), num_bytes)
 
     def save(self, best_step: int = 0) -> None:
         """Saves the present state, unless that is done; removes what need not stay.
@@ -124,7 +134,7 @@ class Checkpoints:
             return
         self.close()
         self._saved_step = step
-        values = state.snapshot(self._variables)
+        values = self._host_copy.take()
         self._saving = self._thread.submit(self._write, step, values, best_step)
 
     def close(self) -> None:

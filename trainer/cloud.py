@@ -3,6 +3,10 @@
 import os
 import urllib.request
 
+from absl import logging
+
+from tfrecords import gcs, storage
+
 
 def metadata(key: str) -> str:
     """Asks the metadata server about this machine; empty where there is none.
@@ -20,3 +24,29 @@ def metadata(key: str) -> str:
             return answer.read().decode().strip()
     except (OSError, ValueError):
         return ""
+
+
+def warn_of_distance(folder: str) -> None:
+    """Warns where a folder's bucket and this machine lie in different regions."""
+    if not storage.is_remote(folder):
+        return
+    zone = metadata("zone").rpartition("/")[2]
+    location = gcs.location(folder).lower() if zone else ""
+    if location and not _near(location, zone):
+        logging.warning(
+            "%s lies in %s, and this machine in %s: to read from elsewhere is slow and "
+            "costs money. Take a bucket in the machine's region",
+            folder,
+            location.upper(),
+            zone,
+        )
+
+
+def _near(location: str, zone: str) -> bool:
+    """Tells of a bucket's location, in small letters, whether it holds a zone."""
+    if "-" in location:  # a region
+        return zone.startswith(f"{location}-")
+    # Several regions of a continent, such as "us", "nam4", "eur4".
+    continents = {"us": "us", "nam": "us", "eu": "europe", "eur": "europe"}
+    continent = location.rstrip("0123456789")
+    return zone.startswith(continents.get(continent, continent))

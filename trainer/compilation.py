@@ -21,7 +21,7 @@ from transformers import GPT2Config
 
 from configs import tpu
 from configs.schema import Config
-from trainer import forward, model, optimizer
+from trainer import forward, model, state
 from trainer import task as tasks
 
 
@@ -93,7 +93,7 @@ def lower_run(
     batch_size = microbatch_size * accumulation_steps
     sizes = {
         "parameter_count": gpt2.num_parameters(),
-        "optimizer_state_bytes": optimizer.state_bytes(task.optimizer),
+        "optimizer_state_bytes": state.num_bytes(task.optimizer.variables),
     }
     return lower(task.train_step, batch_size, sequence_length), sizes
 

@@ -4,6 +4,7 @@ A line is {"step": …, and the values that were measured after that many update
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,11 +30,10 @@ class MetricsLog:
         self._writes = writes
         kept = [line for line in load(workdir) if step and line["step"] <= step]
         self._unwritten = ""
-        self._losses = {
-            line["step"]: line["validation_loss"]
-            for line in kept
-            if "validation_loss" in line
-        }
+        self._losses: dict[int, float] = {}  # of the validation split, by step
+        self._training_losses: list[float] = []  # since the last of them
+        for line in kept:
+            self._remember(line["step"], line)
         if not writes:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,12 +57,21 @@ class MetricsLog:
     def evaluations_since_best(self) -> int:
         return sum(step > self.best_step > 0 for step in self._losses)
 
+    @property
+    def lowest_validation_loss(self) -> float:
+        return min(self._losses.values(), default=math.inf)
+
+    @property
+    def recent_training_loss(self) -> float:
+        """The mean over the lines since the last evaluation; NaN without any."""
+        losses = self._training_losses
+        return sum(losses) / len(losses) if losses else math.nan
+
     def has_score(self, step: int) -> bool:
         return step in self._losses
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        if "validation_loss" in values:
-            self._losses[step] = values["validation_loss"]
+        self._remember(step, values)
         if not self._writes:
             return
         self._unwritten += json.dumps({"step": step, **values}) + "\n"
@@ -71,6 +80,13 @@ class MetricsLog:
                 tf.summary.scalar(name, value)
         if not storage.is_remote(str(self._path)):
             self.flush()
+
+    def _remember(self, step: int, values: Mapping[str, float]) -> None:
+        if "loss" in values:
+            self._training_losses.append(values["loss"])
+        if "validation_loss" in values:
+            self._losses[step] = values["validation_loss"]
+            self._training_losses = []
 
     def flush(self) -> None:
         """Writes what a bucket, where to append is to write anew, has not got yet."""

@@ -118,11 +118,3 @@ def _names(variables: list[tf.Variable]) -> str:
         if is_matrix(variable)
     )
     return ", ".join(f"{name} (x {count})" for name, count in names.items())
-
-
-def state_bytes(optimizer: tf_keras.optimizers.Optimizer) -> int:
-    """Returns the size of the optimizer's variables."""
-    return sum(
-        variable.shape.num_elements() * variable.dtype.size
-        for variable in optimizer.variables
-    )

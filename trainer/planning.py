@@ -11,7 +11,7 @@ from transformers import GPT2Config
 from configs import tpu
 from configs.schema import Config, ConfigError, TrainingConfig
 from tfrecords.manifest import Manifest
-from trainer import compilation, flops, hardware, model, schedule
+from trainer import compilation, flops, hardware, memorisation, model, schedule
 from trainer import strategy as strategies
 
 # A microbatch of more sequences than this is not looked for.
@@ -250,15 +250,12 @@ def warnings(
             f"hosts of a {tpu_type.name}: preprocess with `--config.data.num_shards="
             f"{tpu_type.num_hosts}` or a multiple of it."
         )
-    per_parameter = split.tokens / parameter_count
-    # A new model has everything to learn; a trained one is soon overfitted, too.
-    enough = 0.001 if config.model.initial_checkpoint else 1.0
-    if per_parameter < enough:
-        found.append(
-            f"{split.tokens:,} tokens are {per_parameter:.2g} for each parameter: the "
-            "model can learn them by heart. Take a smaller model or more text."
-        )
-    return found
+    by_heart = memorisation.expected(
+        split.tokens,
+        parameter_count,
+        pretrained=bool(config.model.initial_checkpoint),
+    )
+    return [*found, by_heart] if by_heart else found
 
 
 def gib(num_bytes: int | None) -> str:

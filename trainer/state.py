@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import safetensors
@@ -16,6 +16,7 @@ from etils import epath
 from transformers import TFGPT2LMHeadModel
 
 from tfrecords import storage
+from trainer import strategy as strategies
 
 # Keras numbers the models of a process.
 _SCOPE = re.compile(r"tfgpt2lm_head_model(_\d+)?/")
@@ -38,6 +39,11 @@ def optimizer_variables(
     return _named("optimizer", optimizer.variables)
 
 
+def num_bytes(variables: Iterable[tf.Variable]) -> int:
+    """Returns the size of the values."""
+    return sum(v.shape.num_elements() * v.dtype.size for v in variables)
+
+
 def _named(owner: str, variables: list[tf.Variable]) -> dict[str, tf.Variable]:
     return {
         f"{owner}/{_SCOPE.sub('', variable.name).removesuffix(':0')}": variable
@@ -45,9 +51,26 @@ def _named(owner: str, variables: list[tf.Variable]) -> dict[str, tf.Variable]:
     }
 
 
-def snapshot(variables: dict[str, tf.Variable]) -> dict[str, np.ndarray]:
-    """Copies the values to the host, where training does not change them."""
-    return {name: np.asarray(value.numpy()) for name, value in variables.items()}
+class HostCopy:
+    """Memory of the host for a copy of all values, which training does not change.
+
+    It is taken once: to get new memory at each save takes longer than to copy.
+    """
+
+    def __init__(self, variables: dict[str, tf.Variable]):
+        self._variables = variables
+        self._values = {
+            name: np.empty(variable.shape, variable.dtype.as_numpy_dtype)
+            for name, variable in variables.items()
+        }
+
+    def take(self) -> dict[str, np.ndarray]:
+        """Returns the present values, until it is called again."""
+        for name, variable in self._variables.items():
+            # A view of a tensor of the host, where `numpy` would copy.
+            view = memoryview(strategies.on_host(variable))
+            np.copyto(self._values[name], view)
+        return self._values
 
 
 def write(values: dict[str, np.ndarray], path: epath.Path) -> tuple[int, str]:

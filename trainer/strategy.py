@@ -142,6 +142,12 @@ def counted(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.apply(endless)
 
 
+def on_host(variable: tf.Variable) -> tf.Tensor:
+    """Returns a variable's value in the memory of this machine."""
+    with tf.device("CPU:0"):
+        return tf.identity(variable)
+
+
 def check_folder(flag: str, path: str) -> None:
     """Checks a folder given by a flag: there is one, and the hardware can reach it.
 

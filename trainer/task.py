@@ -12,7 +12,7 @@ from transformers import TFGPT2LMHeadModel
 
 from configs.schema import Config
 from tfrecords.manifest import Manifest
-from trainer import forward, model, optimizer
+from trainer import forward, memorisation, model, optimizer, state
 from trainer import strategy as strategies
 from trainer.dropout import Dropout, row_keys
 from trainer.schedule import Schedule
@@ -220,8 +220,15 @@ def build(
     logging.info(
         "%s parameters, %s bytes of optimizer state",
         f"{gpt2.num_parameters():,}",
-        f"{optimizer.state_bytes(task.optimizer):,}",
+        f"{state.num_bytes(task.optimizer.variables):,}",
     )
+    by_heart = memorisation.expected(
+        manifest.split("train").tokens,
+        gpt2.num_parameters(),
+        pretrained=bool(config.model.initial_checkpoint),
+    )
+    if by_heart:
+        logging.warning(by_heart)
     logging.info(
         "a step is %d sequences of %d tokens: %d replicas x %d accumulation steps x "
         "microbatch %d; remat %s",

@@ -19,7 +19,7 @@ from configs import cli
 from configs.schema import Config, TrainingConfig, validate
 from tfrecords import lease, reader
 from tfrecords import manifest as manifests
-from trainer import callbacks, hardware, metrics, preemption, schedule, summary
+from trainer import callbacks, cloud, hardware, metrics, preemption, schedule, summary
 from trainer import strategy as strategies
 from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
@@ -59,6 +59,8 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     for split in manifest.splits:
         manifests.verify_shards(data_dir, manifest, split)
     cluster.check_same("data_dir", manifest.fingerprint)
+    for folder in (data_dir, workdir):
+        cloud.warn_of_distance(folder)
 
     # -- hardware: the one expected, and what of the run depends on it
     strategy = cluster.strategy
@@ -87,6 +89,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         logging.info("%s is finished: it stopped early, at step %d", workdir, step)
         return
     if cluster.is_chief:
+        checkpoints.check_room()
         _copy_tokenizer(data_dir, workdir)
 
     # -- train
@@ -180,7 +183,11 @@ def _callbacks(
         callbacks.Guard(config.max_skipped_in_a_row, batch_records),
         *evaluation,
         callbacks.Saving(
-            log, checkpoints, interval=config.checkpoint_interval, num_steps=num_steps
+            log,
+            checkpoints,
+            manifests.Watch(run.data_dir, run.manifest),
+            interval=config.checkpoint_interval,
+            num_steps=num_steps,
         ),
         callbacks.Stopping(notice),
     ]

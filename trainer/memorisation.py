@@ -1,0 +1,41 @@
+"""Tells when a model learns its corpus by heart."""
+
+# A new model has everything to learn; a trained one is soon overfitted, too.
+_TOKENS_PER_PARAMETER = 1.0
+_TOKENS_PER_TRAINED_PARAMETER = 0.001
+# Training perplexities below which a validation loss that rises means it.
+_SUSPECT_LOSS = 1.10  # perplexity 3
+_CERTAIN_LOSS = 0.41  # perplexity 1.5
+
+
+def expected(num_tokens: int, parameter_count: int, *, pretrained: bool) -> str:
+    """Returns a warning where the corpus is tiny for the model; else nothing.
+
+    Args:
+      num_tokens: of the training split.
+      parameter_count: of the model.
+      pretrained: whether it starts from trained weights.
+    """
+    enough = _TOKENS_PER_TRAINED_PARAMETER if pretrained else _TOKENS_PER_PARAMETER
+    per_parameter = num_tokens / parameter_count
+    if per_parameter >= enough:
+        return ""
+    return (
+        f"{num_tokens:,} tokens are {per_parameter:.2g} for each parameter: the model "
+        "can learn them by heart. Take a smaller model or more text."
+    )
+
+
+def level(
+    training_loss: float, validation_loss: float, lowest_validation_loss: float
+) -> int:
+    """Returns 0: no sign of it; 1: a warning; 2: an alarm.
+
+    Args:
+      training_loss: mean since the last evaluation, in nats per token.
+      validation_loss: of this evaluation.
+      lowest_validation_loss: of the run so far.
+    """
+    if validation_loss <= lowest_validation_loss:
+        return 0
+    return (training_loss < _SUSPECT_LOSS) + (training_loss < _CERTAIN_LOSS)

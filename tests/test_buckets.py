@@ -130,6 +130,14 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
         if path.is_file():
             assert found[path.name] == path.read_bytes(), path.name
     found = contents(store, "gs://corpus/run")
+    # Nothing is left of the program that was killed.
+    steps = {
+        name.split("/")[1] for name in found if name.startswith("checkpoints/step")
+    }
+    assert len(steps) == 2
+    for step in steps:
+        assert f"checkpoints/{step}/checkpoint.json" in found
+    assert not [name for name in found if name.endswith((".writer", ".partial"))]
     name = "checkpoints/step-00000060/state.safetensors"
     a = safetensors.numpy.load(found[name])
     b = safetensors.numpy.load((tmp_path / "run" / name).read_bytes())

@@ -87,12 +87,13 @@ def test_when_a_machine_dies_the_others_stop_and_all_continue(
     assert code == 75, log
     assert "does not answer any more" in log
     assert "Traceback" not in log
-    machines[killed].communicate()
+    machines[killed].finish()
     train(2, dataset, tmp_path / "run", **options)
     train(2, dataset, tmp_path / "whole", **options)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_notice_to_one_machine_stops_all_at_the_same_step(dataset, tmp_path):
     machines = start_machines(2, dataset, tmp_path, num_steps=100_000)
     wait(tmp_path, 3, machines[0])

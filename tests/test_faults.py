@@ -1,9 +1,7 @@
 """Faults of preprocessing and reading, with real files and real processes.
 
 What interrupts, fills, changes or damages, and what must come of it. Faults that need
-no process of their own are tested beside their module: another order of the input, a
-literal end-of-text, empty input, a malformed line (test_preprocess), exchanged records
-(test_inspect), another format version (test_manifest), too few shards (test_reader).
+no process of their own are tested beside their module; `TESTED` says where.
 """
 
 import contextlib
@@ -22,11 +20,59 @@ import numpy as np
 import pytest
 import tokenizers
 
+from tests import programs
 from tests.conftest import ROOT, run_program, shared
 from tests.test_preprocess import hashes, load_encoder
 from tfrecords import manifest, reader, schema, writer
 
 SIZES = ("--config.data.vocab_size=300", "--config.data.sequence_length=32")
+
+TESTED = {
+    # -- reading
+    "a flipped bit": "inspect::any_flipped_bit_is_found_in_its_record",
+    "a shard cut between records": "faults::a_shard_that_is_not_whole_is_refused_before_training",
+    "a shard empty, missing, renamed": "manifest::a_shard_of_another_size_is_named",
+    "records doubled or exchanged": "inspect::records_exchanged_or_doubled_are_found",
+    "another format version": "manifest::another_format_version_is_refused",
+    "a record of another length, an unknown id": "faults::a_record_that_does_not_fit_is_named_while_it_is_read",
+    "fewer shards than hosts": "reader::more_hosts_than_shards_is_refused",
+    # -- checkpoints
+    "SIGKILL at any moment, saves included": "preemption::thirty_kills_change_nothing",
+    "killed between data and marker": "checkpoint::a_torn_save_is_removed_and_the_one_before_it_continues",
+    "a marker that is garbage": "checkpoint::a_damaged_checkpoint_never_means_a_new_start",
+    "the newest checkpoint is corrupt": "checkpoint::a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues",
+    "a path out of the folder": "manifest::a_damaged_manifest_is_refused",
+    "pickled weights": "model::weights_that_are_no_safetensors_are_refused",
+    "other variables": "checkpoint::other_variables_are_named",
+    "stopped at any step": "checkpoint::an_interrupted_run_equals_an_undisturbed_one",
+    "continued on other replicas": "checkpoint::continuing_on_other_replicas_reads_the_same_batches",
+    "two trainers": "preemption::a_second_trainer_is_refused",
+    "what retention removes": "checkpoint::which_checkpoints_stay",
+    "a save that fails": "checkpoint::a_save_that_fails_stops_the_run",
+    "a checkpoint of another version": "checkpoint::another_format_version_is_refused",
+    # -- running
+    "loss or gradient is no number": "checkpoint::a_diverged_run_stops_and_keeps_what_was_good",
+    "weights are no numbers": "checkpoint::weights_that_are_no_numbers_are_neither_saved_nor_restored",
+    "SIGTERM, twice": "preemption::sigterm_saves_and_says_so",
+    "preemption, maintenance": "preemption::the_metadata_server_announces_the_end",
+    "a metadata server that hangs": "preemption::a_metadata_server_that_hangs_changes_nothing",
+    "another TPU type": "hardware::other_hardware_stops_with_both_names",
+    "another machine dies": "cluster::when_a_machine_dies_the_others_stop_and_all_continue",
+    # -- buckets
+    "503 and connections that break": "buckets::the_whole_job_equals_the_one_on_a_disk",
+    "401, 403, 404": "buckets::what_the_bucket_refuses_is_one_message",
+    "412 to our own write": "storage::our_own_write_whose_answer_was_lost_is_no_other_writer",
+    "412 to another's": "storage::what_another_writer_wrote_meanwhile_is_not_overwritten",
+    "a shard is replaced": "checkpoint::a_shard_that_is_replaced_while_it_is_read_is_noticed",
+    "what a killed writer leaves": "buckets::the_whole_job_equals_the_one_on_a_disk",
+}
+
+
+def test_each_fault_has_its_test():
+    for place in TESTED.values():
+        module, _, name = place.partition("::")
+        text = (ROOT / "tests" / f"test_{module}.py").read_text()
+        assert f"\ndef test_{name}(" in text, place
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +355,7 @@ SHARD = "train-00001-of-00002.tfrecord"
 
 
 def train(data) -> subprocess.CompletedProcess:
-    return run_program(
+    return programs.run(
         "trainer.train",
         "--config=configs/quickstart.py",
         f"--data_dir={data}",

@@ -5,14 +5,11 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
+from tests import programs
 from tests.conftest import ROOT
-from tests.test_preemption import (
-    assert_same,
-    command,
-    finish,
-    start,
-    wait_for_step,
-)
+from tests.test_preemption import assert_same, command, wait_for_step
 
 # The loop waits as long as ever, but for less.
 PROGRAM = """
@@ -24,9 +21,19 @@ sys.exit(forever.run(sys.argv[1:]))
 
 
 def loop(dataset, workdir, **options):
-    arguments = command(dataset, workdir, **options)
-    train = arguments.index("trainer.train")
-    return [sys.executable, "-c", PROGRAM, *arguments[train + 1 :]]
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *command(dataset, workdir, **options)],
+        cwd=ROOT,
+        env=os.environ | {"USE_TORCH": "0"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    """Returns its exit code and its log."""
+    _, log = process.communicate(timeout=300)
+    return process.returncode, log
 
 
 def child(process):
@@ -36,24 +43,27 @@ def child(process):
     return int(found.stdout.split()[0])
 
 
+@pytest.mark.slow
 def test_a_killed_and_a_preempted_training_go_on_to_the_end(dataset, tmp_path):
     options = {"num_steps": 200, "checkpoint_interval": 1}
-    process = start(loop(dataset, tmp_path / "run", **options))
+    process = loop(dataset, tmp_path / "run", **options)
     wait_for_step(tmp_path / "run", 3, process)
     os.kill(child(process), signal.SIGKILL)
     wait_for_step(tmp_path / "run", 30, process)
     os.kill(child(process), signal.SIGTERM)
-    _, log = process.communicate(timeout=300)
-    assert process.returncode == 0, log
+    code, log = finish(process)
+    assert code == 0, log
     assert "The training was killed by signal 9" in log
     assert "The training was stopped, with step" in log
-    code, log = finish(start(command(dataset, tmp_path / "whole", **options)))
-    assert code == 0, log
+    found = programs.run(
+        "trainer.train", *command(dataset, tmp_path / "whole", **options)
+    )
+    assert found.returncode == 0, found.stderr
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_sigterm_ends_the_loop_when_the_training_has_saved(dataset, tmp_path):
-    process = start(loop(dataset, tmp_path, num_steps=100_000, checkpoint_interval=0))
+    process = loop(dataset, tmp_path, num_steps=100_000, checkpoint_interval=0)
     wait_for_step(tmp_path, 3, process)
     process.send_signal(signal.SIGTERM)
     code, log = finish(process)
@@ -64,9 +74,9 @@ def test_sigterm_ends_the_loop_when_the_training_has_saved(dataset, tmp_path):
 
 
 def test_a_mistake_is_not_repeated(dataset, tmp_path):
-    code, log = finish(start(loop(dataset, tmp_path, microbatch_size=3)))
+    code, log = finish(loop(dataset, tmp_path, microbatch_size=3))
     assert code == 2
-    assert log.count("error:") == 1
+    assert log.count("\nerror: ") == 1
 
 
 def test_starts_that_save_nothing_end(tmp_path):

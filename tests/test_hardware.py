@@ -6,7 +6,7 @@ import pytest
 
 from configs import tpu
 from configs.schema import Config, ConfigError, validate
-from tests.conftest import run_program
+from tests import programs
 from tfrecords import schema
 from tfrecords.manifest import Manifest
 from trainer import hardware, model
@@ -160,7 +160,7 @@ def test_a_machine_is_believed_only_where_its_replicas_agree():
 
 
 def test_the_doctor_stops_on_other_hardware():
-    found = run_program(
+    found = programs.run(
         "trainer.doctor",
         "--config=configs/quickstart.py",
         "--config.hardware.tpu_type=v5e-8",

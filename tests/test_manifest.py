@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from tests.conftest import run_program, shared
+from tests import programs
+from tests.conftest import shared
 from tfrecords import manifest
 
 
@@ -110,7 +111,7 @@ def test_the_fingerprint_of_a_tokenizer_does_not_depend_on_its_files(tmp_path):
 def test_the_trainer_stops_before_it_builds_anything(dataset, tmp_path):
     folder, _ = dataset
     cut_at_a_record_boundary(folder / "train-00001-of-00003.tfrecord")
-    found = run_program(
+    found = programs.run(
         "trainer.train",
         "--config=configs/quickstart.py",
         f"--data_dir={folder}",

@@ -12,7 +12,8 @@ import tensorflow as tf
 from transformers import GPT2Config
 
 from configs.schema import ConfigError, ModelConfig
-from tests.conftest import VOCABULARY_SIZE, run_program, shared, tiny_model
+from tests import programs
+from tests.conftest import VOCABULARY_SIZE, shared, tiny_model
 from tfrecords import manifest as manifests
 from trainer import model
 
@@ -153,7 +154,7 @@ def test_bad_input_to_the_trainer_is_one_message(
         arguments = [f"--config.model.initial_checkpoint={checkpoint}"]
     if "--tpu" not in arguments[0]:
         arguments = [*arguments, "--num_virtual_devices=2"]
-    found = run_program(
+    found = programs.run(
         "trainer.train",
         "--config=configs/quickstart.py",
         "--config.training.microbatch_size=2",

@@ -3,11 +3,8 @@
 import contextlib
 import http.server
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -15,11 +12,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.conftest import ROOT
+from tests.programs import Program
 from trainer import metrics
 
 
 def command(dataset, workdir, **training):
+    """Returns arguments of `trainer.train`."""
     settings = {
         "global_batch_size": 4,
         "microbatch_size": 2,
@@ -33,7 +31,7 @@ def command(dataset, workdir, **training):
     }
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
     return [
-        *(sys.executable, "-m", "trainer.train", "--config=configs/quickstart.py"),
+        "--config=configs/quickstart.py",
         *(f"--data_dir={dataset[0]}", f"--workdir={workdir}", "--tpu=none"),
         "--config.data.sequence_length=8",
         *(f"--config.model.{name}={value}" for name, value in shape.items()),
@@ -42,20 +40,13 @@ def command(dataset, workdir, **training):
 
 
 def start(arguments, **environment):
-    return subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        env=os.environ | {"USE_TORCH": "0", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Program("trainer.train", *arguments, **environment)
 
 
 def finish(process):
     """Returns its exit code and the end of its log."""
-    _, log = process.communicate(timeout=300)
-    return process.returncode, log[-2000:]
+    code, _, log = process.finish()
+    return code, log[-2000:]
 
 
 def wait_for_step(workdir, step, process):
@@ -176,7 +167,7 @@ def test_a_second_trainer_is_refused(dataset, tmp_path):
     assert code == 2
     assert "must have one writer" in log
     process.kill()
-    process.communicate()
+    process.finish()
 
 
 @pytest.mark.slow
@@ -193,7 +184,7 @@ def test_thirty_kills_change_nothing(dataset, tmp_path):
         wait_for_step(run, before[-1]["step"] + 1 if before else 1, process)
         time.sleep(chance.uniform(0, 0.3))
         process.kill()
-        process.communicate()
+        process.finish()
         steps.append(metrics.load(str(run))[-1]["step"])
     assert steps[-1] < 400
     code, log = finish(start(command(dataset, run, **options)))

@@ -1,0 +1,86 @@
+"""The programs as processes of their own, which start in no time.
+
+Each is forked from a server that has imported TensorFlow: what takes a program seconds
+is done once. It has its own memory, signals and exit code.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).parent.parent
+_PRELOADED = ["trainer.train", "trainer.doctor"]
+
+
+class Program:
+    """A running program, such as `trainer.train`, with its arguments.
+
+    Variables that TensorFlow reads when it is imported come too late.
+    """
+
+    def __init__(self, module: str, *arguments: str, **environment: str):
+        self._folder = tempfile.TemporaryDirectory()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self._process = context.Process(
+            target=_run, args=(module, arguments, environment, self._folder.name)
+        )
+        with _without_pytorch():
+            self._process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Returns the exit code; that of a signal is negative; None: it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def finish(self, timeout: float = 300) -> tuple[int, str, str]:
+        """Waits for its end; returns exit code, output and log."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, "it goes on and on"
+        folder = pathlib.Path(self._folder.name)
+        texts = [(folder / name).read_text() for name in ("out", "log")]
+        self._folder.cleanup()
+        return self._process.exitcode, *texts
+
+
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a program to its end."""
+    code, out, log = Program(module, *arguments).finish()
+    return subprocess.CompletedProcess([module, *arguments], code, out, log)
+
+
+@contextlib.contextmanager
+def _without_pytorch():
+    """For the server, which the first program starts."""
+    before = os.environ.get("USE_TORCH")
+    os.environ["USE_TORCH"] = "0"
+    yield
+    if before is None:
+        del os.environ["USE_TORCH"]
+    else:
+        os.environ["USE_TORCH"] = before
+
+
+def _run(module, arguments, environment, folder):
+    for number, name in ((1, "out"), (2, "log")):
+        stream = os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY)
+        os.dup2(stream, number)
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = [module, *arguments]
+    importlib.import_module(module).run()

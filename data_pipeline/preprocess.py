@@ -73,10 +73,6 @@ def _make(
     work = _plan_chunks(job, work_dir, tokenizer_folder, vocabulary)
     if job.config.deduplicate:
         work = _without_duplicates(work, job, runner)
-    # Tokens are written twice, and one rarely stands for more than 16 bytes of text.
-    num_tokens = sum(chunk.num_bytes for chunk in work) // 16
-    token_bytes = np.dtype(work[0].token_dtype).itemsize
-    storage.check_room(work_dir, 2 * num_tokens * token_bytes)
     counts = _tokenize(work, runner)
     _check_counts(counts, job)
 
@@ -86,6 +82,11 @@ def _make(
         if _total(counts, split).documents
     }
     all_items = [item for split_items in items.values() for item in split_items]
+    if not storage.is_remote(work_dir):
+        missing = [item for item in all_items if not storage.exists(item.path)]
+        token_bytes = np.dtype(work[0].token_dtype).itemsize
+        num_bytes = sum(item.num_tokens for item in missing) * token_bytes
+        storage.check_room(work_dir, num_bytes)
     written = _write_shards(all_items, runner)
     result = manifest.Manifest(
         format_version=schema.FORMAT_VERSION,

@@ -45,7 +45,7 @@ def run_program(module: str, *arguments: str) -> subprocess.CompletedProcess:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         # As the Makefile does.
         env=os.environ | {"USE_TORCH": "0"},
     )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import tensorflow as tf
 from etils import epath
 
 from tests.conftest import tiny_config, write_dataset
-from tfrecords import manifest, reader, schema
+from tfrecords import gcs, manifest, reader, schema
 from trainer import callbacks, checkpoint, metrics
 from trainer import state as states
 from trainer.cluster import Cluster
@@ -458,6 +459,16 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_noticed(dataset, tmp_path)
         with pytest.raises(manifest.DatasetError, match=message):
             run(dataset, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_disk_without_room_stops_the_run_before_it_starts(
+    dataset, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(gcs.StorageError, match="GiB free for what goes to"):
+        run(dataset, tmp_path / "run")
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -58,7 +58,12 @@ TESTED = {
     "a metadata server that hangs": "preemption::a_metadata_server_that_hangs_changes_nothing",
     "another TPU type": "hardware::other_hardware_stops_with_both_names",
     "another machine dies": "cluster::when_a_machine_dies_the_others_stop_and_all_continue",
+    "no room for checkpoints": "checkpoint::a_disk_without_room_stops_the_run_before_it_starts",
+    "learning by heart": "checkpoint::a_model_that_learns_by_heart_says_so",
     # -- buckets
+    "a bucket elsewhere": "buckets::a_bucket_elsewhere_is_told_of",
+    "503 for minutes": "storage::a_bucket_that_does_not_answer_is_one_message",
+    "a lease that was taken": "storage::a_writer_whose_lease_was_taken_ends",
     "503 and connections that break": "buckets::the_whole_job_equals_the_one_on_a_disk",
     "401, 403, 404": "buckets::what_the_bucket_refuses_is_one_message",
     "412 to our own write": "storage::our_own_write_whose_answer_was_lost_is_no_other_writer",

@@ -10,6 +10,7 @@ import pytest
 from tests import programs
 from tests.conftest import ROOT
 from tests.test_preemption import assert_same, command, wait_for_step
+from trainer import forever
 
 # The loop waits as long as ever, but for less.
 PROGRAM = """
@@ -77,6 +78,15 @@ def test_a_mistake_is_not_repeated(dataset, tmp_path):
     code, log = finish(loop(dataset, tmp_path, microbatch_size=3))
     assert code == 2
     assert log.count("\nerror: ") == 1
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path):
+    for name in ("step-00000010", "step-00000020.damaged", "step-00000030"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        if name != "step-00000030":  # torn
+            (tmp_path / "checkpoints" / name / "checkpoint.json").touch()
+    assert forever._saved_step(f"{tmp_path}/") == 10
+    assert forever._saved_step(f"{tmp_path}/absent") == 0
 
 
 def test_starts_that_save_nothing_end(tmp_path):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from tfrecords import lease, storage
+from tfrecords import gcs, lease, storage
 
 object_store = pytest.importorskip("tests.object_store")
 
@@ -109,7 +109,7 @@ def test_a_killed_writer_holds_nothing(root, monkeypatch):
         pass
     if storage.is_remote(root):  # other machines cannot know, until the lease ends
         assert subprocess.run(arguments, cwd=ROOT).returncode == -9
-        monkeypatch.setattr("socket.gethostname", lambda: "another machine")
+        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
         monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
         monkeypatch.setattr(lease, "_LEASE_SECONDS", 4)
         start = time.monotonic()
@@ -121,10 +121,39 @@ def test_a_writer_on_another_machine_that_lives_is_noticed(bucket, monkeypatch):
     monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(lease, "_HEARTBEAT_SECONDS", 1)
     with lease.only_writer(f"{bucket}/held"):
-        monkeypatch.setattr("socket.gethostname", lambda: "another machine")
+        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
         message = r"writes there \(process \d+ on"
         with pytest.raises(storage.StorageError, match=message):
             lease.only_writer(f"{bucket}/held").__enter__()
+
+
+def test_a_writer_whose_lease_was_taken_ends(bucket):
+    program = (
+        "import sys, time; from tfrecords import lease\n"
+        "lease._HEARTBEAT_SECONDS = 0.2\n"
+        "with lease.only_writer(sys.argv[1]): print(flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, f"{bucket}/taken"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline()
+    gcs.blob(f"{bucket}/taken/.writer").upload_from_string("process 1 on other, 0")
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "is held by another writer: this one ends" in log
+
+
+def test_a_bucket_that_does_not_answer_is_one_message(store, bucket, monkeypatch):
+    from google.cloud.storage import retry
+
+    monkeypatch.setattr(retry.DEFAULT_RETRY, "_timeout", 1)
+    store.faults = [object_store.Fault(".", status=503)]
+    with pytest.raises(gcs.UnreachableError, match="its bucket does not answer"):
+        storage.exists(f"{bucket}/x")
 
 
 def test_a_bucket_that_is_not_there_is_one_message(bucket):

@@ -18,6 +18,12 @@ class StorageError(ValueError):
     exit_code = 2
 
 
+class UnreachableError(RuntimeError):
+    """A bucket that does not answer now, and may later."""
+
+    exit_code = 75  # EX_TEMPFAIL: try again
+
+
 def is_remote(path: str) -> bool:
     return path.startswith("gs://")
 
@@ -66,22 +72,36 @@ def retry() -> Any:
     return DEFAULT_RETRY
 
 
-def delete(blob: "Blob") -> None:
+def delete(blob: "Blob", **conditions: int) -> None:
     from google.api_core.exceptions import NotFound
 
     # Where the answer to a first attempt was lost, it is not there any more.
     with contextlib.suppress(NotFound):
-        blob.delete(retry=retry())
+        blob.delete(retry=retry(), **conditions)
 
 
 @contextlib.contextmanager
 def clear_errors(path: str) -> Iterator[None]:
     """Turns what the bucket refuses into one message, without any credential."""
+    import requests
     from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
+    from google.auth.exceptions import GoogleAuthError, TransportError
 
     try:
         yield
+    except (
+        exceptions.RetryError,
+        exceptions.ServerError,
+        exceptions.TooManyRequests,
+        requests.exceptions.ConnectionError,
+        requests.exceptions.Timeout,
+        TransportError,
+    ) as error:
+        raise UnreachableError(
+            f"{path} cannot be reached: its bucket does not answer, also when it is "
+            f"asked again ({type(error).__name__}). The same command continues when it "
+            "does."
+        ) from None
     except (exceptions.NotFound, exceptions.Forbidden, exceptions.Unauthorized) as e:
         raise StorageError(
             f"{path} must exist, and its bucket must let this account read and write. "

@@ -3,26 +3,24 @@
 import contextlib
 import datetime
 import fcntl
+import functools
 import os
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from absl import logging
 
 from tfrecords import gcs, storage
 from tfrecords.gcs import StorageError
 
-if TYPE_CHECKING:
-    from google.cloud.storage import Blob
-
 # A writer in a bucket says that it is alive; one that is silent for longer is dead.
 _HEARTBEAT_SECONDS = 30
 _LEASE_SECONDS = 5 * _HEARTBEAT_SECONDS
 _LOOK_SECONDS = 5
+_NAME = ".writer"
 
 
 @contextlib.contextmanager
@@ -57,27 +55,84 @@ def _locked(folder: str) -> Iterator[None]:
 def _leased(folder: str) -> Iterator[None]:
     from google.api_core.exceptions import PreconditionFailed
 
-    path = f"{folder.rstrip('/')}/.writer"
-    blob = gcs.blob(path)
+    path = storage.join(folder, _NAME)
     with gcs.clear_errors(path):
-        generation = _wait_until_free(folder, path)
-        holder = f"process {os.getpid()} on {socket.gethostname()}, "
-        holder += os.urandom(4).hex()
+        lease = _Lease(path, _wait_until_free(folder, path))
         try:
-            _hold(path, blob, holder, generation)
+            lease.hold()
         except PreconditionFailed:
             raise _in_use(folder, "") from None
     finished = threading.Event()
-    thread = threading.Thread(
-        target=_renew, args=(path, blob, holder, finished), daemon=True
-    )
+    thread = threading.Thread(target=lease.renew_until, args=(finished,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         finished.set()
         thread.join()
-        gcs.delete(blob)
+        lease.give_back()
+
+
+class _Lease:
+    """An object that names its writer.
+
+    Args:
+      path: of the object.
+      generation: of the lease that it replaces; 0: there is none.
+    """
+
+    def __init__(self, path: str, generation: int):
+        self._path = path
+        self._generation = generation
+        mark = os.urandom(4).hex()
+        self._holder = f"process {os.getpid()} on {_machine()}, {mark}"
+
+    def hold(self) -> None:
+        """Writes it; raises PreconditionFailed where somebody else has."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        blob = gcs.blob(self._path)
+        try:
+            blob.upload_from_string(
+                self._holder, if_generation_match=self._generation, retry=gcs.retry()
+            )
+        except PreconditionFailed:
+            # The answer to our own write may have been lost, and the write repeated.
+            blob = gcs.blob(self._path)
+            blob.reload()
+            if gcs.blob(self._path).download_as_text() != self._holder:
+                raise
+        self._generation = int(blob.generation)
+
+    def renew_until(self, finished: threading.Event) -> None:
+        from google.api_core.exceptions import (
+            GoogleAPIError,
+            NotFound,
+            PreconditionFailed,
+        )
+        from google.auth.exceptions import GoogleAuthError
+
+        while not finished.wait(_HEARTBEAT_SECONDS):
+            try:
+                self.hold()
+            except (PreconditionFailed, NotFound):
+                # To write on would damage what the other one does.
+                logging.error("%s is held by another writer: this one ends", self._path)
+                logging.flush()
+                os._exit(1)
+            # The next heartbeat tries again. Broken connections are OSErrors.
+            except (GoogleAPIError, GoogleAuthError, OSError) as error:
+                what = type(error).__name__
+                logging.warning("%s could not be renewed: %s", self._path, what)
+
+    def give_back(self) -> None:
+        blob = gcs.blob(self._path)
+        try:
+            gcs.delete(blob, if_generation_match=self._generation)
+        # What ended the work says more than that its lease stays for a while.
+        except Exception as error:
+            what = type(error).__name__
+            logging.warning("%s could not be removed: %s", self._path, what)
 
 
 def _wait_until_free(folder: str, path: str) -> int:
@@ -116,39 +171,24 @@ def _wait_until_free(folder: str, path: str) -> int:
         time.sleep(_LOOK_SECONDS)
 
 
-def _hold(path: str, blob: "Blob", holder: str, generation: int) -> None:
-    """Writes the lease; raises PreconditionFailed where somebody else has."""
-    from google.api_core.exceptions import PreconditionFailed
+@functools.lru_cache(maxsize=1)
+def _machine() -> str:
+    """Returns what tells this machine, or container, from any other that has its name.
 
-    try:
-        blob.upload_from_string(
-            holder, if_generation_match=generation, retry=gcs.retry()
-        )
-    except PreconditionFailed:
-        # The answer to our own write may have been lost, and the write repeated.
-        if storage.read(path).decode() != holder:
-            raise
-        blob.reload()
-
-
-def _renew(path: str, blob: "Blob", holder: str, finished: threading.Event) -> None:
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-
-    while not finished.wait(_HEARTBEAT_SECONDS):
-        try:
-            _hold(path, blob, holder, int(blob.generation))
-        # The next heartbeat tries again. Broken connections are OSErrors.
-        except (GoogleAPIError, GoogleAuthError, OSError) as error:
-            logging.warning("%s could not be renewed: %s", path, error)
+    Where it is the same, numbers of processes mean the same.
+    """
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        with open("/proc/sys/kernel/random/boot_id") as stream:
+            name += f" {stream.read(8)}"
+        name += f" {os.stat('/proc/self/ns/pid').st_ino}"
+    return name
 
 
 def _process_here(holder: str) -> int | None:
     """Returns the process of this machine that a lease names, if it does."""
     found = re.fullmatch(r"process (\d+) on (.*), \w+", holder)
-    if not found or found[2] != socket.gethostname():
-        return None
-    return int(found[1])
+    return int(found[1]) if found and found[2] == _machine() else None
 
 
 def _lives(process: int) -> bool:

@@ -138,7 +138,7 @@ def load(data_dir: str) -> Manifest:
     Raises:
       DatasetError: there is none, it is damaged, or of another format version.
     """
-    path = f"{data_dir}/{FILE_NAME}"
+    path = storage.join(data_dir, FILE_NAME)
     if not storage.exists(path):
         raise DatasetError(
             f"`--data_dir` must hold a finished dataset. Received: {data_dir}, which "
@@ -188,7 +188,7 @@ def shard_problems(data_dir: str, manifest: Manifest, split: str) -> list[str]:
     problems = []
     there = storage.sizes_and_versions(data_dir)
     for shard in manifest.split(split).shards:
-        path = f"{data_dir}/{shard.name}"
+        path = storage.join(data_dir, shard.name)
         if shard.name not in there:
             problems.append(f"{path} is missing.")
         elif there[shard.name][0] != shard.num_bytes:

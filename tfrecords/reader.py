@@ -133,10 +133,11 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
         tf.errors.PermissionDeniedError,
         tf.errors.UnauthenticatedError,
     ) as error:
+        folder = data_dir if data_dir.rstrip("/") in str(error) else "What a run uses"
         raise DatasetError(
-            f"{data_dir} must stay there and let this account read while a run reads "
-            f"it. Received: {str(error.message).strip().splitlines()[0]}\nThe same "
-            "command continues from the last checkpoint."
+            f"{folder} must stay there and let this account read and write all the "
+            f"time. Received: {cause(error)}\nThe same command continues from the last "
+            "checkpoint."
         ) from error
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         problems = [
@@ -149,6 +150,14 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
         raise DatasetError(
             "\n".join(problems) + "\nCopy the dataset again, or preprocess it again."
         ) from error
+
+
+def cause(error: Exception) -> str:
+    """Returns the line of TensorFlow's error that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    frames = ("[[", "Detected at", "Graph execution error", "File ", "<stack", "(")
+    said = [line for line in lines if not line.startswith(frames)]
+    return (said or lines or [type(error).__name__])[-1]
 
 
 def _sizes(split: Split) -> np.ndarray:

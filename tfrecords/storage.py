@@ -24,6 +24,11 @@ from tfrecords.gcs import StorageError, is_remote
 _BLOCK_BYTES = 8 << 20
 
 
+def join(folder: str, name: str) -> str:
+    """Returns the path of a file in a folder, which may end in a slash."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
 def expand(name: str) -> list[str]:
     """Returns the files that a file name, a folder or a glob stands for, sorted."""
     if not is_remote(name):
@@ -106,14 +111,15 @@ def writing(path: str) -> Iterator[str]:
 
 
 def sizes_and_versions(folder: str) -> dict[str, tuple[int, str]]:
-    """Returns by name what `stat` returns, for the files of a folder, but its folders.
+    """Returns size, and what changes when it is written again, of a folder's files.
 
     Raises:
       StorageError: the bucket is not there or does not let this account read.
     """
     if not is_remote(folder):
-        with os.scandir(folder) as entries:
-            return {e.name: stat(e.path) for e in entries if e.is_file()}
+        files = [p for p in pathlib.Path(folder).glob("*") if p.is_file()]
+        # Not the inode: some network file systems number their files anew.
+        return {p.name: (p.stat().st_size, str(p.stat().st_mtime_ns)) for p in files}
     bucket, prefix = gcs.split(folder.rstrip("/") + "/")
     with gcs.clear_errors(folder):
         found = list(gcs.client().list_blobs(bucket, prefix=prefix, delimiter="/"))

@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import json
 import re
+import zlib
 from typing import Any
 
 import safetensors
@@ -18,7 +19,7 @@ from etils import epath
 from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import schema
-from tfrecords import storage
+from tfrecords import gcs, storage
 from tfrecords.manifest import Manifest
 from trainer import model, state
 from trainer.task import LanguageModelTask
@@ -109,12 +110,21 @@ class Checkpoints:
         self._saving: concurrent.futures.Future | None = None
         self._saved_step = 0
 
+    def fingerprint(self) -> str:
+        """Returns what differs where a value does."""
+        crc = 0
+        for value in self._host_copy.take().values():
+            crc = zlib.crc32(value.tobytes(), crc)
+        return f"{crc:08x}"
+
     def check_room(self) -> None:
         """Raises StorageError where the disk has no room for what is to be saved."""
-        num = 1  # a new one is whole before the oldest goes
+        settings, num = self._config.training, 1
         if not storage.is_remote(str(self._folder)):
-            keep_last = self._config.training.keep_last
-            num += max(keep_last - len(_complete(self._folder)), 0)
+            # The best one; and a new one is whole before the oldest goes.
+            num += "validation" in self._manifest.splits
+            num += settings.keep_last * (settings.checkpoint_interval > 0)
+            num = max(num - len(_complete(self._folder)), 1)
         num_bytes = num * state.num_bytes(self._variables.values())
         storage.check_room(str(self._folder.parent), num_bytes)
 
@@ -170,10 +180,15 @@ class Checkpoints:
             storage.write((folder / _RECORD).as_posix(), text.encode())
             self._remove_old(best_step)
         except Exception as error:  # whatever it is, the run must hear of it
-            raise SaveError(
-                f"Step {step} could not be saved to {folder}: {error}. What was saved "
+            # The address of an upload that goes on is as good as a key.
+            said = re.sub(r"upload_id=[^&\s]+", "upload_id=…", str(error))
+            failure = SaveError(
+                f"Step {step} could not be saved to {folder}: {said}. What was saved "
                 "before is there; the same command continues from it."
-            ) from error
+            )
+            if isinstance(error, gcs.UnreachableError):
+                failure.exit_code = error.exit_code
+            raise failure from error
 
     def _remove_old(self, best_step: int) -> None:
         settings = self._config.training

@@ -58,8 +58,8 @@ class Cluster:
         self.gather(0)
         return result
 
-    def check_same(self, flag: str, value: str) -> None:
-        """Checks that a flag leads every machine to the same.
+    def check_same(self, setting: str, value: str) -> None:
+        """Checks that a setting leads every machine to the same.
 
         Raises:
           ConfigError: on every machine, when one has another value.
@@ -67,7 +67,7 @@ class Cluster:
         values = self.gather(zlib.crc32(value.encode()))
         if len(set(values)) > 1:
             raise ConfigError(
-                f"`--{flag}` must be the same for all {self.num_machines} machines: a "
-                f"bucket, or a folder that they share. Received: {value} here, and "
-                "another elsewhere."
+                f"`{setting}` must lead all {self.num_machines} machines to the same. "
+                f"Received: {value[:1000]} here, and another elsewhere. Give all the "
+                "same command, with folders that all of them reach."
             )

@@ -2,11 +2,13 @@
 
 For TPUs that can be taken away at any time. Takes the flags of `trainer.train`, which
 it starts, and starts again where the program was stopped by preemption, by what it
-needs being gone, or by a signal that killed it. It ends when that is done (0), when
-there is a mistake (2) or a fault (1) that another start would not mend, and when many
-starts in a row have saved nothing new.
+needs being gone, or by a signal that killed it. It ends when that is done (0), when the
+first start finds a mistake (2), at a fault that another start would not mend (1), and
+when many starts in a row have saved nothing new.
 """
 
+import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from configs import cli
-from tfrecords import storage
+from tfrecords import gcs, storage
 
 _STOPPED = 75  # `trainer.preemption.PreemptedError`
 _MAX_STARTS_WITHOUT_PROGRESS = 20
@@ -46,21 +48,26 @@ def run(arguments: Sequence[str]) -> int:
             child.terminate()
 
     signal.signal(signal.SIGTERM, end)
-    saved, in_vain = _saved_step(workdir), 0
+    saved, in_vain, started = _saved_step(workdir), 0, False
     while True:
         child = subprocess.Popen([sys.executable, "-m", "trainer.train", *arguments])
         if told_to_end.is_set():  # while it was started
             child.terminate()
         code = child.wait()
-        if told_to_end.is_set() or (code >= 0 and code != _STOPPED):
+        # What a first start refuses is a mistake. Later, the TPU is not back yet.
+        again = code < 0 or code == _STOPPED or (code == 2 and started)
+        if told_to_end.is_set() or not again:
             return code if code >= 0 else 128 - code
-        before, saved = saved, _saved_step(workdir)
+        started = True
+        before = saved
+        with contextlib.suppress(gcs.UnreachableError):  # then the next start tells
+            saved = _saved_step(workdir)
         in_vain = 0 if saved > before else in_vain + 1
         if in_vain == _MAX_STARTS_WITHOUT_PROGRESS:
             _say(f"error: The last {in_vain} starts have saved nothing. See above.")
             return 1
         seconds = min(_WAIT_SECONDS * 2**in_vain, _LONGEST_WAIT_SECONDS)
-        how = "was stopped" if code == _STOPPED else f"was killed by signal {-code}"
+        how = f"was killed by signal {-code}" if code < 0 else "was stopped"
         _say(f"The training {how}, with step {saved} saved. Again in {seconds:g} s.")
         if told_to_end.wait(seconds):
             return _STOPPED
@@ -75,12 +82,10 @@ def _workdir(arguments: Sequence[str]) -> str:
 
 def _saved_step(workdir: str) -> int:
     """Returns the step of the newest checkpoint; 0 where there is none."""
-    if not workdir:
-        return 0
-    found = storage.expand(f"{workdir}/checkpoints/step-*/checkpoint.json")
-    return max(
-        (int(path.split("/")[-2].removeprefix("step-")) for path in found), default=0
-    )
+    found = storage.expand(storage.join(workdir, "checkpoints")) if workdir else []
+    record = re.compile(r".*/step-(\d+)/checkpoint\.json")
+    steps = [int(match[1]) for path in found if (match := record.fullmatch(path))]
+    return max(steps, default=0)
 
 
 def _say(message: str) -> None:

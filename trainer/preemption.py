@@ -1,17 +1,24 @@
 """Notices that this machine is about to be taken away, in time to save."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 
 import tensorflow as tf
 
+from tfrecords import reader
 from trainer import cloud
 from trainer.cluster import Cluster
 
 # Preemption leaves 30 seconds.
 _POLL_SECONDS = 5
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
+)
 _EVENTS = {
     "preempted": "TRUE",
     "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
@@ -57,12 +64,17 @@ def naming_loss() -> Iterator[None]:
     """
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+    except tf.errors.OpError as error:
+        # A machine that came back meanwhile is another one.
+        restarted = isinstance(error, tf.errors.FailedPreconditionError)
+        if not isinstance(error, _LOST) and not (
+            restarted and "TF_CONFIG" in os.environ
+        ):
+            raise
         raise LostError(
             "The TPU, another machine of this run, or a bucket does not answer any "
-            f"more: {str(error).strip().splitlines()[0]}\nThe same command continues "
-            "from the last checkpoint, when they are back; of several machines, start "
-            "all again."
+            f"more: {reader.cause(error)}\nThe same command continues from the last "
+            "checkpoint, when they are back; of several machines, start all again."
         ) from error
 
 

@@ -13,6 +13,7 @@ from absl import flags, logging
 
 from configs import tpu
 from configs.schema import ConfigError, TrainingConfig
+from tfrecords import reader
 from trainer import cloud
 
 FLAGS = flags.FLAGS
@@ -199,7 +200,7 @@ def _tpu(name: str) -> tf.distribute.Strategy:
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise ConfigError(
             f"`--tpu` must name a TPU that can be reached. Received: {name!r}. "
-            f"Connecting said: {str(error).strip().splitlines()[0]}\nUse "
+            f"Connecting said: {reader.cause(error)}\nUse "
             "`--tpu=none` to train on this machine's CPU or GPUs."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
@@ -225,7 +226,14 @@ def _several_machines(num_virtual_devices: int) -> tf.distribute.Strategy:
             "the N of this machine, and excludes `--num_virtual_devices`. Received: "
             f"{text}. Correct it, or unset it to train on this machine alone."
         )
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    logging.info("waiting for all of %s", ", ".join(workers))
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (tf.errors.UnknownError, tf.errors.InvalidArgumentError) as error:
+        raise ConfigError(
+            f"{workers[task['index']]} of TF_CONFIG must be an address of this machine "
+            f"with a free port. TensorFlow said: {reader.cause(error)}"
+        ) from error
 
 
 def machines(strategy: tf.distribute.Strategy) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from absl import flags, logging
 from etils import epath
 
 from configs import cli
-from configs.schema import Config, TrainingConfig, validate
+from configs.schema import Config, TrainingConfig, flatten, validate
 from tfrecords import lease, reader
 from tfrecords import manifest as manifests
 from trainer import callbacks, cloud, hardware, metrics, preemption, schedule, summary
@@ -58,7 +58,8 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     manifests.verify_tokenizer(data_dir, manifest)
     for split in manifest.splits:
         manifests.verify_shards(data_dir, manifest, split)
-    cluster.check_same("data_dir", manifest.fingerprint)
+    watch = manifests.Watch(data_dir, manifest)
+    cluster.check_same("--data_dir", manifest.fingerprint)
     for folder in (data_dir, workdir):
         cloud.warn_of_distance(folder)
 
@@ -66,6 +67,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     strategy = cluster.strategy
     found = strategies.find(strategy)
     config = hardware.settle(config, manifest, found, workdir)
+    cluster.check_same("--config", json.dumps(flatten(config)))
 
     # -- model, optimizer and step
     num_steps = schedule.total_steps(config.training, manifest)
@@ -77,7 +79,9 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         workdir, task=task, config=config, manifest=manifest, writes=cluster.is_chief
     )
     step = cluster.chief_first(checkpoints.restore)
-    cluster.check_same("workdir", f"step {step}")
+    cluster.check_same("--workdir", f"step {step}")
+    if cluster.num_machines > 1:
+        cluster.check_same("model.initial_checkpoint", checkpoints.fingerprint())
     if step >= num_steps:
         logging.info("%s is finished: %d of %d steps", workdir, step, num_steps)
         return
@@ -103,10 +107,13 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
             task.fit(
                 _batches(run, step),
                 steps_per_epoch=num_steps - step,
-                callbacks=_callbacks(run, log, checkpoints, _scorer(run, task), notice),
+                callbacks=_callbacks(
+                    run, log, checkpoints, watch, _scorer(run, task), notice
+                ),
                 verbose=0,
             )
         except preemption.PreemptedError:
+            watch.check()
             log.flush()
             checkpoints.save(log.best_step)
             cluster.chief_first(checkpoints.close)
@@ -151,6 +158,7 @@ def _callbacks(
     run: _Run,
     log: metrics.MetricsLog,
     checkpoints: Checkpoints,
+    watch: manifests.Watch,
     scorer: Scorer | None,
     notice: preemption.Notice,
 ) -> list[tf_keras.callbacks.Callback]:
@@ -185,7 +193,7 @@ def _callbacks(
         callbacks.Saving(
             log,
             checkpoints,
-            manifests.Watch(run.data_dir, run.manifest),
+            watch,
             interval=config.checkpoint_interval,
             num_steps=num_steps,
         ),

@@ -467,7 +467,7 @@ def test_a_disk_without_room_stops_the_run_before_it_starts(
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(gcs.StorageError, match="GiB free for what goes to"):
+    with pytest.raises(gcs.StorageError, match="MB free for what goes to"):
         run(dataset, tmp_path / "run")
 
 

@@ -202,5 +202,5 @@ def test_what_another_writer_wrote_meanwhile_is_not_overwritten(store, bucket):
 
 def test_a_disk_without_room_is_told_of_before(root):
     storage.check_room(root, 1)
-    with pytest.raises(storage.StorageError, match="GiB free for what goes to"):
+    with pytest.raises(storage.StorageError, match="MB free for what goes to"):
         storage.check_room(root, 1 << 60)

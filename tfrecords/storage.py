@@ -24,6 +24,12 @@ from tfrecords.gcs import StorageError, is_remote
 _BLOCK_BYTES = 8 << 20
 
 
+class NoRoomError(StorageError):
+    """A disk that is too small for what is to come."""
+
+    exit_code = 1
+
+
 def join(folder: str, name: str) -> str:
     """Returns the path of a file in a folder, which may end in a slash."""
     return f"{folder.rstrip('/')}/{name}"
@@ -133,14 +139,14 @@ def check_room(folder: str, num_bytes: int) -> None:
     """Checks the disk of a folder; of one in a bucket, where its files are staged.
 
     Raises:
-      StorageError: it has not so many bytes free.
+      NoRoomError: it has not so many bytes free.
     """
     local = tempfile.gettempdir() if is_remote(folder) else folder
     free = shutil.disk_usage(local).free
     if free < num_bytes:
-        raise StorageError(
-            f"The disk of {local} must have {num_bytes / 2**30:,.2f} GiB free for what "
-            f"goes to {folder}. It has {free / 2**30:,.2f} GiB. Make room"
+        raise NoRoomError(
+            f"The disk is full: {local} must have {num_bytes / 1e6:,.1f} MB free for "
+            f"what goes to {folder}. It has {free / 1e6:,.1f} MB. Make room"
             + (", or set TMPDIR to another disk." if is_remote(folder) else ".")
         )
 

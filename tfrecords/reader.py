@@ -71,8 +71,8 @@ def training_batches(
     batches = _batches(records, manifest, batch_size)
     # The host's records are those whose place in the stream is its index modulo the
     # number of hosts, which divides the global batch.
-    rows = tf.data.Dataset.range(host_index, global_batch_size, num_hosts)
-    rows = rows.map(lambda row: tf.cast(row, tf.int32)).repeat().batch(batch_size, True)
+    places = np.arange(host_index, global_batch_size, num_hosts, dtype=np.int32)
+    rows = tf.data.Dataset.from_tensor_slices(places.reshape(-1, batch_size)).repeat()
     return tf.data.Dataset.zip(batches, rows).map(
         lambda batch, row: {**batch, "row": row}
     )

@@ -65,7 +65,8 @@ devices = $(VENV)/bin/python -c 'import tensorflow as tf, tf_keras; \
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-tpu quickstart preprocess inspect plan doctor train \
-        train-forever evaluate generate test test-slow lint format check benchmark benchmark-tpu clean
+        train-forever evaluate generate test test-slow lint format check benchmark \
+        benchmark-tpu clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"

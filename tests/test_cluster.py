@@ -27,16 +27,16 @@ def free_ports(count):
     return ports
 
 
-def start_machines(count, dataset, workdir, **options):
+def start_machines(count, dataset, workdir, *, each=({},) * 3, **options):
     """Starts a program for each machine of a cluster, the chief first.
 
-    A tuple of workdirs has one for each.
+    A tuple of workdirs has one for each, and `each` what only that machine is given.
     """
     workdirs = workdir if isinstance(workdir, tuple) else (workdir,) * count
     workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
     return [
         start(
-            command(dataset, workdirs[index], **{**OPTIONS, **options}),
+            command(dataset, workdirs[index], **{**OPTIONS, **options, **each[index]}),
             TF_CONFIG=json.dumps(
                 {
                     "cluster": {"worker": workers},
@@ -117,6 +117,30 @@ def test_machines_that_see_other_folders_stop(dataset, tmp_path):
     for code, log in finish_all(machines):
         assert code == 2
         assert "`--workdir` must lead all 2 machines to the same" in log
+
+
+@pytest.mark.slow
+def test_machines_with_other_settings_stop(dataset, tmp_path):
+    for code, log in finish_all(
+        start_machines(2, dataset, tmp_path, each=({"seed": 1}, {"seed": 2}))
+    ):
+        assert code == 2
+        assert "`--config` must lead all 2 machines to the same" in log
+
+
+def test_a_port_that_is_taken_is_one_message(dataset, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        workers = [f"127.0.0.1:{taken.getsockname()[1]}"]
+        told = {
+            "cluster": {"worker": workers},
+            "task": {"type": "worker", "index": 0},
+        }
+        code, log = finish(
+            start(command(dataset, tmp_path), TF_CONFIG=json.dumps(told))
+        )
+    assert code == 2, log
+    assert f"{workers[0]} of TF_CONFIG must be an address of this machine" in log
+    assert "Traceback" not in log
 
 
 def test_a_cluster_that_is_not_understood_is_one_message(dataset, tmp_path):

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import fcntl
-import functools
 import os
 import re
 import socket
@@ -105,12 +104,7 @@ class _Lease:
         self._generation = int(blob.generation)
 
     def renew_until(self, finished: threading.Event) -> None:
-        from google.api_core.exceptions import (
-            GoogleAPIError,
-            NotFound,
-            PreconditionFailed,
-        )
-        from google.auth.exceptions import GoogleAuthError
+        from google.api_core.exceptions import NotFound, PreconditionFailed
 
         while not finished.wait(_HEARTBEAT_SECONDS):
             try:
@@ -120,8 +114,7 @@ class _Lease:
                 logging.error("%s is held by another writer: this one ends", self._path)
                 logging.flush()
                 os._exit(1)
-            # The next heartbeat tries again. Broken connections are OSErrors.
-            except (GoogleAPIError, GoogleAuthError, OSError) as error:
+            except _failures() as error:  # the next heartbeat tries again
                 what = type(error).__name__
                 logging.warning("%s could not be renewed: %s", self._path, what)
 
@@ -130,7 +123,7 @@ class _Lease:
         try:
             gcs.delete(blob, if_generation_match=self._generation)
         # What ended the work says more than that its lease stays for a while.
-        except Exception as error:
+        except _failures() as error:
             what = type(error).__name__
             logging.warning("%s could not be removed: %s", self._path, what)
 
@@ -171,7 +164,14 @@ def _wait_until_free(folder: str, path: str) -> int:
         time.sleep(_LOOK_SECONDS)
 
 
-@functools.lru_cache(maxsize=1)
+def _failures() -> tuple[type[Exception], ...]:
+    """Returns all that a request can end with; broken connections are OSErrors."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    return GoogleAPIError, GoogleAuthError, OSError
+
+
 def _machine() -> str:
     """Returns what tells this machine, or container, from any other that has its name.
 

@@ -76,7 +76,8 @@ def run(arguments: Sequence[str]) -> int:
 def _workdir(arguments: Sequence[str]) -> str:
     known = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "folder of the run", flag_values=known)
-    known(["forever", *arguments], known_only=True)
+    with contextlib.suppress(flags.Error):  # the training tells
+        known(["forever", *arguments], known_only=True)
     return known.workdir
 
 

@@ -60,8 +60,6 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         manifests.verify_shards(data_dir, manifest, split)
     watch = manifests.Watch(data_dir, manifest)
     cluster.check_same("--data_dir", manifest.fingerprint)
-    for folder in (data_dir, workdir):
-        cloud.warn_of_distance(folder)
 
     # -- hardware: the one expected, and what of the run depends on it
     strategy = cluster.strategy
@@ -235,6 +233,8 @@ def main() -> None:
     validate(config)
     strategies.check_folder("data_dir", FLAGS.data_dir)
     strategies.check_folder("workdir", FLAGS.workdir)
+    for folder in (FLAGS.data_dir, FLAGS.workdir):
+        cloud.warn_of_distance(folder)
     with preemption.naming_loss(), contextlib.ExitStack() as held:
         cluster = Cluster(strategies.from_flags())
         if cluster.is_chief:

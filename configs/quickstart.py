@@ -37,4 +37,5 @@ def get_config() -> schema.Config:
             checkpoint_interval=400,
             steps_per_execution=20,
         ),
+        tracking=schema.TrackingConfig(sample_interval=400),
     )

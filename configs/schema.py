@@ -151,7 +151,7 @@ class TrainingConfig:
     # Stop after so many evaluations without a lower validation loss; 0: never.
     early_stopping_patience: int = 0
     # Steps that the device makes before the host looks again; also the interval of
-    # the metrics. Divides the two intervals above.
+    # the metrics. Divides all other intervals.
     steps_per_execution: int = 10
 
 
@@ -167,6 +167,22 @@ class HardwareConfig:
 
 
 @dataclasses.dataclass
+class TrackingConfig:
+    """What is written of a run beside its metrics."""
+
+    # Steps between two samples, each of `sample_tokens` after `sample_prompt` (empty:
+    # the beginning of a text); 0: none.
+    sample_interval: int = 0
+    sample_tokens: int = 50
+    sample_prompt: str = ""
+    # The weights' histograms in TensorBoard, at each evaluation.
+    histograms: bool = False
+    # Weights & Biases, where WANDB_MODE=offline writes a folder and sends nothing.
+    wandb: bool = False
+    wandb_project: str = "gpt2-tpu"
+
+
+@dataclasses.dataclass
 class Config:
     """A whole run: `data_pipeline` reads `data`, `trainer` reads the rest."""
 
@@ -175,6 +191,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     hardware: HardwareConfig = dataclasses.field(default_factory=HardwareConfig)
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
 
 _CHOICES = {
@@ -232,6 +249,8 @@ _RANGES: dict[str, tuple[float, Optional[float]]] = {
     "training.keep_every": (0, None),
     "training.early_stopping_patience": (0, None),
     "training.steps_per_execution": (1, None),
+    "tracking.sample_interval": (0, None),
+    "tracking.sample_tokens": (1, None),
 }
 
 
@@ -257,6 +276,8 @@ def from_dict(values: dict[str, dict[str, Any]]) -> Config:
             optimizer=OptimizerConfig(**values["optimizer"]),
             training=TrainingConfig(**values["training"]),
             hardware=HardwareConfig(**values["hardware"]),
+            # Runs from before it was there continue.
+            tracking=TrackingConfig(**values.get("tracking", {})),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(
@@ -349,11 +370,14 @@ def _training_problems(config: Config) -> Iterator[str]:
             "`optimizer.warmup_steps` must be less than `training.num_steps`. "
             f"Received: {config.optimizer.warmup_steps} and {training.num_steps}."
         )
-    for name in ("evaluation_interval", "checkpoint_interval"):
-        interval = getattr(training, name)
+    for name, interval in (
+        ("training.evaluation_interval", training.evaluation_interval),
+        ("training.checkpoint_interval", training.checkpoint_interval),
+        ("tracking.sample_interval", config.tracking.sample_interval),
+    ):
         if training.steps_per_execution > 0 and interval % training.steps_per_execution:
             yield (
-                f"`training.{name}` must be a multiple of "
+                f"`{name}` must be a multiple of "
                 f"`training.steps_per_execution`. Received: {interval} and "
                 f"{training.steps_per_execution}. Change either."
             )

@@ -31,4 +31,5 @@ def get_config() -> schema.Config:
             evaluation_interval=500,
             checkpoint_interval=500,
         ),
+        tracking=schema.TrackingConfig(sample_interval=500, sample_prompt="The film"),
     )

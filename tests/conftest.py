@@ -1,10 +1,11 @@
 """What several test files need: CPU devices, tiny datasets and models, real text."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -17,6 +18,7 @@ import tensorflow as tf
 from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
+from tests import programs
 from tfrecords import gcs, manifest, order, schema, writer
 from trainer import model
 
@@ -102,6 +104,53 @@ def write_dataset(
     )
     (folder / manifest.FILE_NAME).write_text(manifest.to_json(result))
     return result
+
+
+# What is left of the quickstart where a test only needs some run.
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.training.num_steps=6",
+    "--config.training.evaluation_interval=2",
+    "--config.training.checkpoint_interval=2",
+    "--config.training.steps_per_execution=2",
+    "--config.model.n_embd=32",
+    "--config.model.n_layer=1",
+    "--config.tracking.sample_interval=0",
+)
+
+
+def train_small(folder: pathlib.Path, run: Callable[..., Any]) -> dict[str, Any]:
+    """Makes `folder/data` and `folder/run`; returns what the trainer printed."""
+    line = "The quick brown fox jumps over the lazy dog. {} times it did so.\n\n"
+    (folder / "text.txt").write_text("".join(line.format(n) for n in range(2000)))
+    preprocess = (
+        "data_pipeline.preprocess",
+        "--config=configs/quickstart.py",
+        "--config.data.vocab_size=400",
+        "--config.data.document=paragraph",
+        f"--input={folder / 'text.txt'}",
+        f"--output_dir={folder / 'data'}",
+    )
+    train = (
+        "trainer.train",
+        *SMALL,
+        f"--data_dir={folder / 'data'}",
+        f"--workdir={folder / 'run'}",
+        "--num_virtual_devices=2",
+        "--json",
+    )
+    for command in (preprocess, train):
+        found = run(*command)
+        assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder of a dataset, `data`, and of a run on it, `run`."""
+    folder = tmp_path_factory.mktemp("small")
+    train_small(folder, programs.run)
+    return folder
 
 
 @pytest.fixture(scope="module")

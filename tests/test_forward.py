@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from tests.conftest import VOCABULARY_SIZE, tiny_model
 from trainer import attention, cross_entropy, forward
-from trainer.dropout import NO_DROPOUT, Dropout, row_keys
+from trainer.dropout import NO_DROPOUT, Dropout
+from trainer.noise import row_keys
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,7 @@ def test_bad_input_to_the_trainer_is_one_message(
     found = programs.run(
         "trainer.train",
         "--config=configs/quickstart.py",
+        "--config.tracking.sample_interval=0",
         "--config.training.microbatch_size=2",
         f"--data_dir={folder}",
         f"--workdir={tmp_path / 'run'}",

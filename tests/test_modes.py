@@ -14,7 +14,8 @@ from data_pipeline import engine, packing, preprocess
 from data_pipeline import job as jobs
 from tests.conftest import run_program, shared, tiny_config, tiny_model
 from tests.test_preprocess import hashes, in_process, load_encoder, run
-from tfrecords import manifest, reader, schema
+from tests.test_windows import by_hand, read
+from tfrecords import manifest, schema, windows
 from trainer import forward, model
 
 BEAM = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
@@ -213,10 +214,12 @@ def test_the_side_of_the_padding_does_not_change_the_loss(corpus, tmp_path):
         gpt2 = tiny_model(n_positions=24, vocab_size=300)
         batch = next(
             iter(
-                reader.evaluation_batches(
+                windows.batches(
                     str(folder),
                     written,
                     split="validation",
+                    context_length=24,
+                    stride=24,
                     global_batch_size=16,
                     batch_size=16,
                 )
@@ -408,3 +411,16 @@ def test_a_bucket_in_and_out(corpus, tmp_path, bucket):
         if path.is_file()
     }
     assert found == expected
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_each_document_has_windows_of_its_own(corpus, tmp_path, side):
+    settings = {"mode": "document", "vocab_size": 300, "sequence_length": 24}
+    written = run(corpus, tmp_path / "data", padding_side=side, **settings)
+    whole = read(tmp_path / "data", written, context_length=24, stride=24)
+    assert len(whole) == written.split("validation").documents
+    found = read(tmp_path / "data", written, context_length=10, stride=4)
+    expected = [
+        pair for tokens, length, _ in whole for pair in by_hand(tokens[:length], 10, 4)
+    ]
+    assert [(t[:n].tolist(), first) for t, n, first in found] == expected

@@ -32,6 +32,7 @@ def command(dataset, workdir, **training):
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
     return [
         "--config=configs/quickstart.py",
+        "--config.tracking.sample_interval=0",
         *(f"--data_dir={dataset[0]}", f"--workdir={workdir}", "--tpu=none"),
         "--config.data.sequence_length=8",
         *(f"--config.model.{name}={value}" for name, value in shape.items()),

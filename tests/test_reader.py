@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import write_dataset
-from tfrecords import reader
+from tfrecords import reader, windows
 from tfrecords.manifest import DatasetError
 
 
@@ -77,10 +77,12 @@ def test_evaluation_reads_every_record_once_in_order(
     folder, manifest = dataset
     global_batch_size = batch_size * num_hosts
     hosts = [
-        reader.evaluation_batches(
+        windows.batches(
             str(folder),
             manifest,
             split="validation",
+            context_length=8,
+            stride=8,
             global_batch_size=global_batch_size,
             batch_size=batch_size,
             host_index=host,

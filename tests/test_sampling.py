@@ -1,4 +1,4 @@
-"""Generation: padding changes nothing, seeds decide, the distribution is right."""
+"""Generation: as PyTorch's, whatever stands beside it; seeds and softmax decide."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,8 @@ from transformers import GPT2TokenizerFast
 
 from configs.schema import ConfigError
 from tests.conftest import VOCABULARY_SIZE, tiny_model
+from trainer import export
+from trainer.decoding import Settings
 from trainer.sampling import Sampler
 
 
@@ -26,17 +28,32 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return tiny_model(n_positions=64)
+    return tiny_model(n_positions=64, n_layer=1)
 
 
 def ids(text):
     return [int(word.removeprefix("w")) for word in text.split()]
 
 
+def continued(gpt2, tokenizer, prompts, *, seed=0, batch_size=8, **settings):
+    """The first continuation of each prompt."""
+    sampler = Sampler(gpt2, tokenizer, Settings(**settings), batch_size=batch_size)
+    return [texts[0] for texts in sampler(prompts, seed=seed)]
+
+
+def random_prompts(count):
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 30, count)
+    return [
+        " ".join(f"w{t}" for t in generator.integers(1, VOCABULARY_SIZE, length))
+        for length in lengths
+    ]
+
+
 def test_greedy_equals_taking_the_likeliest_token_by_hand(gpt2, tokenizer):
-    sampler = Sampler(gpt2, tokenizer, max_new_tokens=8, temperature=0.0)
     prompts = ["w3", "w9 w1 w4", "w2 w2 w7 w8 w5 w6 w1 w3 w4"]
-    for prompt, text in zip(prompts, sampler(prompts), strict=True):
+    found = continued(gpt2, tokenizer, prompts, max_new_tokens=8, temperature=0.0)
+    for prompt, text in zip(prompts, found, strict=True):
         tokens = ids(prompt)
         for _ in range(8):
             logits = gpt2(tf.constant([tokens])).logits[0, -1]
@@ -47,16 +64,97 @@ def test_greedy_equals_taking_the_likeliest_token_by_hand(gpt2, tokenizer):
         assert ids(text) == tokens
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "repetition_penalty": 1.4},
+        pytest.param({"num_beams": 3}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_batch_gives_each_prompt_what_it_gets_alone(gpt2, tokenizer, settings):
+    """Padding, the rows beside it and the order change nothing."""
+    prompts = random_prompts(50)
+    settings = Settings(max_new_tokens=10, **settings)
+    sampler = Sampler(gpt2, tokenizer, settings)
+    alone = Sampler(gpt2, tokenizer, settings, batch_size=1)
+    together = sampler(prompts)
+    assert together == [texts for prompt in prompts for texts in alone([prompt])]
+    assert together == sampler(prompts[::-1])[::-1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"repetition_penalty": 1.3},
+        pytest.param(
+            {"num_beams": 2, "repetition_penalty": 1.3}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_the_text_is_that_of_pytorch(gpt2, tokenizer, tmp_path, settings):
+    """On the exported model, of 50 prompts, which PyTorch takes one by one."""
+    torch = pytest.importorskip("torch", reason="needs the extra `parity`")
+    from transformers import GPT2LMHeadModel
+
+    export.to_huggingface(gpt2, tokenizer, tmp_path, tf.float32)
+    judge = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    prompts = random_prompts(50)
+    if "num_beams" not in settings:
+        settings = {**settings, "temperature": 0.0}
+    found = continued(gpt2, tokenizer, prompts, max_new_tokens=10, **settings)
+    theirs = {name: v for name, v in settings.items() if name != "temperature"}
+    for prompt, text in zip(prompts, found, strict=True):
+        given = torch.tensor([ids(prompt)])
+        (made,) = judge.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=10,
+            do_sample=False,
+            **theirs,
+        ).tolist()
+        made = made[: made.index(0)] if 0 in made else made
+        assert ids(text) == made
+
+
+def test_padding_is_no_repetition():
+    """Left padding, and what is not yet written, are no tokens of the text."""
+    settings = Settings(repetition_penalty=2.0, temperature=0.0)
+    mask = tf.constant([[0, 0, 1, 1]])
+    (penalize,) = settings.processors(mask, tf.constant(0), tf.constant([0]))
+    scores = tf.constant([[1.0, 1.0, 1.0, -1.0, 1.0]])
+    tokens = tf.constant([[0, 0, 2, 3, 4, 0]])  # 4 is new, 0 is padding
+    found = penalize(tokens, scores, 4).numpy()
+    np.testing.assert_array_equal(found, [[1.0, 1.0, 0.5, -2.0, 1.0]])
+    found = penalize(tokens, scores, 5).numpy()
+    np.testing.assert_array_equal(found, [[1.0, 1.0, 0.5, -2.0, 0.5]])
+
+
 def test_the_same_seed_gives_the_same_text(gpt2, tokenizer):
-    sampler = Sampler(gpt2, tokenizer, max_new_tokens=12)
-    first, second = sampler(["w3", "w3"], seed=1)
-    assert [first, second] == sampler(["w3", "w3"], seed=1)
-    assert first != second
-    assert [first, second] != sampler(["w3", "w3"], seed=2)
+    sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=12))
+    (first,) = sampler(["w3"], 2, seed=1)
+    assert [first] == sampler(["w3"], 2, seed=1)
+    assert first[0] != first[1]
+    (other,) = sampler(["w3"], 2, seed=2)
+    assert not set(first) & set(other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.0}, {"repetition_penalty": 1.5, "top_k": 20}],
+)
+def test_a_stream_shows_the_same_text(gpt2, tokenizer, capsys, settings):
+    sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=9, **settings))
+    prompts = ["w9 w1 w4", " ".join(["w5"] * 20)]
+    expected = [texts[0] for texts in sampler(prompts, seed=3)]
+    for prompt in prompts:
+        sampler.stream(prompt, seed=3)
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_prompts_of_about_the_same_length_share_a_program(gpt2, tokenizer):
-    sampler = Sampler(gpt2, tokenizer, max_new_tokens=4)
+    sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=4), batch_size=1)
     for length in (1, 5, 16):
         sampler([" ".join(["w3"] * length)])
     assert sampler._compiled.experimental_get_tracing_count() == 1
@@ -64,11 +162,17 @@ def test_prompts_of_about_the_same_length_share_a_program(gpt2, tokenizer):
     assert sampler._compiled.experimental_get_tracing_count() == 2
 
 
+def drawn_tokens(gpt2, tokenizer, count, **settings):
+    sampler = Sampler(
+        gpt2, tokenizer, Settings(max_new_tokens=1, **settings), batch_size=count
+    )
+    (texts,) = sampler(["w3"], count)
+    return [ids(text)[-1] if len(ids(text)) > 1 else 0 for text in texts]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_samples_follow_the_softmax(gpt2, tokenizer, temperature):
-    sampler = Sampler(gpt2, tokenizer, max_new_tokens=1, temperature=temperature)
-    texts = sampler(["w3"] * 4000)
-    drawn = [ids(text)[-1] if len(ids(text)) > 1 else 0 for text in texts]
+    drawn = drawn_tokens(gpt2, tokenizer, 4000, temperature=temperature)
     observed = np.bincount(drawn, minlength=VOCABULARY_SIZE) / len(drawn)
     logits = gpt2(tf.constant([[3]])).logits[0, -1] / temperature
     expected = tf.nn.softmax(logits).numpy()
@@ -79,9 +183,7 @@ def test_samples_follow_the_softmax(gpt2, tokenizer, temperature):
 
 @pytest.mark.parametrize("limit", [{"top_k": 3}, {"top_p": 0.1}])
 def test_only_the_likeliest_are_drawn(gpt2, tokenizer, limit):
-    sampler = Sampler(gpt2, tokenizer, max_new_tokens=1, **limit)
-    texts = sampler(["w3"] * 500)
-    drawn = {ids(text)[-1] if len(ids(text)) > 1 else 0 for text in texts}
+    drawn = set(drawn_tokens(gpt2, tokenizer, 500, **limit))
     probabilities = tf.nn.softmax(gpt2(tf.constant([[3]])).logits[0, -1]).numpy()
     ranked = np.argsort(-probabilities)
     if "top_k" in limit:
@@ -93,14 +195,28 @@ def test_only_the_likeliest_are_drawn(gpt2, tokenizer, limit):
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(gpt2, tokenizer):
-    sampler = Sampler(gpt2, tokenizer, max_new_tokens=60)
+    sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=60))
     sampler(["w1 w2 w3 w4"])
     with pytest.raises(ConfigError, match="Received: 5 and 60"):
         sampler(["w1 w2 w3 w4 w5"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "count", "message"),
+    [
+        ({"num_beams": 2, "temperature": 0.5}, 1, "excludes `--temperature`"),
+        ({"num_beams": 2}, 3, "Received: 3. Use 2"),
+        ({"temperature": 0.0}, 2, "Received: 2. Use 1"),
+    ],
+)
+def test_settings_that_exclude_each_other(settings, count, message):
+    with pytest.raises(ConfigError, match=message):
+        Settings(**settings).check(count)
+
+
 def test_an_empty_prompt_begins_a_text(gpt2, tokenizer):
-    sampler = Sampler(gpt2, tokenizer, max_new_tokens=4, temperature=0.0)
-    (text,) = sampler([""])
-    (expected,) = sampler(["<|endoftext|>"])
-    assert text == expected
+    prompts = ["", "<|endoftext|>"]
+    first, second = continued(
+        gpt2, tokenizer, prompts, max_new_tokens=4, temperature=0.0
+    )
+    assert first == second

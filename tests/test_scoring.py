@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import VOCABULARY_SIZE, tiny_model
+from tests.conftest import VOCABULARY_SIZE, tiny_model, write_dataset
 from trainer import model
 from trainer.evaluate import figures
 from trainer.scoring import Score, Scorer
@@ -49,6 +49,20 @@ def test_equals_transformers_record_by_record(dataset, tokens):
 def test_batches_and_replicas_change_nothing(dataset, num_replicas, batch_size):
     expected = score(dataset)
     found = score(dataset, num_replicas=num_replicas, batch_size=batch_size)
+    assert found.num_tokens == expected.num_tokens
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
+
+
+def test_the_order_of_the_records_changes_nothing(dataset, tokens, tmp_path):
+    """Each record is a text of its own where windows are records."""
+    rows = tokens[:80].reshape(10, 8)[np.random.default_rng(1).permutation(10)]
+    turned = write_dataset(
+        tmp_path / "turned",
+        train_tokens=tokens,
+        validation_tokens=np.concatenate([rows.ravel(), tokens[80:83]]),
+        sequence_length=8,
+    )
+    expected, found = score(dataset), score((tmp_path / "turned", turned))
     assert found.num_tokens == expected.num_tokens
     assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
 

@@ -66,9 +66,17 @@ def training_batches(
         host_index=host_index,
         num_hosts=num_hosts,
     )
-    records = _read_phases(_paths(data_dir, split), phases)
+    records = _read_phases(paths(data_dir, split), phases)
     records = records.take((num_steps - start_step) * global_batch_size // num_hosts)
-    batches = _batches(records, manifest, batch_size)
+    batches = (
+        records.batch(batch_size, drop_remainder=True)
+        .map(
+            lambda serialized: parse(serialized, manifest),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        .prefetch(tf.data.AUTOTUNE)
+        .with_options(options())
+    )
     # The host's records are those whose place in the stream is its index modulo the
     # number of hosts, which divides the global batch.
     places = np.arange(host_index, global_batch_size, num_hosts, dtype=np.int32)
@@ -90,32 +98,9 @@ def batch_records(
     return [(split.shards[shard].name, record) for shard, record in places]
 
 
-def evaluation_batches(
-    data_dir: str,
-    manifest: Manifest,
-    *,
-    split: str,
-    global_batch_size: int,
-    batch_size: int,
-    host_index: int = 0,
-    num_hosts: int = 1,
-) -> tf.data.Dataset:
-    """Returns one host's batches of a pass over all records, in stored order.
-
-    The last global batch is filled with records of length 0, so that its shape is that
-    of the others and no record is left out. Arguments as in `training_batches`.
-    """
-    paths = _paths(data_dir, manifest.split(split))
-    missing = -manifest.split(split).num_records % global_batch_size
-    filler = schema.serialize(
-        np.zeros(manifest.sequence_length, manifest.dtype),
-        length=0,
-        label=0 if manifest.labelled else None,
-    )
-    records = tf.data.TFRecordDataset(paths).concatenate(
-        tf.data.Dataset.from_tensors(filler).repeat(missing)
-    )
-    return _batches(records.shard(num_hosts, host_index), manifest, batch_size)
+def paths(data_dir: str, split: Split) -> list[str]:
+    """Returns the shards' files, in order."""
+    return [str(epath.Path(data_dir) / shard.name) for shard in split.shards]
 
 
 @contextlib.contextmanager
@@ -164,10 +149,6 @@ def _sizes(split: Split) -> np.ndarray:
     return np.array([shard.num_records for shard in split.shards])
 
 
-def _paths(data_dir: str, split: Split) -> list[str]:
-    return [str(epath.Path(data_dir) / shard.name) for shard in split.shards]
-
-
 def _read_phases(paths: list[str], phases: list[order.Phase]) -> tf.data.Dataset:
     """Reads phases one after the other, and in each one record of each row in turn."""
     num_rows = max(len(phase.shard) for phase in phases)
@@ -200,40 +181,44 @@ def _read_phases(paths: list[str], phases: list[order.Phase]) -> tf.data.Dataset
     return tf.data.Dataset.from_tensor_slices(tables).flat_map(read_phase)
 
 
-def _batches(
-    records: tf.data.Dataset, manifest: Manifest, batch_size: int
-) -> tf.data.Dataset:
-    def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-        batch = schema.parse(
-            serialized,
-            sequence_length=manifest.sequence_length,
-            dtype=manifest.dtype,
-            labelled=manifest.labelled,
-        )
-        if manifest.padding_side == "left":
-            # A causal model gives the same at the real tokens when the padding, which
-            # none of them sees, comes after them.
-            turn = tf.range(manifest.sequence_length) - batch[schema.LENGTH][:, None]
-            turn %= manifest.sequence_length
-            batch[schema.TOKENS] = tf.gather(batch[schema.TOKENS], turn, batch_dims=1)
-        # A gather with an id outside the vocabulary would not complain on a TPU.
-        in_vocabulary = tf.debugging.assert_less(
-            batch[schema.TOKENS],
-            manifest.vocabulary_size,
-            message="A record holds a token id outside the vocabulary.",
-        )
-        with tf.control_dependencies([in_vocabulary]):
-            return {name: tf.identity(value) for name, value in batch.items()}
+def parse(serialized: tf.Tensor, manifest: Manifest) -> dict[str, tf.Tensor]:
+    """Decodes records, string [B], and turns padding to the end.
 
-    options = tf.data.Options()
-    options.deterministic = True
+    Returns:
+      {tokens: int32 [B, sequence_length], length: int32 [B]}, and label: int32 [B] of
+      labelled records.
+
+    Raises:
+      InvalidArgumentError: as it runs, where a token is outside the vocabulary.
+    """
+    batch = schema.parse(
+        serialized,
+        sequence_length=manifest.sequence_length,
+        dtype=manifest.dtype,
+        labelled=manifest.labelled,
+    )
+    if manifest.padding_side == "left":
+        # A causal model gives the same at the real tokens when the padding, which
+        # none of them sees, comes after them.
+        turn = tf.range(manifest.sequence_length) - batch[schema.LENGTH][:, None]
+        turn %= manifest.sequence_length
+        batch[schema.TOKENS] = tf.gather(batch[schema.TOKENS], turn, batch_dims=1)
+    # A gather with an id outside the vocabulary would not complain on a TPU.
+    in_vocabulary = tf.debugging.assert_less(
+        batch[schema.TOKENS],
+        manifest.vocabulary_size,
+        message="A record holds a token id outside the vocabulary.",
+    )
+    with tf.control_dependencies([in_vocabulary]):
+        return {name: tf.identity(value) for name, value in batch.items()}
+
+
+def options() -> tf.data.Options:
+    """Returns those of every dataset: the order is fixed, and so are a host's parts."""
+    found = tf.data.Options()
+    found.deterministic = True
     # `order` has already given each host its own part.
-    options.experimental_distribute.auto_shard_policy = (
+    found.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
-    return (
-        records.batch(batch_size, drop_remainder=True)
-        .map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
-        .with_options(options)
-    )
+    return found

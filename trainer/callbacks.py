@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 from absl import logging
 from tqdm import tqdm
 
 from tfrecords.manifest import Watch
 from trainer import memorisation
+from trainer import strategy as strategies
 from trainer.checkpoint import Checkpoints
+from trainer.journal import EVENT
 from trainer.metrics import MetricsLog
 from trainer.preemption import Notice
 from trainer.scoring import Scorer
@@ -35,13 +38,28 @@ class Metrics(tf_keras.callbacks.Callback):
       log: where the values go.
       num_steps: of the whole run.
       tokens_per_step: global_batch_size * sequence_length.
+      flops_per_step: that a step needs.
+      peak_flops: of all replicas, per second; None: not known.
+      strategy: whose memory tells how full it is, or not.
     """
 
-    def __init__(self, log: MetricsLog, *, num_steps: int, tokens_per_step: int):
+    def __init__(
+        self,
+        log: MetricsLog,
+        *,
+        num_steps: int,
+        tokens_per_step: int,
+        flops_per_step: int,
+        peak_flops: float | None,
+        strategy: tf.distribute.Strategy,
+    ):
         super().__init__()
         self._log = log
         self._num_steps = num_steps
         self._tokens_per_step = tokens_per_step
+        self._flops_per_step = flops_per_step
+        self._peak_flops = peak_flops
+        self._strategy = strategy
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._step = _step(self.model)
@@ -60,10 +78,11 @@ class Metrics(tf_keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         seconds = time.perf_counter() - self._start_seconds
         step = _step(self.model)
-        num_tokens = (step - self._step) * self._tokens_per_step
         values = {name: float(value) for name, value in logs.items()}
         values["tokens"] = step * self._tokens_per_step
-        values["tokens_per_second"] = num_tokens / seconds
+        values |= self.speeds((step - self._step) / seconds)
+        if in_use := strategies.hbm_bytes_in_use(self._strategy):
+            values["hbm_bytes_in_use"] = in_use
         finite = {name: v for name, v in values.items() if math.isfinite(v)}
         self._log.write(step, finite)
         self._bar.set_postfix_str(
@@ -75,6 +94,13 @@ class Metrics(tf_keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self._bar.close()
+
+    def speeds(self, steps_per_second: float) -> dict[str, float]:
+        """Returns the throughput, and its share of the peak where that is known."""
+        found = {"tokens_per_second": steps_per_second * self._tokens_per_step}
+        if self._peak_flops:
+            found["mfu"] = steps_per_second * self._flops_per_step / self._peak_flops
+        return found
 
 
 class Guard(tf_keras.callbacks.Callback):
@@ -123,7 +149,7 @@ class Guard(tf_keras.callbacks.Callback):
         )
 
 
-class _AtIntervals(tf_keras.callbacks.Callback):
+class AtIntervals(tf_keras.callbacks.Callback):
     """Acts whenever an execution has reached or passed a multiple of the interval.
 
     Args:
@@ -151,7 +177,7 @@ class _AtIntervals(tf_keras.callbacks.Callback):
         raise NotImplementedError
 
 
-class Evaluation(_AtIntervals):
+class Evaluation(AtIntervals):
     """Scores the validation split before step 1, at intervals, and after the last.
 
     Args:
@@ -215,11 +241,12 @@ class Evaluation(_AtIntervals):
             logging.info(
                 "stopping: the lowest validation loss was that of step %d",
                 self._log.best_step,
+                extra=EVENT,
             )
             self.model.stop_training = True
 
 
-class Saving(_AtIntervals):
+class Saving(AtIntervals):
     """Saves at intervals, after the last step, and when a score is the best so far.
 
     Args:
@@ -265,5 +292,5 @@ class Stopping(tf_keras.callbacks.Callback):
         self._notice.check()
 
 
-def _step(model: tf_keras.Model) -> int:
-    return int(model.optimizer.iterations.numpy())
+def _step(task: tf_keras.Model) -> int:
+    return int(task.optimizer.iterations.numpy())

@@ -235,7 +235,7 @@ class Checkpoints:
             f"{name}: {stored[name]!r} in the workdir, {value!r} now"
             for name, value in schema.flatten(self._config).items()
             # The dataset's fingerprint stands for all of `data`.
-            if not name.startswith("data.")
+            if not name.startswith(("data.", "tracking."))
             and name not in _FREE_FIELDS
             and stored[name] != value
         ]

@@ -14,11 +14,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from trainer.noise import SPREAD, bits, mix
 from trainer.recompute import hold
-
-# Odd, and about 2^32 divided by the golden ratio: keys that follow each other, as rows
-# and steps do, end up far apart.
-_SPREAD = 0x9E3779B9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +24,7 @@ class Dropout:
 
     Attributes:
       rate: the share of elements that become 0. The others are scaled by 1/(1 - rate).
-      keys: uint32 [B], of `row_keys`; none where `rate` is 0.
+      keys: uint32 [B], of `noise.row_keys`; none where `rate` is 0.
       compiled: whether XLA compiles this.
     """
 
@@ -75,52 +72,11 @@ class Dropout:
         strides: Sequence[int],
         offset: int,
     ) -> tf.Tensor:
-        keys = _mix(keys + tf.constant(site * _SPREAD % 2**32, tf.uint32)) + offset
-        kept = _mix(_count(keys, x.shape, strides)) >= round(self.rate * 2**32)
+        keys = mix(keys + tf.constant(site * SPREAD % 2**32, tf.uint32)) + offset
+        kept = bits(keys, x.shape, strides) >= round(self.rate * 2**32)
         # In bfloat16, 1 / 0.9 would be 1.109, and the mean no more what it was.
         scaled = tf.cast(tf.cast(x, tf.float32) / (1 - self.rate), x.dtype)
         return tf.where(kept, scaled, tf.zeros([], x.dtype))
 
 
 NO_DROPOUT = Dropout()
-
-
-def row_keys(seed: int, step: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-    """Returns uint32 [B]: the key of each row of a step's global batch.
-
-    Args:
-      seed: of the run.
-      step: integer [], updates made so far.
-      row: int32 [B], the place of each row in the global batch.
-    """
-    key = tf.constant(seed % 2**32, tf.uint32)
-    for part in (tf.cast(step, tf.uint32), tf.cast(row, tf.uint32)):
-        key = _mix(key + (part + 1) * tf.constant(_SPREAD, tf.uint32))
-    return key
-
-
-def _count(
-    start: tf.Tensor, shape: tf.TensorShape, strides: Sequence[int]
-) -> tf.Tensor:
-    """Counts the elements of each row from `start`, uint32 [B]: uint32 `shape`.
-
-    As a sum of small ranges, the outermost first: a constant of that size would become
-    part of the program, and partial sums of the inner axes would be kept.
-    """
-    count = tf.reshape(start, [-1] + [1] * (shape.rank - 1))
-    for axis in range(1, shape.rank):
-        along = tf.cast(tf.range(shape[axis]) * strides[axis - 1], tf.uint32)
-        count += tf.reshape(along, [-1] + [1] * (shape.rank - 1 - axis))
-    return count
-
-
-def _mix(x: tf.Tensor) -> tf.Tensor:
-    """Makes the high bits of uint32 `x` depend on all of its bits.
-
-    Source: Wellons, "Prospecting for hash functions" (2018), the function lowbias32,
-    without its last step, which carries the high bits down.
-    """
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x ^= tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))
-        x *= tf.constant(factor, tf.uint32)
-    return x

@@ -1,9 +1,11 @@
 """Floating-point operations of a step, counted from shapes."""
 
-from transformers import GPT2Config
+from transformers import PretrainedConfig
 
 
-def step_flops(shape: GPT2Config, sequence_length: int, num_sequences: int) -> int:
+def step_flops(
+    shape: PretrainedConfig, sequence_length: int, num_sequences: int
+) -> int:
     """Returns the FLOPs that a training step needs, of matrix products alone.
 
     A product of [n, m] and [m, k] is 2nmk. The backward pass has two products for each

@@ -143,27 +143,35 @@ def token_losses(
     model: TFGPT2LMHeadModel,
     tokens: tf.Tensor,
     length: tf.Tensor,
+    first: tf.Tensor | int = 1,
     options: Options = DEFAULT_OPTIONS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the loss of predicting each position's next token, for evaluation.
+
+    Args:
+      first: int32 [B], the first token of each row that bears loss.
+      (others as in `summed_loss`)
 
     Returns:
       float32 [B, T] in nats, and float32 [B, T]: 1 where the loss counts.
     """
     hidden = hidden_states(model, tokens, options)
-    labels, weights = _shift(tokens, length)
+    labels, weights = _shift(tokens, length, first)
     table = embedding_table(model)
     return cross_entropy.token_losses(hidden, table, labels), weights
 
 
-def _shift(tokens: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _shift(
+    tokens: tf.Tensor, length: tf.Tensor, first: tf.Tensor | int = 1
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns each position's label, int32 [B, T], and whether it counts, float32.
 
     The labels are the inputs; here, and nowhere else, they are shifted. A token bears
-    loss when it is real and not the first of its record.
+    loss when it is real and not before `first`, nor the first of its record.
     """
-    real = tf.range(1, tokens.shape[1] + 1) < length[:, None]
-    return tf.roll(tokens, -1, axis=1), tf.cast(real, tf.float32)
+    place = tf.range(1, tokens.shape[1] + 1)
+    counts = (place < length[:, None]) & (place >= tf.reshape(first, [-1, 1]))
+    return tf.roll(tokens, -1, axis=1), tf.cast(counts, tf.float32)
 
 
 @tf.custom_gradient

@@ -1,19 +1,20 @@
-"""What a run measures, as JSON lines in `WORKDIR/metrics.jsonl` and in TensorBoard.
+"""What a run measures, as JSON lines in its workdir, and in its trackers.
 
-A line is {"step": …, and the values that were measured after that many updates}.
+A line of `metrics.jsonl` is {"step": …, and the values that were measured after that
+many updates}; one of `samples.jsonl`, {"step", "prompt", "text"}.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
+import numpy as np
 from etils import epath
 
 from tfrecords import storage
-
-FILE_NAME = "metrics.jsonl"
+from trainer.journal import METRICS_NAME, SAMPLES_NAME
+from trainer.trackers import Tracker
 
 
 class MetricsLog:
@@ -22,30 +23,28 @@ class MetricsLog:
     Args:
       workdir: of the run.
       step: updates made so far; what a lost continuation wrote after it is dropped.
+      trackers: get all of it, too.
       writes: whether this machine writes them; all know them.
     """
 
-    def __init__(self, workdir: str, step: int, *, writes: bool = True):
-        self._path = epath.Path(workdir) / FILE_NAME
+    def __init__(
+        self,
+        workdir: str,
+        step: int,
+        *,
+        trackers: Sequence[Tracker] = (),
+        writes: bool = True,
+    ):
         self._writes = writes
-        kept = [line for line in load(workdir) if step and line["step"] <= step]
-        self._unwritten = ""
+        self._trackers = trackers
         self._losses: dict[int, float] = {}  # of the validation split, by step
         self._training_losses: list[float] = []  # since the last of them
-        for line in kept:
+        self._files = {
+            name: _Lines(epath.Path(workdir) / name, step, writes)
+            for name in (METRICS_NAME, SAMPLES_NAME)
+        }
+        for line in self._files[METRICS_NAME].kept:
             self._remember(line["step"], line)
-        if not writes:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._summaries = tf.summary.create_file_writer(
-            str(epath.Path(workdir) / "tensorboard"),
-            # Not before it is told to: in a bucket, each time is a new file.
-            max_queue=1_000_000,
-            flush_millis=3_600_000,
-        )
-        partial = self._path.with_name(f"{FILE_NAME}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self._path)
 
     @property
     def best_step(self) -> int:
@@ -74,12 +73,34 @@ class MetricsLog:
         self._remember(step, values)
         if not self._writes:
             return
-        self._unwritten += json.dumps({"step": step, **values}) + "\n"
-        with self._summaries.as_default(step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        if not storage.is_remote(str(self._path)):
+        self._files[METRICS_NAME].add({"step": step, **values})
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
+        if not self._files[METRICS_NAME].is_remote:
             self.flush()
+
+    def write_sample(self, step: int, prompt: str, text: str) -> None:
+        self._files[SAMPLES_NAME].add({"step": step, "prompt": prompt, "text": text})
+        for tracker in self._trackers:
+            tracker.text(step, "sample", text)
+
+    def write_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        for tracker in self._trackers:
+            tracker.histograms(step, values)
+
+    def flush(self) -> None:
+        """Writes what a bucket, where to append is to write anew, has not got yet."""
+        if not self._writes:
+            return
+        for file in self._files.values():
+            file.flush()
+        for tracker in self._trackers:
+            tracker.flush()
+
+    def close(self) -> None:
+        """Ends the trackers; what was not flushed is not written."""
+        for tracker in self._trackers:
+            tracker.close()
 
     def _remember(self, step: int, values: Mapping[str, float]) -> None:
         if "loss" in values:
@@ -88,20 +109,46 @@ class MetricsLog:
             self._losses[step] = values["validation_loss"]
             self._training_losses = []
 
-    def flush(self) -> None:
-        """Writes what a bucket, where to append is to write anew, has not got yet."""
-        if not self._writes:
-            return
-        with self._path.open("a") as stream:
-            stream.write(self._unwritten)
+
+class _Lines:
+    """A file of JSON lines, each with a step, of which those after `step` are lost."""
+
+    def __init__(self, path: epath.Path, step: int, writes: bool):
+        self._path = path
         self._unwritten = ""
-        self._summaries.flush()
+        self.is_remote = storage.is_remote(str(path))
+        self.kept = [line for line in _load(path) if step and line["step"] <= step]
+        text = "".join(map(_to_text, self.kept))
+        if writes and path.exists() and path.read_text() != text:
+            partial = path.with_name(f"{path.name}.partial")
+            partial.write_text(text)
+            partial.replace(path)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        self._unwritten += _to_text(line)
+
+    def flush(self) -> None:
+        if self._unwritten:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as stream:
+                stream.write(self._unwritten)
+        self._unwritten = ""
 
 
 def load(workdir: str) -> list[dict[str, Any]]:
-    """Returns all lines; a last line that was torn by a kill is left out."""
-    path = epath.Path(workdir) / FILE_NAME
-    lines = []
-    for text in path.read_text().split("\n")[:-1] if path.exists() else []:
-        lines.append(json.loads(text))
-    return lines
+    """Returns all metrics; a last line that was torn by a kill is left out."""
+    return _load(epath.Path(workdir) / METRICS_NAME)
+
+
+def load_samples(workdir: str) -> list[dict[str, Any]]:
+    """Returns all samples."""
+    return _load(epath.Path(workdir) / SAMPLES_NAME)
+
+
+def _load(path: epath.Path) -> list[dict[str, Any]]:
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def _to_text(line: Mapping[str, Any]) -> str:
+    return json.dumps(line) + "\n"

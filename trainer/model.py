@@ -6,11 +6,16 @@ import safetensors
 import safetensors.tensorflow
 import tensorflow as tf
 from absl import logging
+from etils import epath
 from transformers import GPT2Config, GPT2TokenizerFast, TFGPT2LMHeadModel
-from transformers.modeling_tf_pytorch_utils import load_pytorch_state_dict_in_tf2_model
+from transformers.modeling_tf_pytorch_utils import (
+    convert_tf_weight_name_to_pt_weight_name,
+    load_pytorch_state_dict_in_tf2_model,
+)
 from transformers.utils import cached_file
 
 from configs.schema import ConfigError, ModelConfig
+from tfrecords import storage
 from tfrecords.manifest import Manifest, tokenizer_fingerprint
 
 
@@ -149,6 +154,19 @@ def _assign_pytorch(
         )
 
 
+def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
+    """Returns the weights by PyTorch's names; a bias is [1, n], where PyTorch has [n].
+
+    The matrices are as PyTorch's GPT-2 has them: none is to be transposed.
+    """
+    return {
+        convert_tf_weight_name_to_pt_weight_name(
+            variable.name, tf_weight_shape=variable.shape
+        )[0]: variable
+        for variable in model.variables
+    }
+
+
 def from_shape(config: GPT2Config) -> TFGPT2LMHeadModel:
     """Builds a model with its variables; their values are arbitrary."""
     model = TFGPT2LMHeadModel(config)
@@ -190,14 +208,19 @@ def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
         )
 
 
-def check_fits(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
-    """Raises ConfigError where the data has ids or positions that the model lacks."""
+def check_vocabulary(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
+    """Raises ConfigError where the data has ids that the model lacks."""
     if manifest.vocabulary_size > model.config.vocab_size:
         raise ConfigError(
             "The dataset's vocabulary must not be larger than the model's. Received: "
             f"{manifest.vocabulary_size} > {model.config.vocab_size}. Preprocess "
             "with the model's tokenizer."
         )
+
+
+def check_fits(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
+    """Raises ConfigError where the data has ids or positions that the model lacks."""
+    check_vocabulary(model, manifest)
     if manifest.sequence_length > model.config.n_positions:
         raise ConfigError(
             "The dataset's sequence length must not exceed the model's positions. "
@@ -207,9 +230,15 @@ def check_fits(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
 
 
 def load_tokenizer(source: str) -> GPT2TokenizerFast:
-    """Loads the tokenizer of a checkpoint, a Hugging Face folder or name."""
+    """Loads the tokenizer of a checkpoint, a Hugging Face folder or name, or gs://…."""
     try:
-        return GPT2TokenizerFast.from_pretrained(source)
+        if not storage.is_remote(source):
+            return GPT2TokenizerFast.from_pretrained(source)
+        # transformers reads no bucket.
+        with tempfile.TemporaryDirectory() as folder:
+            for path in epath.Path(source).iterdir():
+                path.copy(epath.Path(folder) / path.name)
+            return GPT2TokenizerFast.from_pretrained(folder)
     except (OSError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "

@@ -1,13 +1,12 @@
 """The trained model that the command line names: a run's or a Hugging Face one."""
 
 import dataclasses
-import tempfile
 
 from absl import flags
-from etils import epath
 from transformers import TFGPT2LMHeadModel
 
 from configs.schema import ConfigError
+from tfrecords import storage
 from tfrecords.manifest import TOKENIZER_FOLDER
 from trainer import checkpoint, model
 
@@ -21,11 +20,23 @@ def define_flags() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model, where its tokenizer loads from, and the precision it was trained in."""
+    """A model and what is known of it.
+
+    Attributes:
+      gpt2: the model.
+      tokenizer: where its tokenizer loads from.
+      precision: that it was trained in.
+      name: for people.
+      step: of its run; None of a checkpoint.
+      origin: "published", or, of a run, "fine-tuned" or "from scratch".
+    """
 
     gpt2: TFGPT2LMHeadModel
     tokenizer: str
     precision: str
+    name: str
+    step: int | None
+    origin: str
 
 
 def from_flags() -> Pretrained:
@@ -39,10 +50,16 @@ def from_flags() -> Pretrained:
     if bool(workdir) == bool(folder):
         raise ConfigError("Give either `--workdir` or `--checkpoint`.")
     if folder:
-        return Pretrained(model.load(folder), folder, "float32")
+        return Pretrained(
+            model.load(folder), folder, "float32", folder, None, "published"
+        )
     gpt2, record = checkpoint.load_model(workdir)
-    # transformers reads no bucket.
-    tokenizer = tempfile.mkdtemp(prefix="tokenizer-")
-    for path in (epath.Path(workdir) / TOKENIZER_FOLDER).iterdir():
-        path.copy(epath.Path(tokenizer) / path.name)
-    return Pretrained(gpt2, tokenizer, record.config["training"]["precision"])
+    initial = record.config["model"]["initial_checkpoint"]
+    return Pretrained(
+        gpt2,
+        storage.join(workdir, TOKENIZER_FOLDER),
+        precision=record.config["training"]["precision"],
+        name=workdir,
+        step=record.step,
+        origin="fine-tuned" if initial else "from scratch",
+    )

@@ -67,9 +67,10 @@ class HostCopy:
     def take(self) -> dict[str, np.ndarray]:
         """Returns the present values, until it is called again."""
         for name, variable in self._variables.items():
+            with strategies.on_host():
+                value = tf.identity(variable)
             # A view of a tensor of the host, where `numpy` would copy.
-            view = memoryview(strategies.on_host(variable))
-            np.copyto(self._values[name], view)
+            np.copyto(self._values[name], memoryview(value))
         return self._values
 
 

@@ -3,6 +3,7 @@
 Everything else sees a `tf.distribute.Strategy` and is the same on all of them.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -35,6 +36,13 @@ class Found:
         if self.tpu_type:
             return self.tpu_type.name
         return f"{self.kind} x {self.num_replicas}"
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Of all replicas, bfloat16 FLOP/s as published; None: not known."""
+        if not self.tpu_type:
+            return None
+        return self.tpu_type.facts.peak_flops * self.num_replicas
 
 
 def define_flags() -> None:
@@ -143,10 +151,18 @@ def counted(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.apply(endless)
 
 
-def on_host(variable: tf.Variable) -> tf.Tensor:
-    """Returns a variable's value in the memory of this machine."""
-    with tf.device("CPU:0"):
-        return tf.identity(variable)
+def on_host() -> contextlib.AbstractContextManager:
+    """Inside, tensors and new variables are in the memory of this machine."""
+    return tf.device("CPU:0")
+
+
+def hbm_bytes_in_use(strategy: tf.distribute.Strategy) -> int | None:
+    """Returns what is in use of a replica's memory; None where it does not tell."""
+    device = strategy.extended.worker_devices[0]
+    try:
+        return tf.config.experimental.get_memory_info(device)["current"]
+    except (ValueError, tf.errors.OpError):
+        return None
 
 
 def check_folder(flag: str, path: str) -> None:

@@ -14,7 +14,8 @@ from configs.schema import Config
 from tfrecords.manifest import Manifest
 from trainer import forward, memorisation, model, optimizer, state
 from trainer import strategy as strategies
-from trainer.dropout import Dropout, row_keys
+from trainer.dropout import Dropout
+from trainer.noise import row_keys
 from trainer.schedule import Schedule
 
 
@@ -83,9 +84,10 @@ class LanguageModelTask(tf_keras.Model):
 
         Returns:
           Scalars, the same on all replicas: float32 `loss` (nats a token),
-          `learning_rate`, `gradient_norm` (before clipping); and int64
-          `skipped_updates` and `skipped_in_a_row`: where loss or norm is no finite
-          number, weights and optimizer state stay as they are.
+          `learning_rate`, `gradient_norm` (before clipping), `update_norm` (of what is
+          added to the weights); and int64 `skipped_updates` and `skipped_in_a_row`:
+          where loss or norm is no finite number, weights and optimizer state stay as
+          they are.
         """
         keys = row_keys(self.seed, self.optimizer.iterations, batch["row"])
         sums = self._local_gradients(batch["tokens"], batch["length"], keys)
@@ -99,23 +101,30 @@ class LanguageModelTask(tf_keras.Model):
         skipped = tf.cast(~finite, tf.int64)
         self.skipped_updates.assign_add(skipped)
         self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)
+        weights = self.gpt2.trainable_variables
+        before = [tf.identity(variable) for variable in weights]
         with self.optimizer.only_if(finite):
             self.optimizer.apply_gradients(
-                zip(gradients, self.gpt2.trainable_variables, strict=True),
-                skip_gradients_aggregation=True,
+                zip(gradients, weights, strict=True), skip_gradients_aggregation=True
             )
+        updates = [new - old for new, old in zip(weights, before, strict=True)]
         return {
             "loss": loss,
             "learning_rate": tf.identity(self.optimizer.learning_rate),
             "gradient_norm": norm,
+            "update_norm": tf.linalg.global_norm(updates),
             "skipped_updates": tf.identity(self.skipped_updates),
             "skipped_in_a_row": tf.identity(self.skipped_in_a_row),
         }
 
     @tf.autograph.experimental.do_not_convert
     def test_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns the global `loss_sum` (nats) and `token_count` of one batch."""
-        sums = self._local_loss(batch["tokens"], batch["length"])
+        """Returns the global `loss_sum` (nats) and `token_count` of one batch.
+
+        Args:
+          batch: this replica's part of what `tfrecords.windows` reads.
+        """
+        sums = self._local_loss(batch["tokens"], batch["length"], batch["first"])
         loss, count = self._all_reduce(sums)
         return {"loss_sum": loss, "token_count": count}
 
@@ -166,10 +175,12 @@ class LanguageModelTask(tf_keras.Model):
         return loss, count, sums
 
     def local_loss(
-        self, tokens: tf.Tensor, length: tf.Tensor
+        self, tokens: tf.Tensor, length: tf.Tensor, first: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the summed loss and number of loss-bearing tokens, no dropout."""
-        losses, weights = forward.token_losses(self.gpt2, tokens, length, self.options)
+        losses, weights = forward.token_losses(
+            self.gpt2, tokens, length, first, self.options
+        )
         return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
 
 

@@ -1,25 +1,38 @@
 """Trains: `python -m trainer.train --config=… --data_dir=… --workdir=…`.
 
 Reads a dataset that `data_pipeline` wrote. Writes to the workdir: checkpoints, the
-tokenizer, metrics.jsonl, TensorBoard's files and loss_curve.png. The same command
-continues a run that was stopped, and does nothing more to one that is finished.
+dataset's tokenizer and manifest, run.json, metrics, samples and events (.jsonl),
+TensorBoard's files and loss_curve.png. The same command continues a run that was
+stopped, and does nothing more to one that is finished.
 """
 
 import contextlib
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 
 import tensorflow as tf
 import tf_keras
 from absl import flags, logging
-from etils import epath
 
 from configs import cli
-from configs.schema import Config, TrainingConfig, flatten, validate
-from tfrecords import lease, reader
+from configs.schema import Config, flatten, validate
+from tfrecords import lease, reader, storage
 from tfrecords import manifest as manifests
-from trainer import callbacks, cloud, hardware, metrics, preemption, schedule, summary
+from trainer import (
+    callbacks,
+    cloud,
+    flops,
+    hardware,
+    journal,
+    metrics,
+    preemption,
+    schedule,
+    showing,
+    summary,
+    trackers,
+)
 from trainer import strategy as strategies
 from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
@@ -33,11 +46,17 @@ FLAGS = flags.FLAGS
 class _Run:
     """What does not change while it trains."""
 
-    config: TrainingConfig
+    config: Config
     data_dir: str
+    workdir: str
     manifest: manifests.Manifest
     strategy: tf.distribute.Strategy
+    found: strategies.Found
     num_steps: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.training.global_batch_size * self.manifest.sequence_length
 
 
 def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None:
@@ -69,6 +88,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
 
     # -- model, optimizer and step
     num_steps = schedule.total_steps(config.training, manifest)
+    run = _Run(config, data_dir, workdir, manifest, strategy, found, num_steps)
     with strategy.scope():
         task = tasks.build(config, manifest, strategy, num_steps)
 
@@ -80,34 +100,36 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     cluster.check_same("--workdir", f"step {step}")
     if cluster.num_machines > 1:
         cluster.check_same("model.initial_checkpoint", checkpoints.fingerprint())
-    if step >= num_steps:
-        logging.info("%s is finished: %d of %d steps", workdir, step, num_steps)
-        return
-    log = cluster.chief_first(
-        lambda: metrics.MetricsLog(workdir, step, writes=cluster.is_chief)
-    )
-    patience = config.training.early_stopping_patience
-    if patience and log.evaluations_since_best >= patience:
-        logging.info("%s is finished: it stopped early, at step %d", workdir, step)
+    log = cluster.chief_first(lambda: _open_log(run, step, cluster.is_chief))
+    if _is_finished(run, step, log):
         return
     if cluster.is_chief:
         checkpoints.check_room()
-        _copy_tokenizer(data_dir, workdir)
+        _describe(run, step, task)
 
     # -- train
-    run = _Run(config.training, data_dir, manifest, strategy, num_steps)
     with (
         reader.naming_damage(data_dir, manifest),
         contextlib.closing(checkpoints),
+        contextlib.closing(log),
         preemption.watched(cluster) as notice,
     ):
         try:
             task.fit(
                 _batches(run, step),
                 steps_per_epoch=num_steps - step,
-                callbacks=_callbacks(
-                    run, log, checkpoints, watch, _scorer(run, task), notice
-                ),
+                callbacks=[
+                    *_watching(run, log, task, notice),
+                    *(_showing(run, log) if cluster.is_chief else []),
+                    callbacks.Saving(
+                        log,
+                        checkpoints,
+                        watch,
+                        interval=config.training.checkpoint_interval,
+                        num_steps=num_steps,
+                    ),
+                    callbacks.Stopping(notice),
+                ],
                 verbose=0,
             )
         except preemption.PreemptedError:
@@ -119,8 +141,47 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         cluster.chief_first(checkpoints.close)
 
 
+def _open_log(run: _Run, step: int, writes: bool) -> metrics.MetricsLog:
+    going_on = writes and step < run.num_steps
+    shown = trackers.create(run.workdir, run.config) if going_on else []
+    return metrics.MetricsLog(run.workdir, step, trackers=shown, writes=writes)
+
+
+def _is_finished(run: _Run, step: int, log: metrics.MetricsLog) -> bool:
+    patience = run.config.training.early_stopping_patience
+    if step >= run.num_steps:
+        how = f"{step} of {run.num_steps} steps"
+    elif patience and log.evaluations_since_best >= patience:
+        how = f"it stopped early, at step {step}"
+    else:
+        return False
+    logging.info("%s is finished: %s", run.workdir, how)
+    return True
+
+
+def _describe(run: _Run, step: int, task: tasks.LanguageModelTask) -> None:
+    journal.describe(
+        run.workdir,
+        run.data_dir,
+        run.config,
+        hardware=run.found.name,
+        parameter_count=task.gpt2.num_parameters(),
+        num_steps=run.num_steps,
+        tokens_per_step=run.tokens_per_step,
+        model_config=task.gpt2.config.to_dict(),
+    )
+    logging.info(
+        "step %d: training on %s, up to step %d",
+        step,
+        run.found.name,
+        run.num_steps,
+        extra=journal.EVENT,
+    )
+
+
 def _batches(run: _Run, start_step: int) -> tf.distribute.DistributedDataset:
-    size = run.config.global_batch_size
+    settings = run.config.training
+    size = settings.global_batch_size
 
     def host_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
         found = reader.training_batches(
@@ -130,7 +191,7 @@ def _batches(run: _Run, start_step: int) -> tf.distribute.DistributedDataset:
             batch_size=size // context.num_replicas_in_sync,
             start_step=start_step,
             num_steps=run.num_steps,
-            seed=run.config.seed,
+            seed=settings.seed,
             host_index=context.input_pipeline_id,
             num_hosts=context.num_input_pipelines,
         )
@@ -148,63 +209,66 @@ def _scorer(run: _Run, task: tasks.LanguageModelTask) -> Scorer | None:
         data_dir=run.data_dir,
         manifest=run.manifest,
         split="validation",
-        batch_size=run.config.microbatch_size,
+        batch_size=run.config.training.microbatch_size,
     )
 
 
-def _callbacks(
+def _watching(
     run: _Run,
     log: metrics.MetricsLog,
-    checkpoints: Checkpoints,
-    watch: manifests.Watch,
-    scorer: Scorer | None,
+    task: tasks.LanguageModelTask,
     notice: preemption.Notice,
-) -> list[tf_keras.callbacks.Callback]:
-    """Returns them in the order in which they act after a step."""
-    config, num_steps = run.config, run.num_steps
+) -> Iterator[tf_keras.callbacks.Callback]:
+    """Yields what looks at the numbers, in the order in which it acts after a step."""
+    config = run.config.training
+    yield callbacks.Metrics(
+        log,
+        num_steps=run.num_steps,
+        tokens_per_step=run.tokens_per_step,
+        flops_per_step=flops.step_flops(
+            task.gpt2.config, run.manifest.sequence_length, config.global_batch_size
+        ),
+        peak_flops=run.found.peak_flops,
+        strategy=run.strategy,
+    )
     batch_records = functools.partial(
         reader.batch_records,
         run.manifest,
         global_batch_size=config.global_batch_size,
         seed=config.seed,
     )
-    evaluation = []
-    if scorer:
-        evaluation.append(
-            callbacks.Evaluation(
-                log,
-                scorer,
-                notice,
-                patience=config.early_stopping_patience,
-                interval=config.evaluation_interval,
-                num_steps=num_steps,
-            )
+    yield callbacks.Guard(config.max_skipped_in_a_row, batch_records)
+    if scorer := _scorer(run, task):
+        yield callbacks.Evaluation(
+            log,
+            scorer,
+            notice,
+            patience=config.early_stopping_patience,
+            interval=config.evaluation_interval,
+            num_steps=run.num_steps,
         )
-    return [
-        callbacks.Metrics(
-            log,
-            num_steps=num_steps,
-            tokens_per_step=config.global_batch_size * run.manifest.sequence_length,
-        ),
-        callbacks.Guard(config.max_skipped_in_a_row, batch_records),
-        *evaluation,
-        callbacks.Saving(
-            log,
-            checkpoints,
-            watch,
-            interval=config.checkpoint_interval,
-            num_steps=num_steps,
-        ),
-        callbacks.Stopping(notice),
-    ]
 
 
-def _copy_tokenizer(data_dir: str, workdir: str) -> None:
-    source = epath.Path(data_dir) / manifests.TOKENIZER_FOLDER
-    target = epath.Path(workdir) / manifests.TOKENIZER_FOLDER
-    target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        path.copy(target / path.name, overwrite=True)
+def _showing(
+    run: _Run, log: metrics.MetricsLog
+) -> Iterator[tf_keras.callbacks.Callback]:
+    """Yields what is for people's eyes."""
+    config = run.config
+    if config.tracking.sample_interval:
+        yield showing.Samples(
+            log,
+            config.tracking,
+            storage.join(run.data_dir, manifests.TOKENIZER_FOLDER),
+            config.training.seed,
+            interval=config.tracking.sample_interval,
+            num_steps=run.num_steps,
+        )
+    if config.tracking.histograms:
+        yield showing.Histograms(
+            log,
+            interval=config.training.evaluation_interval,
+            num_steps=run.num_steps,
+        )
 
 
 def _print_result(data_dir: str, workdir: str) -> None:
@@ -239,6 +303,7 @@ def main() -> None:
         cluster = Cluster(strategies.from_flags())
         if cluster.is_chief:
             held.enter_context(lease.only_writer(FLAGS.workdir))
+            held.enter_context(journal.recorded(FLAGS.workdir))
         train(config, FLAGS.data_dir, FLAGS.workdir, cluster)
     if cluster.is_chief:
         _print_result(FLAGS.data_dir, FLAGS.workdir)

@@ -1,0 +1,76 @@
+"""Published figures stand beside one's own only where the protocols are the same."""
+
+import pytest
+from transformers import GPT2Config
+
+from trainer import published
+
+SMALL = GPT2Config()
+WHOLE = {"detokenizer": "wikitext", "context_length": 1024, "stride": 1024}
+
+
+def result(*, num_bytes=1_290_590, tokens=272_000, **protocol):
+    return {
+        "words": 241_211,
+        "bytes": num_bytes,
+        "tokens": tokens,
+        "protocol": {**WHOLE, **protocol},
+    }
+
+
+def differences(found, name):
+    (study,) = [f for f in found if f["study"].startswith(name)]
+    return study["differences"]
+
+
+def test_the_same_protocol_compares():
+    found = published.compare(result(), SMALL, "published")
+    assert [f["study"].split(",")[0] for f in found] == [
+        "WikiText-2 test",
+        "WikiText-103 test",
+    ]
+    assert found[0]["differences"] == []
+    assert found[0]["figures"] == {"token_perplexity": 23.15, "word_perplexity": 34.70}
+    # Its own two figures tell of another text.
+    assert differences(found, "WikiText-103") == [
+        "1.096 tokens a word there, 1.128 here"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "trained", "expected"),
+    [
+        ({"stride": 512}, "published", "stride 1024 there, 512 here"),
+        ({"context_length": 256}, "published", "context_length 1024 there, 256 here"),
+        ({"detokenizer": "none"}, "published", "detokenizer wikitext there, none here"),
+        ({}, "fine-tuned", "weights published there, fine-tuned here"),
+        ({"tokens": 295_878}, "published", "1.129 tokens a word there, 1.227 here"),
+    ],
+)
+def test_each_difference_is_named(changed, trained, expected):
+    found = published.compare(result(**changed), SMALL, trained)
+    assert differences(found, "WikiText-2") == [expected]
+
+
+def test_another_edition_of_the_text_is_named():
+    found = published.compare(result(num_bytes=1_256_449), SMALL, "published")
+    assert "1,256,449" in differences(found, "WikiText-2")[0]
+
+
+def test_models_and_texts_without_figures():
+    assert not published.compare(result(), GPT2Config(n_embd=64), "published")
+    other = {**result(), "words": 1000}
+    assert not published.compare(other, SMALL, "published")
+    large = GPT2Config(n_layer=36, n_embd=1280)
+    found = published.compare(
+        result(detokenizer="none", stride=512), large, "published"
+    )
+    assert differences(found, "WikiText-2 test, stride 512") == []
+
+
+def test_fine_tuned_figures_are_of_the_validation_split():
+    fine_tuned = {**result(context_length=512, stride=512)}
+    fine_tuned |= {"words": 213_886, "bytes": 1_146_846, "tokens": 237_532}
+    found = published.compare(fine_tuned, SMALL, "fine-tuned")
+    assert [bool(f["differences"]) for f in found] == [True, False, True]
+    assert found[1]["figures"] == {"loss": 2.94}

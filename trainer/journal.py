@@ -1,0 +1,107 @@
+"""What a run is and what happens to it, for people and for the report.
+
+`run.json`: command, config, hardware and sizes, written at each start. `manifest.json`
+and `tokenizer/`: the dataset's. `events.jsonl`: starts, warnings and how it ended. Does
+without TensorFlow.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging as absl_logging
+from etils import epath
+
+from configs.schema import Config
+from tfrecords import manifest as manifests
+from tfrecords import storage
+
+RUN_NAME = "run.json"
+EVENTS_NAME = "events.jsonl"
+# `metrics` writes these.
+METRICS_NAME = "metrics.jsonl"
+SAMPLES_NAME = "samples.jsonl"
+_PACKAGES = ("gpt2-tpu", "tensorflow", "tensorflow-tpu", "tf-keras", "transformers")
+# What `logging.info` takes for a message that is an event.
+EVENT = {"is_event": True}
+
+
+def describe(workdir: str, data_dir: str, config: Config, **facts: Any) -> None:
+    """Writes `run.json`, and copies the dataset's manifest and tokenizer.
+
+    Args:
+      workdir: of the run.
+      data_dir: of its dataset.
+      config: of the run.
+      **facts: what else is to be known, as JSON.
+    """
+    found = {
+        "command": shlex.join(["python", "-m", "trainer.train", *sys.argv[1:]]),
+        **facts,
+        "config": dataclasses.asdict(config),
+        "versions": dict(_versions()),
+    }
+    text = json.dumps(found, indent=1) + "\n"
+    storage.write(storage.join(workdir, RUN_NAME), text.encode())
+    source, target = epath.Path(data_dir), epath.Path(workdir)
+    (target / manifests.TOKENIZER_FOLDER).mkdir(parents=True, exist_ok=True)
+    copied = [source / manifests.FILE_NAME]
+    copied += (source / manifests.TOKENIZER_FOLDER).iterdir()
+    for path in copied:
+        path.copy(target / path.relative_to(source), overwrite=True)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
+
+
+@contextlib.contextmanager
+def recorded(workdir: str) -> Iterator[None]:
+    """Keeps what is said inside: warnings, errors, events, and what ended the run."""
+    handler = _Events(epath.Path(workdir) / EVENTS_NAME)
+    logger = absl_logging.get_absl_logger()
+    logger.addHandler(handler)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        handler.write("error", str(error) or type(error).__name__)
+        raise
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Events(logging.Handler):
+    def __init__(self, path: epath.Path):
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING and not hasattr(record, "is_event"):
+            return
+        try:
+            self.write(record.levelname.lower(), record.getMessage())
+        except Exception:  # as the library's handlers: a log must not end the run
+            self.handleError(record)
+
+    def write(self, level: str, message: str) -> None:
+        step = re.match(r"step (\d+)", message)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        line = {
+            "time": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            "step": int(step[1]) if step else None,
+            "level": level,
+            "message": message,
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")

@@ -1,0 +1,25 @@
+"""What `trainer.evaluate` found of a run: `WORKDIR/evaluations/`, a file a protocol."""
+
+import hashlib
+import json
+from typing import Any
+
+from tfrecords import storage
+
+_FOLDER = "evaluations"
+
+
+def keep(workdir: str, result: dict[str, Any]) -> None:
+    """Writes a result; one by the same protocol at the same step is replaced."""
+    stamp = json.dumps([result["step"], result["protocol"]], sort_keys=True)
+    digest = hashlib.sha256(stamp.encode()).hexdigest()[:16]
+    name = f"step-{result['step']:08d}-{digest}.json"
+    path = storage.join(storage.join(workdir, _FOLDER), name)
+    storage.write(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def load(workdir: str) -> list[dict[str, Any]]:
+    """Returns all results, by step."""
+    folder = storage.join(workdir, _FOLDER)
+    names = sorted(storage.sizes_and_versions(folder))
+    return [json.loads(storage.read(storage.join(folder, name))) for name in names]

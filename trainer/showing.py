@@ -1,0 +1,76 @@
+"""Keras callbacks for people's eyes: samples of text, histograms of the weights."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from configs.schema import TrackingConfig
+from trainer import model, state
+from trainer import strategy as strategies
+from trainer.callbacks import AtIntervals
+from trainer.decoding import Settings
+from trainer.metrics import MetricsLog
+from trainer.sampling import Sampler
+
+
+class Samples(AtIntervals):
+    """Continues a prompt before step 1, at intervals and after the last, on the CPU.
+
+    Args:
+      log: where the samples go.
+      config: prompt and length.
+      tokenizer: a folder.
+      seed: the same noise each time, so that what differs is the model.
+      **intervals: of `AtIntervals`.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        config: TrackingConfig,
+        tokenizer: str,
+        seed: int,
+        **intervals: int,
+    ):
+        super().__init__(**intervals)
+        self._log = log
+        self._config = config
+        self._tokenizer = tokenizer
+        self._seed = seed
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
+        with strategies.on_host():
+            self._copy = model.from_shape(self.model.gpt2.config)
+            self._sampler = Sampler(
+                self._copy,
+                model.load_tokenizer(self._tokenizer),
+                Settings(self._config.sample_tokens, temperature=0.8, top_k=40),
+            )
+        if self._last_step == 0:  # and what cannot work, does not after an hour
+            self._act(0)
+
+    def _act(self, step: int) -> None:
+        trained = self.model.gpt2.variables
+        with strategies.on_host():
+            for mine, theirs in zip(self._copy.variables, trained, strict=True):
+                mine.assign(tf.identity(theirs))
+            prompt = self._config.sample_prompt
+            ((text,),) = self._sampler([prompt], seed=self._seed)
+        self._log.write_sample(step, prompt, text)
+
+
+class Histograms(AtIntervals):
+    """Hands the weights to the trackers at intervals, and after the last step."""
+
+    def __init__(self, log: MetricsLog, **intervals: int):
+        super().__init__(**intervals)
+        self._log = log
+
+    def _act(self, step: int) -> None:
+        with strategies.on_host():
+            values = {
+                name: tf.identity(variable).numpy()
+                for name, variable in state.model_variables(self.model.gpt2).items()
+            }
+        self._log.write_histograms(step, values)

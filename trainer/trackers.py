@@ -1,0 +1,140 @@
+"""Draw what a run measures: TensorBoard always, Weights & Biases if it is asked for.
+
+`metrics` hands them what it writes itself.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+from tensorboard.plugins.hparams import api as hparams
+
+from configs.schema import Config, ConfigError, flatten
+from tfrecords import storage
+
+
+class Tracker(Protocol):
+    """Takes what was measured after `step` updates."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def text(self, step: int, name: str, text: str) -> None: ...
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Writes `WORKDIR/tensorboard`, with the config as text and as hyperparameters."""
+
+    def __init__(self, workdir: str, config: Config):
+        self._summaries = tf.summary.create_file_writer(
+            str(epath.Path(workdir) / "tensorboard"),
+            # Not before it is told to: in a bucket, each time is a new file.
+            max_queue=1_000_000,
+            flush_millis=3_600_000,
+        )
+        fields = flatten(config)
+        rows = "".join(f"| {name} | `{value!r}` |\n" for name, value in fields.items())
+        self.text(0, "config", f"| field | value |\n|---|---|\n{rows}")
+        with self._summaries.as_default(0):
+            hparams.hparams(
+                {k: str(v) if v is None else v for k, v in fields.items()},
+                trial_id=_name(workdir),
+            )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        with self._summaries.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        with self._summaries.as_default(step):
+            tf.summary.text(name, text)
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        with self._summaries.as_default(step):
+            for name, value in values.items():
+                tf.summary.histogram(name, value)
+
+    def flush(self) -> None:
+        self._summaries.flush()
+
+    def close(self) -> None:
+        self._summaries.close()
+
+
+class WeightsAndBiases:
+    """Writes a run of Weights & Biases; a workdir that continues is the same run.
+
+    Raises:
+      ConfigError: its package is not there, or it refuses.
+    """
+
+    def __init__(self, workdir: str, config: Config):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "`tracking.wandb` needs a package: pip install 'gpt2-tpu[wandb]', or "
+                "`pip install -e '.[wandb]'` in this folder."
+            ) from error
+        folder, address = workdir, os.path.abspath(workdir)
+        if storage.is_remote(workdir):
+            folder, address = tempfile.mkdtemp(prefix="wandb-"), workdir
+        os.makedirs(folder, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                project=config.tracking.wandb_project,
+                name=_name(workdir),
+                id=hashlib.sha256(address.encode()).hexdigest()[:16],
+                resume="allow",
+                dir=folder,
+                config=flatten(config),
+            )
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                "`tracking.wandb` must reach Weights & Biases with your account: run "
+                f"`wandb login`, or set WANDB_MODE=offline. It said: {error}"
+            ) from error
+        self._wandb = wandb
+        # A run that goes back to a checkpoint reports some steps twice, which its own
+        # count of steps would drop.
+        self._run.define_metric("*", step_metric="step")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._run.log({"step": step, name: self._wandb.Html(text, inject=False)})
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        for name, value in values.items():
+            counted = self._wandb.Histogram(np_histogram=np.histogram(value, bins=64))
+            self._run.log({"step": step, name: counted})
+
+    def flush(self) -> None:
+        """It sends by itself."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def create(workdir: str, config: Config) -> list[Tracker]:
+    """Returns those that the config asks for."""
+    found: list[Tracker] = [TensorBoard(workdir, config)]
+    if config.tracking.wandb:
+        found.append(WeightsAndBiases(workdir, config))
+    return found
+
+
+def _name(workdir: str) -> str:
+    return workdir.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,125 @@
+"""The README.md of an exported model, filled from what its run left behind."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from configs import schema
+from tfrecords import manifest as manifests
+from tfrecords import storage
+from trainer import journal, results
+from trainer.pretrained import Pretrained
+
+_HEADER = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- gpt2
+- gpt2-tpu
+{base}---
+"""
+# What a run does, not what it computes.
+_LEFT_OUT = ("data.", "hardware.", "tracking.")
+
+
+def write(trained: Pretrained, workdir: str) -> str:
+    """Returns the card.
+
+    Args:
+      trained: the model.
+      workdir: of its run; empty: it is no run's.
+    """
+    shape = trained.gpt2.config
+    sections = [
+        f"# {trained.name.rstrip('/').rsplit('/', 1)[-1]}",
+        f"GPT-2 with {trained.gpt2.num_parameters():,} parameters: {shape.n_layer} "
+        f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
+        f"positions, a vocabulary of {shape.vocab_size:,}.",
+    ]
+    base = ""
+    if workdir:
+        run = _json(workdir, journal.RUN_NAME)
+        if run:
+            sections += _of_run(run, trained.step)
+            initial = run["config"]["model"]["initial_checkpoint"]
+            # A folder of somebody's disk is no model of the hub.
+            if initial and not initial.startswith((".", "/", "gs://")):
+                base = f"base_model: {initial}\n"
+        text = _read(workdir, manifests.FILE_NAME)
+        if text:
+            sections += _of_data(manifests.from_json(text, workdir))
+        sections += _of_results(results.load(workdir))
+    sections += [
+        "## Use",
+        "```python\nfrom transformers import pipeline\n\n"
+        'generator = pipeline("text-generation", model="THIS MODEL")\n'
+        'print(generator("Once upon a time")[0]["generated_text"])\n```',
+    ]
+    return _HEADER.format(base=base) + "\n" + "\n\n".join(sections) + "\n"
+
+
+def _of_run(run: dict[str, Any], step: int | None) -> Iterator[str]:
+    yield "## Training"
+    tokens = (step or 0) * run["tokens_per_step"]
+    yield (
+        f"{step:,} of {run['num_steps']:,} steps of {run['tokens_per_step']:,} tokens, "
+        f"{tokens:,} in all, on {run['hardware']}, by"
+    )
+    yield f"```\n{run['command']}\n```"
+    fields = schema.flatten(schema.from_dict(run["config"]))
+    rows = [
+        f"| {name} | `{value}` |"
+        for name, value in fields.items()
+        if not name.startswith(_LEFT_OUT)
+    ]
+    yield "\n".join(["| | |", "|---|---|", *rows])
+    versions = ", ".join(f"{name} {v}" for name, v in run["versions"].items())
+    yield f"Made with {versions}."
+
+
+def _of_data(manifest: manifests.Manifest) -> Iterator[str]:
+    yield "## Data"
+    yield (
+        f"Dataset `{manifest.fingerprint[:16]}`, tokenizer "
+        f"`{manifest.tokenizer_fingerprint[:16]}`, mode {manifest.mode}, records of "
+        f"{manifest.sequence_length} tokens."
+    )
+    rows = [
+        f"| {name} | {s.documents:,} | {s.words:,} | {s.bytes:,} | {s.tokens:,} |"
+        for name, s in manifest.splits.items()
+    ]
+    head = "| split | documents | words | bytes | tokens |"
+    yield "\n".join([head, "|---|---:|---:|---:|---:|", *rows])
+
+
+def _of_results(found: list[dict[str, Any]]) -> Iterator[str]:
+    if not found:
+        return
+    yield "## Results"
+    yield "Only rows of the same protocol compare."
+    head = (
+        "| step | split | context | stride | loss | token perplexity | "
+        "word perplexity | bits per byte | protocol |"
+    )
+    rows = []
+    for result in found:
+        stamp = dict(result["protocol"])
+        shown = [stamp.pop(name) for name in ("split", "context_length", "stride")]
+        rest = ", ".join(f"{name} {value}" for name, value in stamp.items())
+        rows.append(
+            f"| {result['step']} | {' | '.join(map(str, shown))} | "
+            f"{result['loss']:.4f} | {result['token_perplexity']:.2f} | "
+            f"{result['word_perplexity']:.2f} | {result['bits_per_byte']:.4f} | "
+            f"{rest} |"
+        )
+    yield "\n".join([head, "|---:|---|" + "---:|" * 6 + "---|", *rows])
+
+
+def _json(workdir: str, name: str) -> dict[str, Any]:
+    text = _read(workdir, name)
+    return json.loads(text) if text else {}
+
+
+def _read(workdir: str, name: str) -> str:
+    path = storage.join(workdir, name)
+    return storage.read(path).decode() if storage.exists(path) else ""

@@ -65,8 +65,8 @@ devices = $(VENV)/bin/python -c 'import tensorflow as tf, tf_keras; \
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-tpu quickstart preprocess inspect plan doctor train \
-        train-forever evaluate generate test test-slow lint format check benchmark \
-        benchmark-tpu clean
+        train-forever evaluate generate export report test test-slow lint format \
+        check benchmark benchmark-tpu clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -76,7 +76,9 @@ help:  ## this list
 	@echo "  DATA=FOLDER of the dataset (data/NAME)  WORKDIR=FOLDER of the run (runs/NAME)"
 	@echo "  TPU=local|NAME|grpc://HOST:PORT|none; of plan: a type such as v3-8"
 	@echo "  DEVICES=virtual CPU devices  VENV=FOLDER of the environment (.venv)"
-	@echo "  PROMPT='text'  ARGS='any other flag of the program'"
+	@echo "  PROMPT='text'  OUTPUT=of export (exports/NAME), or report (WORKDIR/report.html)"
+	@echo "  WORKDIRS=FOLDER,... of a report on several  HUB=USER/NAME to push an export to"
+	@echo "  ARGS='any other flag of the program'"
 	@echo "  TEXT=FILE,...  TOKENIZER=FOLDER with GPT-2's, of the benchmark"
 
 install: $(VENV)/.base  ## set up .venv
@@ -108,6 +110,8 @@ quickstart: $(VENV)/.base  ## GPT-2 learns from the text inside Python, here, in
 	  --workdir=runs/quickstart --num_virtual_devices=2
 	$(RUN) trainer.generate --workdir=runs/quickstart --prompt='Return the' \
 	  --num_return_sequences=2 --temperature=0.7 --top_k=40
+	$(RUN) trainer.evaluate --workdir=runs/quickstart --data_dir=data/quickstart
+	$(RUN) trainer.report --workdir=runs/quickstart --output=runs/quickstart/report.html
 
 preprocess: $(VENV)/.base  ## text -> dataset: CONFIG= INPUT= DATA=
 	$(RUN) data_pipeline.preprocess --config=$(CONFIG) --output_dir=$(DATA) \
@@ -146,6 +150,14 @@ evaluate: $(VENV)/.base  ## perplexity: DATA= WORKDIR= TPU=
 
 generate: $(VENV)/.base  ## text: WORKDIR= PROMPT=
 	$(RUN) trainer.generate --workdir=$(WORKDIR) $(call flag,prompt,$(PROMPT)) $(ARGS)
+
+export: $(VENV)/.base  ## the model as a Hugging Face folder: WORKDIR= OUTPUT= HUB=
+	$(RUN) trainer.export --workdir=$(WORKDIR) --output_dir=$(or $(OUTPUT),exports/$(NAME)) \
+	  $(call flag,push_to_hub,$(HUB)) $(ARGS)
+
+report: $(VENV)/.base  ## one HTML page on a run, or on several: WORKDIR= WORKDIRS= OUTPUT=
+	$(RUN) trainer.report --output=$(or $(OUTPUT),$(WORKDIR)/report.html) \
+	  $(if $(WORKDIRS),$(call flag,workdirs,$(WORKDIRS)),--workdir=$(WORKDIR)) $(ARGS)
 
 test: $(VENV)/.$(DEV)  ## the tests, but for the slow ones
 	$(PYTEST)

@@ -9,6 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=["configs", "tfrecords", "data_pipeline", "trainer"],
+    package_data={"trainer": ["report.css"]},
     # The lower bounds were tried together, on Python 3.11.
     install_requires=[
         "absl-py>=2.3,<3",
@@ -55,6 +56,7 @@ setup(
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",
             "ruff==0.17.5",
+            "selenium==4.51.0",
             "trustme==1.2.1",
         ],
         # Independent judges of the numerics.
@@ -69,6 +71,8 @@ setup(
             "gpt2-tpu-train = trainer.train:run",
             "gpt2-tpu-evaluate = trainer.evaluate:run",
             "gpt2-tpu-generate = trainer.generate:run",
+            "gpt2-tpu-export = trainer.export:run",
+            "gpt2-tpu-report = trainer.report:run",
         ]
     },
 )

@@ -24,6 +24,8 @@ ENTRY_POINTS = {
     "tpu_compiler",
     "doctor",
     "forever",
+    "export",
+    "report",
 }
 MIDDLE = {
     "task",
@@ -42,6 +44,16 @@ MIDDLE = {
     "planning",
     "preemption",
     "cluster",
+    "trackers",
+    "journal",
+    "showing",
+    "decoding",
+    "model_card",
+    "hub",
+    "serving",
+    "results",
+    "report_curves",
+    "report_tables",
 }
 BASE = {
     "model",
@@ -49,11 +61,16 @@ BASE = {
     "attention",
     "cross_entropy",
     "dropout",
+    "noise",
     "recompute",
     "adafactor",
     "schedule",
     "flops",
     "memorisation",
+    "published",
+    "chart",
+    "bars",
+    "markup",
     "cloud",
 }
 

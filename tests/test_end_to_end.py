@@ -8,18 +8,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ROOT, run_program
-
-TEXT = "The quick brown fox jumps over the lazy dog. {} times it did so.\n\n"
-SMALL = (
-    "--config=configs/quickstart.py",
-    "--config.training.num_steps=6",
-    "--config.training.evaluation_interval=2",
-    "--config.training.checkpoint_interval=2",
-    "--config.training.steps_per_execution=2",
-    "--config.model.n_embd=32",
-    "--config.model.n_layer=1",
-)
+from tests.conftest import ROOT, SMALL, run_program, train_small
 
 
 def succeed(module: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -32,24 +21,7 @@ def succeed(module: str, *arguments: str) -> subprocess.CompletedProcess:
 def trained(tmp_path_factory) -> tuple[pathlib.Path, dict]:
     """A folder with `data` and `run`, and what the trainer printed."""
     folder = tmp_path_factory.mktemp("end_to_end")
-    (folder / "text.txt").write_text("".join(TEXT.format(n) for n in range(2000)))
-    succeed(
-        "data_pipeline.preprocess",
-        "--config=configs/quickstart.py",
-        "--config.data.vocab_size=400",
-        "--config.data.document=paragraph",
-        f"--input={folder / 'text.txt'}",
-        f"--output_dir={folder / 'data'}",
-    )
-    found = succeed(
-        "trainer.train",
-        *SMALL,
-        f"--data_dir={folder / 'data'}",
-        f"--workdir={folder / 'run'}",
-        "--num_virtual_devices=2",
-        "--json",
-    )
-    return folder, json.loads(found.stdout)
+    return folder, train_small(folder, run_program)
 
 
 def test_training_learns_and_leaves_what_it_should(trained):
@@ -60,8 +32,11 @@ def test_training_learns_and_leaves_what_it_should(trained):
     names = {path.name for path in (folder / "run").iterdir()}
     assert names == {
         "checkpoints",
+        "events.jsonl",
         "loss_curve.png",
+        "manifest.json",
         "metrics.jsonl",
+        "run.json",
         "tensorboard",
         "tokenizer",
     }
@@ -103,7 +78,7 @@ def test_evaluate_gives_what_training_measured(trained):
     measured = json.loads(found.stdout)
     expected = pytest.approx(result["validation_loss_after"], rel=1e-6)
     assert measured["loss"] == expected
-    assert measured["split"] == "validation"
+    assert measured["protocol"]["split"] == "validation"
     assert measured["word_perplexity"] > measured["token_perplexity"] > 1
 
 
@@ -112,26 +87,25 @@ def test_generate_continues_the_prompt(trained):
     arguments = [
         f"--workdir={folder / 'run'}",
         "--prompt=The quick",
+        "--prompt=It did so 7",
         "--num_return_sequences=2",
         "--max_new_tokens=8",
         "--json",
     ]
     first = json.loads(succeed("trainer.generate", *arguments).stdout)
-    assert len(first["texts"]) == 2
-    assert all(text.startswith("The quick") for text in first["texts"])
+    prompts = [result["prompt"] for result in first["results"]]
+    assert prompts == ["The quick", "It did so 7"]
+    for result in first["results"]:
+        assert len(result["texts"]) == 2
+        assert all(text.startswith(result["prompt"]) for text in result["texts"])
     assert first == json.loads(succeed("trainer.generate", *arguments).stdout)
 
 
 def test_a_hugging_face_checkpoint_goes_all_the_way(trained):
-    """The run's weights as a Hugging Face folder: scored, and trained on."""
-    from tests.test_model import pytorch_folder
-    from trainer import checkpoint
-
+    """The run is exported, scored, and trained on."""
     folder, result = trained
-    gpt2, _ = checkpoint.load_model(str(folder / "run"))
-    exported = pytorch_folder(folder / "hf", gpt2)
-    for path in (folder / "run" / "tokenizer").iterdir():
-        (folder / "hf" / path.name).write_bytes(path.read_bytes())
+    exported = folder / "hf"
+    succeed("trainer.export", f"--workdir={folder / 'run'}", f"--output_dir={exported}")
     data = f"--data_dir={folder / 'data'}"
     found = succeed("trainer.evaluate", data, f"--checkpoint={exported}", "--json")
     loss = json.loads(found.stdout)["loss"]

@@ -1,6 +1,6 @@
 """gpt2-tpu: preprocess text, train GPT-2 on TPUs, evaluate and sample it."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="gpt2-tpu",
@@ -8,8 +8,8 @@ setup(
     description="Train GPT-2 on TPUs with TensorFlow and Keras",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=["configs", "tfrecords", "data_pipeline", "trainer"],
-    package_data={"trainer": ["report.css"]},
+    packages=find_packages(exclude=["tests"]),
+    package_data={"trainer.reporting": ["report.css"]},
     # The lower bounds were tried together, on Python 3.11.
     install_requires=[
         "absl-py>=2.3,<3",

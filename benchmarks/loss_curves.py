@@ -25,8 +25,9 @@ from transformers import GPT2Config
 from configs.schema import Config
 from tfrecords import manifest as manifests
 from tfrecords import reader
-from trainer import cross_entropy, forward, model, optimizer
+from trainer import forward, model, optimizer
 from trainer.hardware import REMAT_POLICIES
+from trainer.layers import cross_entropy
 from trainer.schedule import Schedule
 from trainer.task import LanguageModelTask
 

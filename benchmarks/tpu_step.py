@@ -17,8 +17,10 @@ from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import tpu
 from configs.schema import Config
-from trainer import compilation, cross_entropy, forward, model, planning
+from trainer import forward, model
 from trainer import task as tasks
+from trainer.compiler import compilation, planning
+from trainer.layers import cross_entropy
 
 FLAGS = flags.FLAGS
 LENGTH = 1024

@@ -13,10 +13,11 @@ from etils import epath
 
 from tests.conftest import tiny_config, write_dataset
 from tfrecords import gcs, manifest, reader, schema
-from trainer import callbacks, checkpoint, metrics
+from trainer import callbacks, checkpoint
 from trainer import state as states
 from trainer.cluster import Cluster
 from trainer.strategy import mirror_cpu
+from trainer.tracking import metrics
 from trainer.train import train
 
 

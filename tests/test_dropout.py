@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.dropout import Dropout
-from trainer.noise import row_keys
+from trainer.layers.dropout import Dropout
+from trainer.layers.noise import row_keys
 
 SHAPE = (64, 8, 40, 40)
 

@@ -12,9 +12,10 @@ from tests import programs
 from tests.conftest import run_program, shared, tiny_model
 from tfrecords import manifest as manifests
 from tfrecords import windows
-from trainer import export, model, published
+from trainer import export, model
 from trainer.evaluate import figures, protocol
-from trainer.scoring import Score
+from trainer.evaluation import published
+from trainer.evaluation.scoring import Score
 
 
 def sliding_window(judge, tokens, context_length, stride):

@@ -16,8 +16,9 @@ from tests import hub_server, programs
 from tests.conftest import run_program, tiny_model
 from tests.test_sampling import tokenizer  # noqa: F401
 from tfrecords import storage
-from trainer import checkpoint, decoding, export, model, sampling
-from trainer import hub as uploads
+from trainer import checkpoint, export, model
+from trainer.exporting import hub as uploads
+from trainer.generation import decoding, sampling
 
 TOKENS = [[5, 17, 300, 2, 2, 99, 250, 31], [7, 7, 1, 40, 41, 42, 43, 44]]
 FILES = {

@@ -7,9 +7,10 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import VOCABULARY_SIZE, tiny_model
-from trainer import attention, cross_entropy, forward
-from trainer.dropout import NO_DROPOUT, Dropout
-from trainer.noise import row_keys
+from trainer import forward
+from trainer.layers import attention, cross_entropy
+from trainer.layers.dropout import NO_DROPOUT, Dropout
+from trainer.layers.noise import row_keys
 
 
 @pytest.fixture(scope="module")

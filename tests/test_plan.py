@@ -10,7 +10,8 @@ import tensorflow as tf
 from configs import tpu
 from configs.schema import Config
 from tests.conftest import VOCABULARY_SIZE, run_program, tiny_model, write_dataset
-from trainer import compilation, optimizer, planning
+from trainer import optimizer
+from trainer.compiler import compilation, planning
 from trainer.task import LanguageModelTask
 
 needs_compiler = pytest.mark.skipif(

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from tests.programs import Program
-from trainer import metrics
+from trainer.tracking import metrics
 
 
 def command(dataset, workdir, **training):

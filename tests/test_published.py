@@ -3,7 +3,7 @@
 import pytest
 from transformers import GPT2Config
 
-from trainer import published
+from trainer.evaluation import published
 
 SMALL = GPT2Config()
 WHOLE = {"detokenizer": "wikitext", "context_length": 1024, "stride": 1024}

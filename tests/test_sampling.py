@@ -9,8 +9,8 @@ from transformers import GPT2TokenizerFast
 from configs.schema import ConfigError
 from tests.conftest import VOCABULARY_SIZE, tiny_model
 from trainer import export
-from trainer.decoding import Settings
-from trainer.sampling import Sampler
+from trainer.generation.decoding import Settings
+from trainer.generation.sampling import Sampler
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.conftest import VOCABULARY_SIZE, tiny_model, write_dataset
 from trainer import model
 from trainer.evaluate import figures
-from trainer.scoring import Score, Scorer
+from trainer.evaluation.scoring import Score, Scorer
 from trainer.strategy import mirror_cpu
 from trainer.task import LanguageModelTask
 

@@ -7,7 +7,8 @@ import tf_keras
 
 from configs.schema import OptimizerConfig
 from tests.conftest import VOCABULARY_SIZE, tiny_model
-from trainer import cross_entropy, forward, optimizer
+from trainer import forward, optimizer
+from trainer.layers import cross_entropy
 from trainer.schedule import Schedule
 from trainer.strategy import mirror_cpu
 from trainer.task import LanguageModelTask

@@ -12,8 +12,9 @@ from configs import tpu
 from configs.schema import Config, ConfigError
 from tests import programs
 from tests.conftest import SMALL
-from trainer import callbacks, journal, metrics, trackers
+from trainer import callbacks
 from trainer import strategy as strategies
+from trainer.tracking import journal, metrics, trackers
 
 TRACKED = (
     *SMALL,

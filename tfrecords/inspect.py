@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 from absl import app, flags
-from etils import epath
 from tqdm import tqdm
 
-from tfrecords import integrity
+from tfrecords import integrity, storage
 from tfrecords import manifest as manifests
 from tfrecords.manifest import DatasetError, Manifest
 
@@ -114,12 +113,14 @@ def _measured(statistics: integrity.Statistics, manifest: Manifest) -> dict[str,
 
 def _examples(data_dir: str, manifest: Manifest, show: int) -> list[dict[str, Any]]:
     """The first records of the first training shard, as text."""
-    root = epath.Path(data_dir)
-    stored = root / manifests.TOKENIZER_FOLDER / "tokenizer.json"
-    tokenizer = tokenizers.Tokenizer.from_str(stored.read_text())
+    name = f"{manifests.TOKENIZER_FOLDER}/tokenizer.json"
+    stored = storage.read(storage.join(data_dir, name)).decode()
+    tokenizer = tokenizers.Tokenizer.from_str(stored)
     split = next(iter(manifest.splits.values()))
     found = []
-    stream = integrity.records(root / split.shards[0].name, manifest.dtype)
+    stream = integrity.records(
+        storage.join(data_dir, split.shards[0].name), manifest.dtype
+    )
     for _, (tokens, length, label) in zip(range(show), stream, strict=False):
         length = len(tokens) if length is None else length
         start = len(tokens) - length if manifest.padding_side == "left" else 0

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
-from etils import epath
 
 from tfrecords import manifest as manifests
-from tfrecords import schema
+from tfrecords import schema, storage
 from tfrecords.manifest import Manifest, Shard
 
 
@@ -50,8 +49,8 @@ def examine(
     """
     statistics, problems = Statistics(), []
     for shard in manifest.split(split).shards:
-        path = epath.Path(data_dir) / shard.name
-        if not path.exists():
+        path = storage.join(data_dir, shard.name)
+        if not storage.exists(path):
             problems.append(f"{path} is missing.")
         else:
             problems += _examine_shard(path, shard, manifest, statistics)
@@ -63,24 +62,24 @@ def examine(
 def unlisted_shards(data_dir: str, manifest: Manifest) -> list[str]:
     """Names the shards in the folder that the manifest does not know."""
     listed = {s.name for split in manifest.splits.values() for s in split.shards}
-    found = {path.name for path in epath.Path(data_dir).glob("*.tfrecord")}
-    return sorted(found - listed)
+    found = storage.sizes_and_versions(data_dir)
+    return sorted(n for n in found if n.endswith(".tfrecord") and n not in listed)
 
 
 def records(
-    path: epath.Path, dtype: np.dtype
+    path: str, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, int | None, int | None]]:
     """Yields (tokens, length, label) of a shard; ValueError at damage."""
-    with path.open("rb") as stream:
+    with storage.open_read(path) as stream:
         for payload in schema.unframe(stream.read):
             yield schema.deserialize(payload, dtype)
 
 
 def _examine_shard(
-    path: epath.Path, shard: Shard, manifest: Manifest, statistics: Statistics
+    path: str, shard: Shard, manifest: Manifest, statistics: Statistics
 ) -> list[str]:
     number = 0
-    with path.open("rb") as file:
+    with storage.open_read(path) as file:
         stream = _Hashed(file)
         try:
             for payload in schema.unframe(stream.read):

@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from tfrecords import schema, storage
 
@@ -227,8 +226,8 @@ class Watch:
 
 def verify_tokenizer(data_dir: str, manifest: Manifest) -> None:
     """Raises DatasetError where the dataset's tokenizer is not the manifest's."""
-    folder = epath.Path(data_dir) / TOKENIZER_FOLDER
-    if tokenizer_fingerprint(str(folder)) != manifest.tokenizer_fingerprint:
+    folder = storage.join(data_dir, TOKENIZER_FOLDER)
+    if tokenizer_fingerprint(folder) != manifest.tokenizer_fingerprint:
         raise DatasetError(
             f"{folder} must hold the tokenizer that the manifest names. It is missing "
             "or another. Copy the dataset again, or preprocess it again."
@@ -242,12 +241,15 @@ def tokenizer_fingerprint(folder: str) -> str | None:
     the same fingerprint in both forms. Added tokens belong to the vocabulary. None
     where the folder holds neither.
     """
-    root = epath.Path(folder)
-    if (root / "tokenizer.json").exists():
-        return fingerprint_of_tokenizer((root / "tokenizer.json").read_text())
-    if (root / "vocab.json").exists() and (root / "merges.txt").exists():
-        vocabulary = json.loads((root / "vocab.json").read_text())
-        lines = (root / "merges.txt").read_text().split("\n")
+    whole, vocabulary_path, merges_path = (
+        storage.join(folder, name)
+        for name in ("tokenizer.json", "vocab.json", "merges.txt")
+    )
+    if storage.exists(whole):
+        return fingerprint_of_tokenizer(storage.read(whole).decode())
+    if storage.exists(vocabulary_path) and storage.exists(merges_path):
+        vocabulary = json.loads(storage.read(vocabulary_path))
+        lines = storage.read(merges_path).decode().split("\n")
         merges = [line for line in lines if line and not line.startswith("#version")]
         return _fingerprint(vocabulary, merges)
     return None

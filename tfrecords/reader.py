@@ -12,9 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from etils import epath
 
-from tfrecords import integrity, order, schema
+from tfrecords import integrity, order, schema, storage
 from tfrecords.manifest import DatasetError, Manifest, Split
 
 
@@ -100,7 +99,7 @@ def batch_records(
 
 def paths(data_dir: str, split: Split) -> list[str]:
     """Returns the shards' files, in order."""
-    return [str(epath.Path(data_dir) / shard.name) for shard in split.shards]
+    return [storage.join(data_dir, shard.name) for shard in split.shards]
 
 
 @contextlib.contextmanager

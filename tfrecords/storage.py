@@ -84,8 +84,11 @@ def exists(path: str) -> bool:
 
 
 def read(path: str) -> bytes:
-    with open_read(path) as stream:
-        return stream.read()
+    """Returns the contents; of a file in a bucket, as its checksum says they are."""
+    if not is_remote(path):
+        return pathlib.Path(path).read_bytes()
+    with gcs.clear_errors(path):
+        return gcs.blob(path).download_as_bytes(checksum="crc32c")
 
 
 def write(path: str, data: bytes) -> None:
@@ -93,6 +96,22 @@ def write(path: str, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def append(path: str, data: bytes) -> None:
+    """Writes to the end of a file; in a bucket, which has no such thing, all anew."""
+    if is_remote(path):
+        write(path, (read(path) if exists(path) else b"") + data)
+        return
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "ab") as stream:
+        stream.write(data)
+
+
+def download(path: str, name: str) -> None:
+    """Copies a file of a bucket to this disk, as its checksum says it is."""
+    with gcs.clear_errors(path):
+        gcs.blob(path).download_to_filename(name, checksum="crc32c")
 
 
 @contextlib.contextmanager
@@ -202,8 +221,8 @@ def local_copy(path: str, version: str) -> str:
     name = f"{version}-{os.path.basename(path)}"
     copy = os.path.join(tempfile.gettempdir(), "gpt2-tpu", name)
     if not os.path.exists(copy):
-        with writing(copy) as partial, gcs.clear_errors(path):
-            gcs.blob(path).download_to_filename(partial, checksum="crc32c")
+        with writing(copy) as partial:
+            download(path, partial)
     return copy
 
 

@@ -15,10 +15,10 @@ from tfrecords.manifest import Watch
 from trainer import memorisation
 from trainer import strategy as strategies
 from trainer.checkpoint import Checkpoints
-from trainer.journal import EVENT
-from trainer.metrics import MetricsLog
+from trainer.evaluation.scoring import Scorer
 from trainer.preemption import Notice
-from trainer.scoring import Scorer
+from trainer.tracking.journal import EVENT
+from trainer.tracking.metrics import MetricsLog
 
 _NUM_RECORDS = 16  # that a message lists
 

@@ -351,8 +351,9 @@ def _verified(folder: epath.Path) -> Record:
 
 def _read_record(folder: epath.Path) -> Record:
     path = folder / _RECORD
+    text = storage.read(path.as_posix())
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(text)
         version = values["format_version"]
         if version == FORMAT_VERSION:
             return Record(**values)

@@ -16,9 +16,10 @@ from configs import cli
 from configs.schema import ConfigError
 from tfrecords import manifest as manifests
 from tfrecords import reader
-from trainer import forward, model, pretrained, published, results
+from trainer import forward, model, pretrained
 from trainer import strategy as strategies
-from trainer.scoring import Score, Scorer
+from trainer.evaluation import published, results
+from trainer.evaluation.scoring import Score, Scorer
 from trainer.task import LanguageModelTask
 
 FLAGS = flags.FLAGS

@@ -24,7 +24,8 @@ from transformers import (
 from configs import cli
 from configs.schema import ConfigError
 from tfrecords import storage
-from trainer import hub, model, model_card, pretrained, serving
+from trainer import model, pretrained
+from trainer.exporting import hub, model_card, serving
 
 FLAGS = flags.FLAGS
 _WEIGHTS = "model.safetensors"

@@ -18,10 +18,10 @@ import tensorflow as tf
 import tf_keras
 from transformers import TFGPT2LMHeadModel
 
-from trainer import cross_entropy
-from trainer.attention import attention
-from trainer.dropout import NO_DROPOUT, Dropout
-from trainer.recompute import hold, recomputed
+from trainer.layers import cross_entropy
+from trainer.layers.attention import attention
+from trainer.layers.dropout import NO_DROPOUT, Dropout
+from trainer.layers.recompute import hold, recomputed
 
 # Queries that attend at once. All queries against all keys would be twice the work and
 # memory, of which the mask hides half.

@@ -9,8 +9,8 @@ from etils import epath
 from configs import cli
 from configs.schema import ConfigError
 from trainer import model, pretrained
-from trainer.decoding import Settings
-from trainer.sampling import Sampler
+from trainer.generation.decoding import Settings
+from trainer.generation.sampling import Sampler
 
 FLAGS = flags.FLAGS
 

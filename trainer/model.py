@@ -1,12 +1,12 @@
 """Config -> TFGPT2LMHeadModel. Weights, names and checkpoints are Hugging Face's."""
 
+import os
 import tempfile
 
 import safetensors
 import safetensors.tensorflow
 import tensorflow as tf
 from absl import logging
-from etils import epath
 from transformers import GPT2Config, GPT2TokenizerFast, TFGPT2LMHeadModel
 from transformers.modeling_tf_pytorch_utils import (
     convert_tf_weight_name_to_pt_weight_name,
@@ -236,8 +236,10 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
             return GPT2TokenizerFast.from_pretrained(source)
         # transformers reads no bucket.
         with tempfile.TemporaryDirectory() as folder:
-            for path in epath.Path(source).iterdir():
-                path.copy(epath.Path(folder) / path.name)
+            for name in storage.sizes_and_versions(source):
+                if name.endswith((".json", ".txt")):
+                    path = storage.join(source, name)
+                    storage.download(path, os.path.join(folder, name))
             return GPT2TokenizerFast.from_pretrained(folder)
     except (OSError, TypeError, ValueError) as error:
         raise ConfigError(

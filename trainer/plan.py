@@ -12,8 +12,9 @@ from absl import flags
 from configs import cli, tpu
 from configs.schema import ConfigError, validate
 from tfrecords import manifest as manifests
-from trainer import hardware, planning
-from trainer.planning import gib
+from trainer import hardware
+from trainer.compiler import planning
+from trainer.compiler.planning import gib
 
 FLAGS = flags.FLAGS
 

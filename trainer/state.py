@@ -93,7 +93,7 @@ def write(values: dict[str, np.ndarray], path: epath.Path) -> tuple[int, str]:
 def checksum(path: epath.Path) -> tuple[int, str]:
     """Returns size in bytes and SHA-256."""
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
+    with storage.open_read(path.as_posix()) as stream:
         while block := stream.read(1 << 24):
             digest.update(block)
             size += len(block)
@@ -151,6 +151,6 @@ def _opened(path: epath.Path) -> Iterator[safetensors.safe_open]:
         local = path
         if storage.is_remote(path.as_posix()):
             local = epath.Path(folder) / path.name
-            path.copy(local)
+            storage.download(path.as_posix(), local.as_posix())
         with safetensors.safe_open(os.fspath(local), framework="numpy") as file:
             yield file

@@ -14,8 +14,8 @@ from configs.schema import Config
 from tfrecords.manifest import Manifest
 from trainer import forward, memorisation, model, optimizer, state
 from trainer import strategy as strategies
-from trainer.dropout import Dropout
-from trainer.noise import row_keys
+from trainer.layers.dropout import Dropout
+from trainer.layers.noise import row_keys
 from trainer.schedule import Schedule
 
 

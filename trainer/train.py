@@ -20,24 +20,13 @@ from configs import cli
 from configs.schema import Config, flatten, validate
 from tfrecords import lease, reader, storage
 from tfrecords import manifest as manifests
-from trainer import (
-    callbacks,
-    cloud,
-    flops,
-    hardware,
-    journal,
-    metrics,
-    preemption,
-    schedule,
-    showing,
-    summary,
-    trackers,
-)
+from trainer import callbacks, cloud, flops, hardware, preemption, schedule
 from trainer import strategy as strategies
 from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
-from trainer.scoring import Scorer
+from trainer.evaluation.scoring import Scorer
+from trainer.tracking import journal, metrics, showing, summary, trackers
 
 FLAGS = flags.FLAGS
 

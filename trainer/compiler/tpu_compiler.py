@@ -1,7 +1,7 @@
 """The TPU's own compiler, as a program: HLO in, one JSON object out.
 
-`python -m trainer.tpu_compiler STEP.hlo v3-8`. It needs no TPU: libtpu holds the
-compiler. This runs in a process of its own, since TensorFlow cannot load the libtpu
+`python -m trainer.compiler.tpu_compiler STEP.hlo v3-8`. It needs no TPU: libtpu holds
+the compiler. This runs in a process of its own, since TensorFlow cannot load the libtpu
 that this needs, and it is the only file that touches JAX, XLA and their private parts.
 """
 

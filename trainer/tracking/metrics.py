@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from tfrecords import storage
-from trainer.journal import METRICS_NAME, SAMPLES_NAME
-from trainer.trackers import Tracker
+from trainer.tracking.journal import METRICS_NAME, SAMPLES_NAME
+from trainer.tracking.trackers import Tracker
 
 
 class MetricsLog:
@@ -40,7 +39,7 @@ class MetricsLog:
         self._losses: dict[int, float] = {}  # of the validation split, by step
         self._training_losses: list[float] = []  # since the last of them
         self._files = {
-            name: _Lines(epath.Path(workdir) / name, step, writes)
+            name: _Lines(storage.join(workdir, name), step, writes)
             for name in (METRICS_NAME, SAMPLES_NAME)
         }
         for line in self._files[METRICS_NAME].kept:
@@ -113,40 +112,36 @@ class MetricsLog:
 class _Lines:
     """A file of JSON lines, each with a step, of which those after `step` are lost."""
 
-    def __init__(self, path: epath.Path, step: int, writes: bool):
+    def __init__(self, path: str, step: int, writes: bool):
         self._path = path
         self._unwritten = ""
-        self.is_remote = storage.is_remote(str(path))
+        self.is_remote = storage.is_remote(path)
         self.kept = [line for line in _load(path) if step and line["step"] <= step]
-        text = "".join(map(_to_text, self.kept))
-        if writes and path.exists() and path.read_text() != text:
-            partial = path.with_name(f"{path.name}.partial")
-            partial.write_text(text)
-            partial.replace(path)
+        text = "".join(map(_to_text, self.kept)).encode()
+        if writes and storage.exists(path) and storage.read(path) != text:
+            storage.write(path, text)
 
     def add(self, line: Mapping[str, Any]) -> None:
         self._unwritten += _to_text(line)
 
     def flush(self) -> None:
         if self._unwritten:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as stream:
-                stream.write(self._unwritten)
+            storage.append(self._path, self._unwritten.encode())
         self._unwritten = ""
 
 
 def load(workdir: str) -> list[dict[str, Any]]:
     """Returns all metrics; a last line that was torn by a kill is left out."""
-    return _load(epath.Path(workdir) / METRICS_NAME)
+    return _load(storage.join(workdir, METRICS_NAME))
 
 
 def load_samples(workdir: str) -> list[dict[str, Any]]:
     """Returns all samples."""
-    return _load(epath.Path(workdir) / SAMPLES_NAME)
+    return _load(storage.join(workdir, SAMPLES_NAME))
 
 
-def _load(path: epath.Path) -> list[dict[str, Any]]:
-    text = path.read_text() if path.exists() else ""
+def _load(path: str) -> list[dict[str, Any]]:
+    text = storage.read(path).decode() if storage.exists(path) else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 

@@ -11,8 +11,9 @@ from transformers import GPT2Config
 from configs import tpu
 from configs.schema import Config, ConfigError, TrainingConfig
 from tfrecords.manifest import Manifest
-from trainer import compilation, flops, hardware, memorisation, model, schedule
+from trainer import flops, hardware, memorisation, model, schedule
 from trainer import strategy as strategies
+from trainer.compiler import compilation
 
 # A microbatch of more sequences than this is not looked for.
 _LARGEST_MICROBATCH = 4096

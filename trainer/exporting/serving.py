@@ -5,7 +5,7 @@ import pathlib
 import tensorflow as tf
 from transformers import GPT2TokenizerFast, TFGPT2LMHeadModel, TFLogitsProcessorList
 
-from trainer.decoding import Noise
+from trainer.generation.decoding import Noise
 
 _TOKENS = tf.TensorSpec([None, None], tf.int32)
 _LENGTH = tf.TensorSpec([None], tf.int32)

@@ -8,9 +8,9 @@ from configs.schema import TrackingConfig
 from trainer import model, state
 from trainer import strategy as strategies
 from trainer.callbacks import AtIntervals
-from trainer.decoding import Settings
-from trainer.metrics import MetricsLog
-from trainer.sampling import Sampler
+from trainer.generation.decoding import Settings
+from trainer.generation.sampling import Sampler
+from trainer.tracking.metrics import MetricsLog
 
 
 class Samples(AtIntervals):

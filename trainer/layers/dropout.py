@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from trainer.noise import SPREAD, bits, mix
-from trainer.recompute import hold
+from trainer.layers.noise import SPREAD, bits, mix
+from trainer.layers.recompute import hold
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

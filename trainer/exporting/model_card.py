@@ -7,8 +7,9 @@ from typing import Any
 from configs import schema
 from tfrecords import manifest as manifests
 from tfrecords import storage
-from trainer import journal, results
+from trainer.evaluation import results
 from trainer.pretrained import Pretrained
+from trainer.tracking import journal
 
 _HEADER = """---
 library_name: transformers

@@ -1,4 +1,4 @@
-"""The sections of a run report that are tables and texts; see `report_curves`.
+"""The sections of a run report that are tables and texts; see `curves`.
 
 Each takes all runs of the page, and returns None where there is nothing to show.
 """
@@ -9,8 +9,8 @@ from typing import Any
 
 from configs import schema
 from tfrecords.manifest import Manifest
-from trainer.bars import Bar, stacked_bars
-from trainer.markup import (
+from trainer.reporting.curves import each
+from trainer.reporting.markup import (
     Figure,
     Html,
     details,
@@ -22,7 +22,7 @@ from trainer.markup import (
     tag,
     words,
 )
-from trainer.report_curves import Run, each
+from trainer.reporting.runs import Run
 
 _MOST_SAMPLED_STEPS = 12
 _MOST_CHARACTERS = 2000  # of a sample
@@ -173,26 +173,41 @@ def _memory_of(run: Run) -> Html | None:
         cells = [*map(plan.get, _PLANNED), *(_gib(plan.get(name)) for name in sizes)]
         fits = "yes" if plan["fits"] else tag("b", "no")
         rows.append([plan["tpu_type"], *cells, fits])
-    bars = [_bar(plan) for plan in plans]
+    names = enumerate(_PARTS.values())
+    legend = [tag("span", name, class_=f"key p{index}") for index, name in names]
+    caption = tag(
+        "figcaption",
+        tag("b", "Share of the HBM"),
+        tag("span", legend, class_="legend"),
+    )
     return join(
         [
-            stacked_bars(
-                "Share of the HBM", list(_PARTS.values()), "all of the HBM", bars
-            ),
+            tag("figure", caption, [_bar(plan) for plan in plans], class_="bars"),
             table(head, rows),
             note("Of one replica, in GiB, by the compiler of the TPU."),
         ]
     )
 
 
-def _bar(plan: dict[str, Any]) -> Bar:
+def _bar(plan: dict[str, Any]) -> Html:
+    """A plan's parts, stacked in a box as long as all of the HBM."""
     limit, peak = plan["hbm_available_bytes"], plan.get("peak_bytes") or 0
-    known = [plan.get(name) for name in _PARTS]
-    shares = [size / limit for size in known if size is not None]
     said = f"{_gib(peak)} of {_gib(limit)} GiB ({peak / limit:.0%})"
-    if plan["fits"]:
-        return Bar(plan["tpu_type"], shares, said)
-    return Bar(plan["tpu_type"], shares, "✕ does not fit", plan.get("message") or "")
+    parts = [
+        tag("i", class_=f"p{index}", style=f"width:{size / limit:.2%}")
+        for index, size in enumerate(map(plan.get, _PARTS))
+        if size
+    ]
+    if not plan["fits"]:
+        said = "✕ does not fit"
+    return tag(
+        "div",
+        tag("span", plan["tpu_type"]),
+        tag("span", parts, class_="room" if parts else "room unknown"),
+        tag("span", said, class_="sum"),
+        tag("p", plan["message"], class_="message") if plan.get("message") else None,
+        class_="bar",
+    )
 
 
 def _gib(num_bytes: float | None) -> Figure:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from trainer.recompute import hold
+from trainer.layers.recompute import hold
 
 
 def attention(

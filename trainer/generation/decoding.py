@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from configs.schema import ConfigError
-from trainer import noise
+from trainer.layers import noise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from configs.schema import ConfigError
-from trainer.decoding import Settings
+from trainer.generation.decoding import Settings
 
 # Prompts are padded to a power of two, not below this, so that prompts of about the
 # same length share one compiled program.

@@ -136,7 +136,13 @@ def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         path = os.path.join(folder, "step.hlo")
         with open(path, "wb") as stream:
             stream.write(hlo)
-        command = [sys.executable, "-m", "trainer.tpu_compiler", path, tpu_type.name]
+        command = [
+            sys.executable,
+            "-m",
+            "trainer.compiler.tpu_compiler",
+            path,
+            tpu_type.name,
+        ]
         # Another environment's libtpu, which TensorFlow hands down to its children.
         others = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}
         process = subprocess.run(

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from absl import logging as absl_logging
-from etils import epath
 
 from configs.schema import Config
 from tfrecords import manifest as manifests
@@ -51,12 +50,14 @@ def describe(workdir: str, data_dir: str, config: Config, **facts: Any) -> None:
     }
     text = json.dumps(found, indent=1) + "\n"
     storage.write(storage.join(workdir, RUN_NAME), text.encode())
-    source, target = epath.Path(data_dir), epath.Path(workdir)
-    (target / manifests.TOKENIZER_FOLDER).mkdir(parents=True, exist_ok=True)
-    copied = [source / manifests.FILE_NAME]
-    copied += (source / manifests.TOKENIZER_FOLDER).iterdir()
-    for path in copied:
-        path.copy(target / path.relative_to(source), overwrite=True)
+    tokenizer = storage.sizes_and_versions(
+        storage.join(data_dir, manifests.TOKENIZER_FOLDER)
+    )
+    copied = [f"{manifests.TOKENIZER_FOLDER}/{name}" for name in tokenizer]
+    for name in (manifests.FILE_NAME, *copied):
+        storage.write(
+            storage.join(workdir, name), storage.read(storage.join(data_dir, name))
+        )
 
 
 def _versions() -> Iterator[tuple[str, str]]:
@@ -68,7 +69,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 @contextlib.contextmanager
 def recorded(workdir: str) -> Iterator[None]:
     """Keeps what is said inside: warnings, errors, events, and what ended the run."""
-    handler = _Events(epath.Path(workdir) / EVENTS_NAME)
+    handler = _Events(storage.join(workdir, EVENTS_NAME))
     logger = absl_logging.get_absl_logger()
     logger.addHandler(handler)
     try:
@@ -81,7 +82,7 @@ def recorded(workdir: str) -> Iterator[None]:
 
 
 class _Events(logging.Handler):
-    def __init__(self, path: epath.Path):
+    def __init__(self, path: str):
         super().__init__()
         self._path = path
 
@@ -102,6 +103,4 @@ class _Events(logging.Handler):
             "level": level,
             "message": message,
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        storage.append(self._path, f"{json.dumps(line)}\n".encode())

@@ -1,0 +1,144 @@
+"""A run as its folder has it. Needs no TensorFlow."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from configs.schema import ConfigError
+from tfrecords import manifest as manifests
+from tfrecords import storage
+from tfrecords.manifest import Manifest
+from trainer.tracking import journal
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run's folder holds; what is not there is empty.
+
+    Attributes:
+      name: for people; no other run of the page has it.
+      workdir: the folder.
+      record: `run.json`.
+      metrics, samples, events: the lines of these files.
+      evaluations, plans: the files of these folders.
+      manifest: of the dataset.
+    """
+
+    name: str
+    workdir: str
+    record: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    plans: list[dict[str, Any]]
+    manifest: Manifest | None
+
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """Returns (step, value) of all lines that have a finite one."""
+        found = [
+            (line["step"], line[name])
+            for line in self.metrics
+            if isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
+        ]
+        return sorted(found, key=lambda point: point[0])
+
+    @property
+    def last_step(self) -> int:
+        return max((line["step"] for line in self.metrics), default=0)
+
+    @property
+    def input(self) -> str:
+        """What was preprocessed: the config's, or else the files of the manifest."""
+        given = self.config.get("data.input")
+        files = self.manifest.config.get("input", []) if self.manifest else []
+        return given or ",".join(str(file[0]) for file in files)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields by their full names, as `schema.flatten` names them."""
+        return {
+            f"{concern}.{field}": value
+            for concern, fields in self.record.get("config", {}).items()
+            for field, value in fields.items()
+        }
+
+
+def read(workdir: str, name: str) -> Run:
+    """Reads a run's folder.
+
+    Raises:
+      ConfigError: it has no `run.json`, or a file in it is damaged.
+      DatasetError: its manifest is damaged.
+    """
+    path = storage.join(workdir, journal.RUN_NAME)
+    if not storage.exists(path):
+        raise ConfigError(
+            f"`--workdir` must be the folder of a run. Received: {workdir}, which has "
+            f"no {journal.RUN_NAME}. Correct the folder, or start the run again with "
+            "`trainer.train` of this version, which writes it."
+        )
+    path_of_manifest = storage.join(workdir, manifests.FILE_NAME)
+    manifest = None
+    if storage.exists(path_of_manifest):
+        manifest = manifests.from_json(_text(path_of_manifest), path_of_manifest)
+    return Run(
+        name=name,
+        workdir=workdir,
+        record=_parse(_text(path), path),
+        metrics=_lines(workdir, journal.METRICS_NAME, needed="step"),
+        samples=_lines(workdir, journal.SAMPLES_NAME, needed="text"),
+        events=_lines(workdir, journal.EVENTS_NAME, needed="message"),
+        evaluations=_folder(workdir, "evaluations"),
+        plans=_folder(workdir, "plans"),
+        manifest=manifest,
+    )
+
+
+def _text(path: str) -> str:
+    return storage.read(path).decode(errors="replace")
+
+
+def _lines(workdir: str, name: str, *, needed: str) -> list[dict[str, Any]]:
+    """Reads JSON lines; a last one that is not yet whole is left out."""
+    path = storage.join(workdir, name)
+    if not storage.exists(path):
+        return []
+    whole = _text(path).split("\n")[:-1]
+    return [
+        _parse(line, f"{path}, line {number}", needed)
+        for number, line in enumerate(whole, 1)
+    ]
+
+
+def _folder(workdir: str, name: str) -> list[dict[str, Any]]:
+    """Reads the JSON files of a folder, by their names."""
+    folder = storage.join(workdir, name)
+    there = storage.sizes_and_versions(folder)
+    paths = [storage.join(folder, n) for n in sorted(there) if n.endswith(".json")]
+    return [_parse(_text(path), path) for path in paths]
+
+
+def _parse(line: str, path: str, needed: str = "") -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        if isinstance(found, dict) and (not needed or needed in found):
+            return found
+        reason = f"no object with {needed!r}" if needed else "no object"
+    except ValueError as error:
+        reason = str(error)
+    raise ConfigError(f"{path} is damaged: {reason}. Mend or remove it.")
+
+
+def names(workdirs: Sequence[str]) -> list[str]:
+    """Returns the shortest ends of the paths that are different from each other."""
+    paths = [folder.rstrip("/").split("/") for folder in workdirs]
+    for count in range(1, max(map(len, paths)) + 1):
+        found = ["/".join(path[-count:]) for path in paths]
+        if len(set(found)) == len(found):
+            return found
+    raise ConfigError(
+        f"`--workdirs` must name each run once. Received: {', '.join(workdirs)}."
+    )

@@ -120,9 +120,9 @@ class ObjectStore:
         connection.close()
         return answer.status, answer.getheaders(), content
 
-    def local(self, location: str, origin: str) -> str:
-        """Lets an upload go on where it began: through the proxy."""
-        return location.replace(self._backend, origin)
+    def local(self, text: str, origin: str) -> str:
+        """Lets what goes on at an address that is told go through the proxy."""
+        return text.replace(self._backend, origin)
 
 
 @contextlib.contextmanager
@@ -215,6 +215,9 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         if self.origin:
             headers["X-Forwarded-Proto"] = "https"
         status, found, content = store.ask(self.command, self.path, headers, body)
+        if self.path.startswith(("/storage/v1", "/upload/storage")):  # metadata
+            origin = self.origin or store.url
+            content = store.local(content.decode(), origin).encode()
         self._answer(status, found, content, cut=fault is not None)
 
     def _body(self) -> bytes:

@@ -38,9 +38,13 @@ def test_what_is_written_is_read(root):
     storage.write(path, b"one\ntwx")
     assert storage.checksum(path) != checksum
     assert storage.stat(path)[1] != version
+    storage.append(path, b"!")
+    storage.append(f"{root}/sub/new", b"!")
+    assert storage.read(path) == b"one\ntwx!"
+    assert storage.read(f"{root}/sub/new") == b"!"
     copy = storage.local_copy(path, version)
     with open(copy, "rb") as stream:
-        assert stream.read() == b"one\ntwx"
+        assert stream.read() == b"one\ntwx!"
 
 
 def test_a_checksum_is_the_same_here_and_in_a_bucket(tmp_path, bucket):
@@ -189,6 +193,23 @@ def test_our_own_write_whose_answer_was_lost_is_no_other_writer(store, bucket):
     assert store.num_faults == 1
     assert sum("ifGenerationMatch" in request for request in store.requests) == 2
     assert storage.read(f"{bucket}/once") == b"mine"
+
+
+def test_an_answer_that_breaks_off_is_not_the_end_of_a_file(store, bucket, tmp_path):
+    path, copy = f"{bucket}/file", str(tmp_path / "copy")
+    storage.write(path, bytes(100_000))
+    for number, read in enumerate(
+        (
+            lambda: storage.read(path),
+            lambda: storage.open_read(path).read(),
+            lambda: storage.download(path, copy) or storage.read(copy),
+            lambda: storage.append(path, b"") or storage.read(path),
+        )
+    ):
+        store.faults = [object_store.Fault("GET .*alt=media", times=2)]
+        store.num_faults = 0
+        assert read() == bytes(100_000), number
+        assert store.num_faults == 2, store.requests[-4:]
 
 
 def test_what_another_writer_wrote_meanwhile_is_not_overwritten(store, bucket):

@@ -76,7 +76,7 @@ help:  ## this list
 	@echo "  DATA=FOLDER of the dataset (data/NAME)  WORKDIR=FOLDER of the run (runs/NAME)"
 	@echo "  TPU=local|NAME|grpc://HOST:PORT|none; of plan: a type such as v3-8"
 	@echo "  DEVICES=virtual CPU devices  VENV=FOLDER of the environment (.venv)"
-	@echo "  PROMPT='text'  OUTPUT=of export (exports/NAME), or report (WORKDIR/report.html)"
+	@echo "  PROMPT='text'  OUTPUT=of export (exports/NAME), or report (WORKDIR/report.html, of WORKDIRS report.html)"
 	@echo "  WORKDIRS=FOLDER,... of a report on several  HUB=USER/NAME to push an export to"
 	@echo "  ARGS='any other flag of the program'"
 	@echo "  TEXT=FILE,...  TOKENIZER=FOLDER with GPT-2's, of the benchmark"
@@ -156,7 +156,7 @@ export: $(VENV)/.base  ## the model as a Hugging Face folder: WORKDIR= OUTPUT= H
 	  $(call flag,push_to_hub,$(HUB)) $(ARGS)
 
 report: $(VENV)/.base  ## one HTML page on a run, or on several: WORKDIR= WORKDIRS= OUTPUT=
-	$(RUN) trainer.report --output=$(or $(OUTPUT),$(WORKDIR)/report.html) \
+	$(RUN) trainer.report --output=$(or $(OUTPUT),$(if $(WORKDIRS),report.html,$(WORKDIR)/report.html)) \
 	  $(if $(WORKDIRS),$(call flag,workdirs,$(WORKDIRS)),--workdir=$(WORKDIR)) $(ARGS)
 
 test: $(VENV)/.$(DEV)  ## the tests, but for the slow ones

@@ -175,7 +175,8 @@ class TrackingConfig:
     sample_interval: int = 0
     sample_tokens: int = 50
     sample_prompt: str = ""
-    # The weights' histograms in TensorBoard, at each evaluation.
+    # The weights' histograms, after each `training.evaluation_interval` steps (0: none
+    # but the last) and the last.
     histograms: bool = False
     # Weights & Biases, where WANDB_MODE=offline writes a folder and sends nothing.
     wandb: bool = False

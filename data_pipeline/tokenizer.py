@@ -92,8 +92,10 @@ def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
     special = [token for token in (config.start_token, end_token) if token]
     added = tuple(dict.fromkeys(token for token in special if token not in known))
     tokenizer.add_tokens(list(added), special_tokens=True)
+    if end_token:  # also where text is generated, and in an export
+        tokenizer.eos_token = end_token
     ids = tokenizer.get_vocab()
-    end_of_text_id = ids[end_token or tokenizer.eos_token]
+    end_of_text_id = ids[tokenizer.eos_token]
     pad_id = tokenizer.pad_token_id
     return Vocabulary(
         size=max(ids.values()) + 1,

@@ -328,7 +328,9 @@ def test_early_stopping_and_the_best_checkpoint(dataset, tmp_path):
     assert best + 3 * 2 == max(losses) < 30
     found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert found == [f"step-{best:08d}", f"step-{max(losses):08d}"]
+    before = sorted((tmp_path / "run").rglob("*"))
     run(dataset, tmp_path / "run", **options)  # is finished, and stays so
+    assert sorted((tmp_path / "run").rglob("*")) == before
     assert metrics.load(str(tmp_path / "run")) == lines
     run(dataset, tmp_path / "run", **options | {"early_stopping_patience": 0})
     assert metrics.load(str(tmp_path / "run"))[-1]["step"] == 30

@@ -193,6 +193,6 @@ def test_wikitexts_test_split_is_the_one_that_was_published(tmp_path):
         "protocol": protocol(written, **whole, precision="float32"),
     }
     shape = GPT2Config(n_layer=6)
-    study, _ = published.compare(result, shape, "published")
+    study, _ = published.compare(result, shape, "as published")
     assert study["figures"] == {"token_perplexity": 31.27, "word_perplexity": 48.71}
     assert study["differences"] == []

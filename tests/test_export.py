@@ -40,6 +40,8 @@ def exported(small_run):
     folder = small_run
     arguments = [f"--workdir={folder / 'run'}", f"--data_dir={folder / 'data'}"]
     succeed("trainer.evaluate", *arguments, "--stride=32")
+    # As of a program that was killed while it wrote.
+    (folder / "run" / "evaluations" / "step-1.json.7.partial").write_text("{")
     target = folder / "exported"
     found = succeed(
         "trainer.export",
@@ -147,7 +149,7 @@ def test_the_card_tells_how_the_model_was_made(exported):
     card = (folder / "README.md").read_text()
     run = json.loads((workdir / "run.json").read_text())
     manifest = json.loads((workdir / "manifest.json").read_text())
-    (result,) = map(json.loads, map(read, (workdir / "evaluations").iterdir()))
+    (result,) = map(json.loads, map(read, (workdir / "evaluations").glob("*.json")))
     assert run["command"] in card
     assert "6 of 6 steps of 512 tokens, 3,072 in all, on CPU x 2" in card
     assert f"| {manifest['splits']['train']['tokens']:,} |" in card
@@ -163,6 +165,7 @@ def read(path: pathlib.Path) -> str:
 def test_tensorflow_alone_scores_and_generates(exported, tmp_path):
     workdir, _ = exported
     folder = tmp_path / "model" / "1"
+    folder.mkdir(parents=True)  # as a disk that is mounted there
     succeed(
         "trainer.export",
         f"--workdir={workdir}",
@@ -298,14 +301,26 @@ def test_a_hub_that_is_not_there_is_a_fault(exported, tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
-def test_a_folder_with_something_in_it_is_refused(exported, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["notes.txt", ".git"])
+def test_a_folder_with_something_in_it_is_refused(exported, tmp_path, name):
+    (tmp_path / name).write_text("mine")
     found = run_program(
         "trainer.export", f"--workdir={exported[0]}", f"--output_dir={tmp_path}"
     )
     assert found.returncode == 2
     assert "must be new or empty" in found.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_saved_model_has_room_for_a_prompt(exported, tmp_path):
+    found = programs.run(
+        "trainer.export",
+        *(f"--workdir={exported[0]}", f"--output_dir={tmp_path / 'model'}"),
+        *("--format=saved_model", "--max_new_tokens=128"),
+    )
+    assert found.returncode == 2
+    assert "the model's 128 positions. Received: 128" in found.stderr
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_bucket_gets_the_same_files(exported, bucket):

@@ -22,8 +22,8 @@ def texts(found) -> list[list[str]]:
 
 def test_prompts_of_a_file_get_what_each_gets_alone(small_run, tmp_path):
     path = tmp_path / "prompts.txt"
-    prompts = ["The quick", "It did so many times, and the lazy dog", "é"]
-    path.write_text("\n".join(prompts) + "\n")
+    prompts = ["The quick", "It did so many times, and the lazy dog", "é\u2028x"]
+    path.write_bytes("\r\n".join([*prompts, ""]).encode())
     short = "--max_new_tokens=4"
     together = texts(generate(small_run, f"--prompt_file={path}", short, "--json"))
     for (text,), prompt in zip(together, prompts, strict=True):
@@ -67,6 +67,7 @@ def test_a_stream_from_standard_input(small_run):
         (["--stream", "--num_beams=2"], "excludes `--num_beams`"),
         (["--num_beams=2", "--top_k=5"], "excludes `--temperature`"),
         (["--temperature=0", "--num_return_sequences=2"], "Received: 2. Use 1"),
+        (["--prompt=caf\udce9"], "`--prompt` must be UTF-8"),
         (["--max_new_tokens=128"], "the model's 128 positions"),
         (["--top_p=1.5"], "top_p"),
     ],

@@ -324,6 +324,10 @@ def test_a_model_learns_new_tokens_of_the_dataset(corpus, tmp_path):
     )
     assert written.added_tokens == ("<|start|>", "<|end|>")
     assert (written.vocabulary_size, written.end_of_text_id) == (size + 2, size + 1)
+    # What generates, and what an export brings, stops there.
+    assert model.load_tokenizer(str(tmp_path / "more" / "tokenizer")).eos_token == (
+        "<|end|>"
+    )
     config = tiny_config().model
     config.initial_checkpoint = str(tmp_path / "checkpoint")
     extended = model.create(config, written, seed=0)

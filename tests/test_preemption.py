@@ -16,7 +16,7 @@ from tests.programs import Program
 from trainer.tracking import metrics
 
 
-def command(dataset, workdir, **training):
+def command(dataset, workdir, *, sample_interval=0, **training):
     """Returns arguments of `trainer.train`."""
     settings = {
         "global_batch_size": 4,
@@ -32,7 +32,8 @@ def command(dataset, workdir, **training):
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
     return [
         "--config=configs/quickstart.py",
-        "--config.tracking.sample_interval=0",
+        f"--config.tracking.sample_interval={sample_interval}",
+        "--config.tracking.sample_tokens=4",
         *(f"--data_dir={dataset[0]}", f"--workdir={workdir}", "--tpu=none"),
         "--config.data.sequence_length=8",
         *(f"--config.model.{name}={value}" for name, value in shape.items()),

@@ -6,7 +6,13 @@ from transformers import GPT2Config
 from trainer.evaluation import published
 
 SMALL = GPT2Config()
-WHOLE = {"detokenizer": "wikitext", "context_length": 1024, "stride": 1024}
+WHOLE = {
+    "mode": "packed",
+    "detokenizer": "wikitext",
+    "context_length": 1024,
+    "stride": 1024,
+}
+TUNED = "fine-tuned on 1 x 2,051,910 words"
 
 
 def result(*, num_bytes=1_290_590, tokens=272_000, **protocol):
@@ -24,7 +30,7 @@ def differences(found, name):
 
 
 def test_the_same_protocol_compares():
-    found = published.compare(result(), SMALL, "published")
+    found = published.compare(result(), SMALL, "as published")
     assert [f["study"].split(",")[0] for f in found] == [
         "WikiText-2 test",
         "WikiText-103 test",
@@ -40,11 +46,21 @@ def test_the_same_protocol_compares():
 @pytest.mark.parametrize(
     ("changed", "trained", "expected"),
     [
-        ({"stride": 512}, "published", "stride 1024 there, 512 here"),
-        ({"context_length": 256}, "published", "context_length 1024 there, 256 here"),
-        ({"detokenizer": "none"}, "published", "detokenizer wikitext there, none here"),
-        ({}, "fine-tuned", "weights published there, fine-tuned here"),
-        ({"tokens": 295_878}, "published", "1.129 tokens a word there, 1.227 here"),
+        ({"stride": 512}, "as published", "stride 1024 there, 512 here"),
+        (
+            {"context_length": 256},
+            "as published",
+            "context_length 1024 there, 256 here",
+        ),
+        (
+            {"detokenizer": "none"},
+            "as published",
+            "detokenizer wikitext there, none here",
+        ),
+        ({"mode": "document"}, "as published", "mode packed there, document here"),
+        ({}, TUNED, f"weights as published there, {TUNED} here"),
+        ({}, "of a folder", "weights as published there, of a folder here"),
+        ({"tokens": 295_878}, "as published", "1.129 tokens a word there, 1.227 here"),
     ],
 )
 def test_each_difference_is_named(changed, trained, expected):
@@ -53,17 +69,19 @@ def test_each_difference_is_named(changed, trained, expected):
 
 
 def test_another_edition_of_the_text_is_named():
-    found = published.compare(result(num_bytes=1_256_449), SMALL, "published")
+    found = published.compare(result(num_bytes=1_256_449), SMALL, "as published")
     assert "1,256,449" in differences(found, "WikiText-2")[0]
 
 
 def test_models_and_texts_without_figures():
-    assert not published.compare(result(), GPT2Config(n_embd=64), "published")
+    assert not published.compare(result(), GPT2Config(n_embd=64), "as published")
     other = {**result(), "words": 1000}
-    assert not published.compare(other, SMALL, "published")
+    assert not published.compare(other, SMALL, "as published")
     large = GPT2Config(n_layer=36, n_embd=1280)
     found = published.compare(
-        result(detokenizer="none", stride=512), large, "published"
+        result(num_bytes=1_296_370, detokenizer="none", stride=512),
+        large,
+        "as published",
     )
     assert differences(found, "WikiText-2 test, stride 512") == []
 
@@ -71,6 +89,6 @@ def test_models_and_texts_without_figures():
 def test_fine_tuned_figures_are_of_the_validation_split():
     fine_tuned = {**result(context_length=512, stride=512)}
     fine_tuned |= {"words": 213_886, "bytes": 1_146_846, "tokens": 237_532}
-    found = published.compare(fine_tuned, SMALL, "fine-tuned")
+    found = published.compare(fine_tuned, SMALL, TUNED)
     assert [bool(f["differences"]) for f in found] == [True, False, True]
     assert found[1]["figures"] == {"loss": 2.94}

@@ -92,19 +92,26 @@ def evaluate() -> list[dict[str, Any]]:
             ),
             compile_local=strategies.compiles_local_work(strategy, precision),
         )
-    found = []
-    for length in lengths:
-        stamp = protocol(
+    stamps = [
+        protocol(
             manifest,
             split=FLAGS.split,
             context_length=length,
             stride=FLAGS.stride or length,
             precision=precision,
         )
+        for length in lengths
+    ]
+    # All of them before the first, which takes its time: one may be impossible.
+    scorers = [_scorer(task, strategy, manifest, stamp) for stamp in stamps]
+    found = []
+    for stamp, scorer in zip(stamps, scorers, strict=True):
+        with reader.naming_damage(FLAGS.data_dir, manifest):
+            score = scorer()
         result: dict[str, Any] = {
             "model": trained.name,
             "step": trained.step,
-            **figures(_score(task, strategy, manifest, stamp), split),
+            **figures(score, split),
             "protocol": stamp,
         }
         result["published"] = published.compare(
@@ -131,13 +138,13 @@ def _context_lengths(manifest: manifests.Manifest, n_positions: int) -> list[int
     return lengths
 
 
-def _score(
+def _scorer(
     task: LanguageModelTask,
     strategy: tf.distribute.Strategy,
     manifest: manifests.Manifest,
     stamp: dict[str, Any],
-) -> Score:
-    scorer = Scorer(
+) -> Scorer:
+    return Scorer(
         task,
         strategy,
         data_dir=FLAGS.data_dir,
@@ -147,8 +154,6 @@ def _score(
         context_length=stamp["context_length"],
         stride=stamp["stride"],
     )
-    with reader.naming_damage(FLAGS.data_dir, manifest):
-        return scorer()
 
 
 def define_flags() -> None:

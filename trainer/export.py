@@ -6,6 +6,7 @@ GPT-2 from safetensors, opens without TensorFlow; `--push_to_hub` uploads it.
 """
 
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -73,7 +74,13 @@ def to_huggingface(
 def _check_new(output_dir: str) -> None:
     if not output_dir:
         raise ConfigError("`--output_dir` is missing: a folder, or gs://….")
-    if storage.expand(output_dir):
+    if storage.is_remote(output_dir):
+        is_new = not storage.expand(output_dir)
+    else:
+        is_new = not os.path.exists(output_dir) or (
+            os.path.isdir(output_dir) and not os.listdir(output_dir)
+        )
+    if not is_new:
         raise ConfigError(
             f"`--output_dir` must be new or empty. Received: {output_dir}. Name "
             "another, or remove it."
@@ -82,7 +89,7 @@ def _check_new(output_dir: str) -> None:
 
 def _place(folder: pathlib.Path, output_dir: str) -> pathlib.Path:
     """Makes a folder that is whole the output; returns where it is on this machine."""
-    if not storage.is_remote(output_dir):
+    if not storage.is_remote(output_dir) and not os.path.exists(output_dir):
         return folder.replace(output_dir.rstrip("/"))
     # What says that it is a model comes last.
     marks = ("config.json", "saved_model.pb")
@@ -129,6 +136,12 @@ def main() -> None:
         raise ConfigError("`--push_to_hub` needs `--format=huggingface`.")
     uploader = hub.Uploader(FLAGS.push_to_hub) if FLAGS.push_to_hub else None
     trained = pretrained.from_flags()
+    num_positions = trained.gpt2.config.n_positions
+    if FLAGS.format == "saved_model" and FLAGS.max_new_tokens >= num_positions:
+        raise ConfigError(
+            "`--max_new_tokens` must leave room for a prompt in the model's "
+            f"{num_positions} positions. Received: {FLAGS.max_new_tokens}."
+        )
     tokenizer = model.load_tokenizer(trained.tokenizer)
     beside = None
     if not storage.is_remote(FLAGS.output_dir):

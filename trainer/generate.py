@@ -4,10 +4,10 @@ import json
 import sys
 
 from absl import flags
-from etils import epath
 
 from configs import cli
 from configs.schema import ConfigError
+from tfrecords import storage
 from trainer import model, pretrained
 from trainer.generation.decoding import Settings
 from trainer.generation.sampling import Sampler
@@ -70,17 +70,23 @@ def prompts() -> list[str]:
     """
     path = FLAGS.prompt_file
     if not path:
+        for prompt in FLAGS.prompt:
+            # Bytes of an argument that are not UTF-8 come as halves of pairs.
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise ConfigError(f"`--prompt` must be UTF-8. Received: {prompt!a}.")
         return FLAGS.prompt or [""]
     if FLAGS.prompt:
         raise ConfigError("Give either `--prompt` or `--prompt_file`.")
     try:
-        text = sys.stdin.read() if path == "-" else epath.Path(path).read_text()
+        read = sys.stdin.buffer.read() if path == "-" else storage.read(path)
+        text = read.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"`--prompt_file` must be a file of UTF-8 text. Received: {path}: {error}."
         ) from error
-    lines = text.splitlines()
-    if not lines:
+    # Not `splitlines`, which knows ten other ends of a line.
+    lines = text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+    if not text:
         raise ConfigError(
             f"`--prompt_file` must hold a prompt on each line. Received: {path}, which "
             "is empty."

@@ -7,7 +7,12 @@ import safetensors
 import safetensors.tensorflow
 import tensorflow as tf
 from absl import logging
-from transformers import GPT2Config, GPT2TokenizerFast, TFGPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2TokenizerFast,
+    PretrainedConfig,
+    TFGPT2LMHeadModel,
+)
 from transformers.modeling_tf_pytorch_utils import (
     convert_tf_weight_name_to_pt_weight_name,
     load_pytorch_state_dict_in_tf2_model,
@@ -167,7 +172,7 @@ def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
     }
 
 
-def from_shape(config: GPT2Config) -> TFGPT2LMHeadModel:
+def from_shape(config: PretrainedConfig) -> TFGPT2LMHeadModel:
     """Builds a model with its variables; their values are arbitrary."""
     model = TFGPT2LMHeadModel(config)
     model.build_in_name_scope()

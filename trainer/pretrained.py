@@ -1,16 +1,21 @@
 """The trained model that the command line names: a run's or a Hugging Face one."""
 
 import dataclasses
+import os
+from typing import Any
 
 from absl import flags
 from transformers import TFGPT2LMHeadModel
 
 from configs.schema import ConfigError
+from tfrecords import manifest as manifests
 from tfrecords import storage
 from tfrecords.manifest import TOKENIZER_FOLDER
 from trainer import checkpoint, model
 
 FLAGS = flags.FLAGS
+# By OpenAI, and by Hugging Face.
+_PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
 
 def define_flags() -> None:
@@ -28,7 +33,8 @@ class Pretrained:
       precision: that it was trained in.
       name: for people.
       step: of its run; None of a checkpoint.
-      origin: "published", or, of a run, "fine-tuned" or "from scratch".
+      origin: of the weights: "as published", "of a folder", "from random weights", or
+        "fine-tuned on 1 x 2,051,910 words": epochs and words.
     """
 
     gpt2: TFGPT2LMHeadModel
@@ -50,16 +56,27 @@ def from_flags() -> Pretrained:
     if bool(workdir) == bool(folder):
         raise ConfigError("Give either `--workdir` or `--checkpoint`.")
     if folder:
-        return Pretrained(
-            model.load(folder), folder, "float32", folder, None, "published"
-        )
+        known = folder.rpartition("/")[2] in _PUBLISHED and not os.path.exists(folder)
+        origin = "as published" if known else "of a folder"
+        return Pretrained(model.load(folder), folder, "float32", folder, None, origin)
     gpt2, record = checkpoint.load_model(workdir)
-    initial = record.config["model"]["initial_checkpoint"]
     return Pretrained(
         gpt2,
         storage.join(workdir, TOKENIZER_FOLDER),
         precision=record.config["training"]["precision"],
         name=workdir,
         step=record.step,
-        origin="fine-tuned" if initial else "from scratch",
+        origin=_origin(workdir, record.config),
     )
+
+
+def _origin(workdir: str, config: dict[str, Any]) -> str:
+    if not config["model"]["initial_checkpoint"]:
+        return "from random weights"
+    training = config["training"]
+    if training["num_steps"]:
+        return f"fine-tuned for {training['num_steps']:,} steps"
+    if not storage.exists(storage.join(workdir, manifests.FILE_NAME)):
+        return "fine-tuned"
+    words = manifests.load(workdir).split("train").words
+    return f"fine-tuned on {training['num_epochs']:g} x {words:,} words"

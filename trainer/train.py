@@ -89,12 +89,15 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     cluster.check_same("--workdir", f"step {step}")
     if cluster.num_machines > 1:
         cluster.check_same("model.initial_checkpoint", checkpoints.fingerprint())
-    log = cluster.chief_first(lambda: _open_log(run, step, cluster.is_chief))
+    log = cluster.chief_first(
+        lambda: metrics.MetricsLog(workdir, step, writes=cluster.is_chief)
+    )
     if _is_finished(run, step, log):
         return
     if cluster.is_chief:
         checkpoints.check_room()
         _describe(run, step, task)
+        log.show(trackers.create(workdir, config))
 
     # -- train
     with (
@@ -109,7 +112,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
                 steps_per_epoch=num_steps - step,
                 callbacks=[
                     *_watching(run, log, task, notice),
-                    *(_showing(run, log) if cluster.is_chief else []),
+                    *(_showing(run, log, task) if cluster.is_chief else []),
                     callbacks.Saving(
                         log,
                         checkpoints,
@@ -128,12 +131,6 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
             cluster.chief_first(checkpoints.close)
             raise
         cluster.chief_first(checkpoints.close)
-
-
-def _open_log(run: _Run, step: int, writes: bool) -> metrics.MetricsLog:
-    going_on = writes and step < run.num_steps
-    shown = trackers.create(run.workdir, run.config) if going_on else []
-    return metrics.MetricsLog(run.workdir, step, trackers=shown, writes=writes)
 
 
 def _is_finished(run: _Run, step: int, log: metrics.MetricsLog) -> bool:
@@ -239,13 +236,14 @@ def _watching(
 
 
 def _showing(
-    run: _Run, log: metrics.MetricsLog
+    run: _Run, log: metrics.MetricsLog, task: tasks.LanguageModelTask
 ) -> Iterator[tf_keras.callbacks.Callback]:
     """Yields what is for people's eyes."""
     config = run.config
     if config.tracking.sample_interval:
         yield showing.Samples(
             log,
+            task.gpt2,
             config.tracking,
             storage.join(run.data_dir, manifests.TOKENIZER_FOLDER),
             config.training.seed,

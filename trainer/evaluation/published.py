@@ -34,7 +34,12 @@ class Text:
 
 # WikiText-103 has the same articles in its test split.
 _TEST = Text("the raw WikiText test split", 241_211, 1_290_590)
+_JOINED = Text("the same, its lines joined by blank lines", 241_211, 1_296_370)
 _VALIDATION = Text("the raw WikiText-2 validation split", 213_886, 1_146_846)
+
+
+_AS_PUBLISHED = "as published"
+_PACKED = {"mode": "packed", "detokenizer": "wikitext"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +50,14 @@ class Study:
       name: for people.
       text: that was scored.
       protocol: how, in the names of a result's protocol.
-      fine_tuned: on the training split; or as OpenAI published the weights.
+      weights: that were scored; see `pretrained.Pretrained.origin`.
       figures: of each model, by the names of a result.
     """
 
     name: str
     text: Text
     protocol: dict[str, Any]
-    fine_tuned: bool
+    weights: str
     figures: dict[str, dict[str, float]]
 
 
@@ -69,23 +74,19 @@ def _fine_tuned(context_length: int, *losses: float) -> Study:
         f"WikiText-2 validation, fine-tuned for an epoch, context {context_length} "
         "(bkkaggle/lm-training-research-project)",
         _VALIDATION,
-        {
-            "detokenizer": "wikitext",
-            "context_length": context_length,
-            "stride": context_length,
-        },
-        True,
+        {**_PACKED, "context_length": context_length, "stride": context_length},
+        "fine-tuned on 1 x 2,051,910 words",
         {model: {"loss": x} for model, x in zip(models, losses, strict=True)},
     )
 
 
-_WHOLE = {"detokenizer": "wikitext", "context_length": 1024, "stride": 1024}
+_WHOLE = {**_PACKED, "context_length": 1024, "stride": 1024}
 STUDIES = (
     Study(
         "WikiText-2 test, not fine-tuned (bkkaggle/lm-finetuning)",
         _TEST,
         _WHOLE,
-        False,
+        _AS_PUBLISHED,
         _perplexities(
             (31.27, 48.71),
             (23.15, 34.70),
@@ -98,7 +99,7 @@ STUDIES = (
         "WikiText-103 test, not fine-tuned (bkkaggle/lm-finetuning)",
         _TEST,
         _WHOLE,
-        False,
+        _AS_PUBLISHED,
         _perplexities(
             (36.54, 51.63),
             (25.97, 35.51),
@@ -110,9 +111,14 @@ STUDIES = (
     *(
         Study(
             f"WikiText-2 test, stride {stride} (Hugging Face's documentation)",
-            _TEST,
-            {"detokenizer": "none", "context_length": 1024, "stride": stride},
-            False,
+            _JOINED,
+            {
+                "mode": "packed",
+                "detokenizer": "none",
+                "context_length": 1024,
+                "stride": stride,
+            },
+            _AS_PUBLISHED,
             {"gpt2-large": {"token_perplexity": perplexity}},
         )
         for stride, perplexity in ((1024, 19.44), (512, 16.44))
@@ -131,8 +137,7 @@ def compare(
     Args:
       result: of `evaluate`.
       shape: of the model.
-      trained: "published": weights as they were loaded by `--checkpoint`;
-        "fine-tuned" or "from scratch": of a run.
+      trained: where its weights are from, see `pretrained.Pretrained.origin`.
 
     Returns:
       For each study {"study", "figures", "differences"}. Without a difference, it
@@ -161,9 +166,8 @@ def _differences(
     for name, value in study.protocol.items():
         if result["protocol"][name] != value:
             yield f"{name} {value} there, {result['protocol'][name]} here"
-    wanted = "fine-tuned" if study.fine_tuned else "published"
-    if trained != wanted:
-        yield f"weights {wanted} there, {trained} here"
+    if trained != study.weights:
+        yield f"weights {study.weights} there, {trained} here"
     figures = study.figures[model]
     if "word_perplexity" in figures:
         theirs = math.log(figures["word_perplexity"])

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from tfrecords import storage
+from trainer.tracking import journal
 
 _FOLDER = "evaluations"
 
@@ -19,7 +20,9 @@ def keep(workdir: str, result: dict[str, Any]) -> None:
 
 
 def load(workdir: str) -> list[dict[str, Any]]:
-    """Returns all results, by step."""
-    folder = storage.join(workdir, _FOLDER)
-    names = sorted(storage.sizes_and_versions(folder))
-    return [json.loads(storage.read(storage.join(folder, name))) for name in names]
+    """Returns all results, by step.
+
+    Raises:
+      ConfigError: one is damaged.
+    """
+    return journal.folder(storage.join(workdir, _FOLDER))

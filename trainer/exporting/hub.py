@@ -80,7 +80,11 @@ class Uploader:
                 f"{where}. The hub answered {status}. Name a repository of your own, "
                 "or take a token with write access."
             )
-        said = str(status) if status else type(cause).__name__
+        # A ValueError is of what is uploaded: the hub's words on the card.
+        words = (
+            str(error).strip().partition("\n")[0] if type(error) is ValueError else ""
+        )
+        said = str(status or words or type(cause).__name__)
         return HubError(
             f"The hub did not take {where}: {said}. The export is in `--output_dir`; "
             f"`huggingface-cli upload {self._repository} OUTPUT_DIR` tries again."

@@ -1,6 +1,7 @@
 """The README.md of an exported model, filled from what its run left behind."""
 
-import json
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ tags:
 - gpt2-tpu
 {base}---
 """
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # What a run does, not what it computes.
 _LEFT_OUT = ("data.", "hardware.", "tracking.")
 
@@ -39,16 +41,17 @@ def write(trained: Pretrained, workdir: str) -> str:
     ]
     base = ""
     if workdir:
-        run = _json(workdir, journal.RUN_NAME)
-        if run:
+        path = storage.join(workdir, journal.RUN_NAME)
+        if storage.exists(path):
+            run = journal.parse(journal.text(path), path)
             sections += _of_run(run, trained.step)
             initial = run["config"]["model"]["initial_checkpoint"]
             # A folder of somebody's disk is no model of the hub.
-            if initial and not initial.startswith((".", "/", "gs://")):
+            if _HUB_NAME.fullmatch(initial) and not os.path.exists(initial):
                 base = f"base_model: {initial}\n"
-        text = _read(workdir, manifests.FILE_NAME)
-        if text:
-            sections += _of_data(manifests.from_json(text, workdir))
+        path = storage.join(workdir, manifests.FILE_NAME)
+        if storage.exists(path):
+            sections += _of_data(manifests.from_json(journal.text(path), path))
         sections += _of_results(results.load(workdir))
     sections += [
         "## Use",
@@ -114,13 +117,3 @@ def _of_results(found: list[dict[str, Any]]) -> Iterator[str]:
             f"{rest} |"
         )
     yield "\n".join([head, "|---:|---|" + "---:|" * 6 + "---|", *rows])
-
-
-def _json(workdir: str, name: str) -> dict[str, Any]:
-    text = _read(workdir, name)
-    return json.loads(text) if text else {}
-
-
-def _read(workdir: str, name: str) -> str:
-    path = storage.join(workdir, name)
-    return storage.read(path).decode() if storage.exists(path) else ""

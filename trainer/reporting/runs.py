@@ -1,7 +1,6 @@
 """A run as its folder has it. Needs no TensorFlow."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from configs.schema import ConfigError
 from tfrecords import manifest as manifests
 from tfrecords import storage
 from tfrecords.manifest import Manifest
+from trainer.evaluation import results
 from trainer.tracking import journal
 
 
@@ -83,53 +83,18 @@ def read(workdir: str, name: str) -> Run:
     path_of_manifest = storage.join(workdir, manifests.FILE_NAME)
     manifest = None
     if storage.exists(path_of_manifest):
-        manifest = manifests.from_json(_text(path_of_manifest), path_of_manifest)
+        manifest = manifests.from_json(journal.text(path_of_manifest), path_of_manifest)
     return Run(
         name=name,
         workdir=workdir,
-        record=_parse(_text(path), path),
-        metrics=_lines(workdir, journal.METRICS_NAME, needed="step"),
-        samples=_lines(workdir, journal.SAMPLES_NAME, needed="text"),
-        events=_lines(workdir, journal.EVENTS_NAME, needed="message"),
-        evaluations=_folder(workdir, "evaluations"),
-        plans=_folder(workdir, "plans"),
+        record=journal.parse(journal.text(path), path),
+        metrics=journal.lines(workdir, journal.METRICS_NAME, needed="step"),
+        samples=journal.lines(workdir, journal.SAMPLES_NAME, needed="text"),
+        events=journal.lines(workdir, journal.EVENTS_NAME, needed="message"),
+        evaluations=results.load(workdir),
+        plans=journal.folder(storage.join(workdir, "plans")),
         manifest=manifest,
     )
-
-
-def _text(path: str) -> str:
-    return storage.read(path).decode(errors="replace")
-
-
-def _lines(workdir: str, name: str, *, needed: str) -> list[dict[str, Any]]:
-    """Reads JSON lines; a last one that is not yet whole is left out."""
-    path = storage.join(workdir, name)
-    if not storage.exists(path):
-        return []
-    whole = _text(path).split("\n")[:-1]
-    return [
-        _parse(line, f"{path}, line {number}", needed)
-        for number, line in enumerate(whole, 1)
-    ]
-
-
-def _folder(workdir: str, name: str) -> list[dict[str, Any]]:
-    """Reads the JSON files of a folder, by their names."""
-    folder = storage.join(workdir, name)
-    there = storage.sizes_and_versions(folder)
-    paths = [storage.join(folder, n) for n in sorted(there) if n.endswith(".json")]
-    return [_parse(_text(path), path) for path in paths]
-
-
-def _parse(line: str, path: str, needed: str = "") -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        if isinstance(found, dict) and (not needed or needed in found):
-            return found
-        reason = f"no object with {needed!r}" if needed else "no object"
-    except ValueError as error:
-        reason = str(error)
-    raise ConfigError(f"{path} is damaged: {reason}. Mend or remove it.")
 
 
 def names(workdirs: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging as absl_logging
 
-from configs.schema import Config
+from configs.schema import Config, ConfigError
 from tfrecords import manifest as manifests
 from tfrecords import storage
 
@@ -48,8 +48,8 @@ def describe(workdir: str, data_dir: str, config: Config, **facts: Any) -> None:
         "config": dataclasses.asdict(config),
         "versions": dict(_versions()),
     }
-    text = json.dumps(found, indent=1) + "\n"
-    storage.write(storage.join(workdir, RUN_NAME), text.encode())
+    record = json.dumps(found, indent=1) + "\n"
+    storage.write(storage.join(workdir, RUN_NAME), record.encode())
     tokenizer = storage.sizes_and_versions(
         storage.join(data_dir, manifests.TOKENIZER_FOLDER)
     )
@@ -66,6 +66,49 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield name, importlib.metadata.version(name)
 
 
+def lines(workdir: str, name: str, *, needed: str) -> list[dict[str, Any]]:
+    """Reads JSON lines; a last one that is not yet whole is left out.
+
+    Args:
+      workdir: of the run.
+      name: of the file; where there is none, there are no lines.
+      needed: a field that each line has.
+
+    Raises:
+      ConfigError: the file is damaged.
+    """
+    path = storage.join(workdir, name)
+    if not storage.exists(path):
+        return []
+    whole = text(path).split("\n")[:-1]
+    return [
+        parse(line, f"{path}, line {number}", needed)
+        for number, line in enumerate(whole, 1)
+    ]
+
+
+def folder(path: str) -> list[dict[str, Any]]:
+    """Reads the JSON files of a folder, by their names; raises as `lines` does."""
+    there = storage.sizes_and_versions(path)
+    paths = [storage.join(path, n) for n in sorted(there) if n.endswith(".json")]
+    return [parse(text(path), path) for path in paths]
+
+
+def text(path: str) -> str:
+    return storage.read(path).decode(errors="replace")
+
+
+def parse(line: str, path: str, needed: str = "") -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        if isinstance(found, dict) and (not needed or needed in found):
+            return found
+        reason = f"no object with {needed!r}" if needed else "no object"
+    except ValueError as error:
+        reason = str(error)
+    raise ConfigError(f"{path} is damaged: {reason}. Mend or remove it.")
+
+
 @contextlib.contextmanager
 def recorded(workdir: str) -> Iterator[None]:
     """Keeps what is said inside: warnings, errors, events, and what ended the run."""
@@ -75,7 +118,9 @@ def recorded(workdir: str) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        handler.write("error", str(error) or type(error).__name__)
+        # Where the bucket is what failed, it does not take this, either.
+        with contextlib.suppress(Exception):
+            handler.write("error", str(error) or type(error).__name__)
         raise
     finally:
         logger.removeHandler(handler)

@@ -4,6 +4,7 @@ A line of `metrics.jsonl` is {"step": …, and the values that were measured aft
 many updates}; one of `samples.jsonl`, {"step", "prompt", "text"}.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from tfrecords import storage
+from tfrecords.gcs import StorageError, UnreachableError
+from trainer.tracking import journal
 from trainer.tracking.journal import METRICS_NAME, SAMPLES_NAME
 from trainer.tracking.trackers import Tracker
 
@@ -22,28 +25,24 @@ class MetricsLog:
     Args:
       workdir: of the run.
       step: updates made so far; what a lost continuation wrote after it is dropped.
-      trackers: get all of it, too.
       writes: whether this machine writes them; all know them.
     """
 
-    def __init__(
-        self,
-        workdir: str,
-        step: int,
-        *,
-        trackers: Sequence[Tracker] = (),
-        writes: bool = True,
-    ):
+    def __init__(self, workdir: str, step: int, *, writes: bool = True):
         self._writes = writes
-        self._trackers = trackers
+        self._trackers: Sequence[Tracker] = ()
         self._losses: dict[int, float] = {}  # of the validation split, by step
         self._training_losses: list[float] = []  # since the last of them
         self._files = {
-            name: _Lines(storage.join(workdir, name), step, writes)
+            name: _Lines(workdir, name, step, writes)
             for name in (METRICS_NAME, SAMPLES_NAME)
         }
         for line in self._files[METRICS_NAME].kept:
             self._remember(line["step"], line)
+
+    def show(self, trackers: Sequence[Tracker]) -> None:
+        """Hands them, too, all that is written from now on."""
+        self._trackers = trackers
 
     @property
     def best_step(self) -> int:
@@ -97,7 +96,10 @@ class MetricsLog:
             tracker.flush()
 
     def close(self) -> None:
-        """Ends the trackers; what was not flushed is not written."""
+        """Writes the rest, if the bucket takes it, and ends the trackers."""
+        # What a run that failed has written after its checkpoint, the next one drops.
+        with contextlib.suppress(StorageError, UnreachableError):
+            self.flush()
         for tracker in self._trackers:
             tracker.close()
 
@@ -112,11 +114,12 @@ class MetricsLog:
 class _Lines:
     """A file of JSON lines, each with a step, of which those after `step` are lost."""
 
-    def __init__(self, path: str, step: int, writes: bool):
-        self._path = path
+    def __init__(self, workdir: str, name: str, step: int, writes: bool):
+        self._path = path = storage.join(workdir, name)
         self._unwritten = ""
         self.is_remote = storage.is_remote(path)
-        self.kept = [line for line in _load(path) if step and line["step"] <= step]
+        found = journal.lines(workdir, name, needed="step")
+        self.kept = [line for line in found if step and line["step"] <= step]
         text = "".join(map(_to_text, self.kept)).encode()
         if writes and storage.exists(path) and storage.read(path) != text:
             storage.write(path, text)
@@ -132,17 +135,7 @@ class _Lines:
 
 def load(workdir: str) -> list[dict[str, Any]]:
     """Returns all metrics; a last line that was torn by a kill is left out."""
-    return _load(storage.join(workdir, METRICS_NAME))
-
-
-def load_samples(workdir: str) -> list[dict[str, Any]]:
-    """Returns all samples."""
-    return _load(storage.join(workdir, SAMPLES_NAME))
-
-
-def _load(path: str) -> list[dict[str, Any]]:
-    text = storage.read(path).decode() if storage.exists(path) else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    return journal.lines(workdir, METRICS_NAME, needed="step")
 
 
 def _to_text(line: Mapping[str, Any]) -> str:

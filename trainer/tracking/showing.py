@@ -3,6 +3,7 @@
 from typing import Any
 
 import tensorflow as tf
+from transformers import TFGPT2LMHeadModel
 
 from configs.schema import TrackingConfig
 from trainer import model, state
@@ -16,8 +17,12 @@ from trainer.tracking.metrics import MetricsLog
 class Samples(AtIntervals):
     """Continues a prompt before step 1, at intervals and after the last, on the CPU.
 
+    It is made outside of the strategy's scope, within which its copy of the model would
+    be one on every replica.
+
     Args:
       log: where the samples go.
+      gpt2: the model that is trained.
       config: prompt and length.
       tokenizer: a folder.
       seed: the same noise each time, so that what differs is the model.
@@ -27,6 +32,7 @@ class Samples(AtIntervals):
     def __init__(
         self,
         log: MetricsLog,
+        gpt2: TFGPT2LMHeadModel,
         config: TrackingConfig,
         tokenizer: str,
         seed: int,
@@ -34,26 +40,25 @@ class Samples(AtIntervals):
     ):
         super().__init__(**intervals)
         self._log = log
+        self._trained = gpt2.variables
         self._config = config
-        self._tokenizer = tokenizer
         self._seed = seed
+        with strategies.on_host():
+            self._copy = model.from_shape(gpt2.config)
+            self._sampler = Sampler(
+                self._copy,
+                model.load_tokenizer(tokenizer),
+                Settings(config.sample_tokens, temperature=0.8, top_k=40),
+            )
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
-        with strategies.on_host():
-            self._copy = model.from_shape(self.model.gpt2.config)
-            self._sampler = Sampler(
-                self._copy,
-                model.load_tokenizer(self._tokenizer),
-                Settings(self._config.sample_tokens, temperature=0.8, top_k=40),
-            )
         if self._last_step == 0:  # and what cannot work, does not after an hour
             self._act(0)
 
     def _act(self, step: int) -> None:
-        trained = self.model.gpt2.variables
         with strategies.on_host():
-            for mine, theirs in zip(self._copy.variables, trained, strict=True):
+            for mine, theirs in zip(self._copy.variables, self._trained, strict=True):
                 mine.assign(tf.identity(theirs))
             prompt = self._config.sample_prompt
             ((text,),) = self._sampler([prompt], seed=self._seed)

@@ -3,9 +3,10 @@
 `metrics` hands them what it writes itself.
 """
 
-import hashlib
+import html
 import os
 import tempfile
+import uuid
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -87,15 +88,15 @@ class WeightsAndBiases:
                 "`tracking.wandb` needs a package: pip install 'gpt2-tpu[wandb]', or "
                 "`pip install -e '.[wandb]'` in this folder."
             ) from error
-        folder, address = workdir, os.path.abspath(workdir)
+        folder = workdir
         if storage.is_remote(workdir):
-            folder, address = tempfile.mkdtemp(prefix="wandb-"), workdir
+            folder = tempfile.mkdtemp(prefix="wandb-")
         os.makedirs(folder, exist_ok=True)
         try:
             self._run = wandb.init(
                 project=config.tracking.wandb_project,
                 name=_name(workdir),
-                id=hashlib.sha256(address.encode()).hexdigest()[:16],
+                id=_wandb_id(workdir),
                 resume="allow",
                 dir=folder,
                 config=flatten(config),
@@ -114,7 +115,8 @@ class WeightsAndBiases:
         self._run.log({"step": step, **values})
 
     def text(self, step: int, name: str, text: str) -> None:
-        self._run.log({"step": step, name: self._wandb.Html(text, inject=False)})
+        page = f"<pre>{html.escape(text)}</pre>"
+        self._run.log({"step": step, name: self._wandb.Html(page, inject=False)})
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         for name, value in values.items():
@@ -134,6 +136,14 @@ def create(workdir: str, config: Config) -> list[Tracker]:
     if config.tracking.wandb:
         found.append(WeightsAndBiases(workdir, config))
     return found
+
+
+def _wandb_id(workdir: str) -> str:
+    """Returns what Weights & Biases knows the run by; the workdir keeps it."""
+    path = storage.join(workdir, "wandb_id")
+    if not storage.exists(path):
+        storage.write(path, uuid.uuid4().hex.encode())
+    return storage.read(path).decode()
 
 
 def _name(workdir: str) -> str:

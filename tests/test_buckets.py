@@ -100,6 +100,7 @@ def contents(store, url):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bucket")
 def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
     """With a tenth of all answers a 503, and answers that break off in the middle."""

@@ -82,6 +82,7 @@ def test_evaluate_gives_what_training_measured(trained):
     assert measured["word_perplexity"] > measured["token_perplexity"] > 1
 
 
+@pytest.mark.slow
 def test_generate_continues_the_prompt(trained):
     folder, _ = trained
     arguments = [

@@ -111,6 +111,7 @@ def test_perplexity_is_that_of_pytorch(wikitext, stride):
     assert found["protocol"]["stride"] == stride
 
 
+@pytest.mark.slow
 def test_several_contexts_in_one_call(wikitext):
     """And the last of them as by PyTorch, over the tokens of the first windows."""
     from transformers import GPT2LMHeadModel

@@ -162,6 +162,7 @@ def read(path: pathlib.Path) -> str:
     return path.read_text()
 
 
+@pytest.mark.slow
 def test_tensorflow_alone_scores_and_generates(exported, tmp_path):
     workdir, _ = exported
     folder = tmp_path / "model" / "1"

@@ -77,7 +77,7 @@ def test_sigterm_ends_the_loop_when_the_training_has_saved(dataset, tmp_path):
 def test_a_mistake_is_not_repeated(dataset, tmp_path):
     code, log = finish(loop(dataset, tmp_path, microbatch_size=3))
     assert code == 2
-    assert log.count("\nerror: ") == 1
+    assert f"\n{log}".count("\nerror: ") == 1
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path):

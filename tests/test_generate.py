@@ -32,6 +32,7 @@ def test_prompts_of_a_file_get_what_each_gets_alone(small_run, tmp_path):
     assert alone == together[1:2]
 
 
+@pytest.mark.slow
 def test_a_stream_from_standard_input(small_run):
     """As a user would: a pipe in, text out while it is made."""
     folder = small_run

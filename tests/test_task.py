@@ -113,7 +113,7 @@ def test_the_step_is_plain_gradient_descent(undivided):
         (4, 2, False),
         (8, 1, False),
         pytest.param(4, 2, True, marks=pytest.mark.slow),
-        (8, 4, False),
+        pytest.param(8, 4, False, marks=pytest.mark.slow),
         pytest.param(8, 4, True, marks=pytest.mark.slow),
     ],
 )

@@ -187,6 +187,7 @@ def leveldb_records(data: bytes) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_wandb_offline_has_the_run(small_run, tmp_path):
     pytest.importorskip("wandb", reason="needs the extra `wandb`")
     from wandb.proto import wandb_internal_pb2

@@ -159,9 +159,10 @@ def on_host() -> contextlib.AbstractContextManager:
 def hbm_bytes_in_use(strategy: tf.distribute.Strategy) -> int | None:
     """Returns what is in use of a replica's memory; None where it does not tell."""
     device = strategy.extended.worker_devices[0]
+    if tf.DeviceSpec.from_string(device).device_type == "CPU":
+        return None  # which now and then tells of the host's
     try:
-        # Some CPUs' allocators say 0.
-        return tf.config.experimental.get_memory_info(device)["current"] or None
+        return tf.config.experimental.get_memory_info(device)["current"]
     except (ValueError, tf.errors.OpError):
         return None
 

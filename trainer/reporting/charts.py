@@ -140,6 +140,7 @@ def _draw(axes: Axes, line: Line) -> None:
         linewidth=1 if index is None else 1.75,
         marker="o" if line.dotted or len(xs) == 1 else None,
         markersize=4,
+        clip_on=False,  # the first dot stands on the edge
     )
     if len(xs) < len(line.points):
         axes.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)

@@ -155,12 +155,15 @@ def sizes_and_versions(folder: str) -> dict[str, tuple[int, str]]:
 
 
 def check_room(folder: str, num_bytes: int) -> None:
-    """Checks the disk of a folder; of one in a bucket, where its files are staged.
+    """Checks the disk of a folder, which is made where it is not there yet.
+
+    Of a folder in a bucket, it is the disk where its files are staged.
 
     Raises:
       NoRoomError: it has not so many bytes free.
     """
     local = tempfile.gettempdir() if is_remote(folder) else folder
+    os.makedirs(local, exist_ok=True)
     free = shutil.disk_usage(local).free
     if free < num_bytes:
         raise NoRoomError(

@@ -15,6 +15,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 import pytest
 import tensorflow as tf
+import tokenizers
 from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
@@ -53,6 +54,18 @@ def run_program(module: str, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+def _tokenizer() -> tokenizers.Tokenizer:
+    """A byte-level BPE of VOCABULARY_SIZE tokens: end-of-text and single bytes."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|endoftext|>", *letters[: VOCABULARY_SIZE - 1]]
+    ids = {token: index for index, token in enumerate(tokens)}
+    found = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
+    found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = tokenizers.decoders.ByteLevel()
+    found.add_special_tokens(["<|endoftext|>"])
+    return found
+
+
 def write_dataset(
     folder: pathlib.Path,
     *,
@@ -64,7 +77,7 @@ def write_dataset(
     """Writes a dataset from given tokens, in stored order, padding the last record."""
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True)
-    (tokenizer / "tokenizer.json").write_text('{"model": {"vocab": {}, "merges": []}}')
+    _tokenizer().save(str(tokenizer / "tokenizer.json"))
     dtype = schema.token_dtype(VOCABULARY_SIZE)
     splits = {}
     for name, tokens in (("train", train_tokens), ("validation", validation_tokens)):

@@ -113,13 +113,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
                 callbacks=[
                     *_watching(run, log, task, notice),
                     *(_showing(run, log, task) if cluster.is_chief else []),
-                    callbacks.Saving(
-                        log,
-                        checkpoints,
-                        watch,
-                        interval=config.training.checkpoint_interval,
-                        num_steps=num_steps,
-                    ),
+                    _saving(run, log, checkpoints, watch),
                     callbacks.Stopping(notice),
                 ],
                 verbose=0,
@@ -256,6 +250,18 @@ def _showing(
             interval=config.training.evaluation_interval,
             num_steps=run.num_steps,
         )
+
+
+def _saving(
+    run: _Run, log: metrics.MetricsLog, checkpoints: Checkpoints, watch: manifests.Watch
+) -> callbacks.Saving:
+    return callbacks.Saving(
+        log,
+        checkpoints,
+        watch,
+        interval=run.config.training.checkpoint_interval,
+        num_steps=run.num_steps,
+    )
 
 
 def _print_result(data_dir: str, workdir: str) -> None:

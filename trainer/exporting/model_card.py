@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from configs import schema
@@ -34,7 +35,7 @@ def write(trained: Pretrained, workdir: str) -> str:
     """
     shape = trained.gpt2.config
     sections = [
-        f"# {trained.name.rstrip('/').rsplit('/', 1)[-1]}",
+        f"# {PurePosixPath(trained.name).name}",
         f"GPT-2 with {trained.gpt2.num_parameters():,} parameters: {shape.n_layer} "
         f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
         f"positions, a vocabulary of {shape.vocab_size:,}.",

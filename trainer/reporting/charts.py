@@ -29,7 +29,6 @@ _COLOURS = {
 _FAINT, _SOFT, _HAIR = list(_COLOURS)[NUM_COLOURS:]
 _SETTINGS: Any = {
     "axes.edgecolor": _SOFT,
-    "axes.formatter.use_mathtext": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.labelcolor": _SOFT,

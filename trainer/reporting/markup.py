@@ -49,13 +49,9 @@ def short(value: float) -> str:
     if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
     if abs(value) < 1e-3:
-        return scientific(value)
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.{min(3 - math.floor(math.log10(abs(value))), 4)}f}"
-
-
-def scientific(value: float) -> str:
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 class Figure(str):

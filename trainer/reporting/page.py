@@ -4,6 +4,7 @@ import importlib.resources
 import math
 import statistics
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from trainer.reporting import curves, tables
 from trainer.reporting.markup import Figure, Html, join, note, short, table, tag
@@ -86,7 +87,7 @@ def _sentence(run: Run) -> str:
     ]
     start = config.get("model.initial_checkpoint") or "random weights"
     first, *others = (run.input or "its dataset").split(",")
-    source = first.rstrip("/").rpartition("/")[2]
+    source = PurePosixPath(first).name
     source += f" and {len(others)} more" if others else ""
     if run.manifest and "train" in run.manifest.splits:
         source += f" ({run.manifest.split('train').tokens:,} tokens)"

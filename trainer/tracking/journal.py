@@ -22,6 +22,7 @@ from absl import logging as absl_logging
 from configs.schema import Config, ConfigError
 from tfrecords import manifest as manifests
 from tfrecords import storage
+from tfrecords.gcs import StorageError, UnreachableError
 
 RUN_NAME = "run.json"
 EVENTS_NAME = "events.jsonl"
@@ -29,6 +30,7 @@ EVENTS_NAME = "events.jsonl"
 METRICS_NAME = "metrics.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 _PACKAGES = ("gpt2-tpu", "tensorflow", "tensorflow-tpu", "tf-keras", "transformers")
+_NOT_WRITTEN = (OSError, StorageError, UnreachableError)
 # What `logging.info` takes for a message that is an event.
 EVENT = {"is_event": True}
 
@@ -119,7 +121,7 @@ def recorded(workdir: str) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         # Where the bucket is what failed, it does not take this, either.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(*_NOT_WRITTEN):
             handler.write("error", str(error) or type(error).__name__)
         raise
     finally:
@@ -136,7 +138,7 @@ class _Events(logging.Handler):
             return
         try:
             self.write(record.levelname.lower(), record.getMessage())
-        except Exception:  # as the library's handlers: a log must not end the run
+        except _NOT_WRITTEN:  # a log must not end the run
             self.handleError(record)
 
     def write(self, level: str, message: str) -> None:

@@ -8,6 +8,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -49,7 +50,7 @@ class TensorBoard:
         with self._summaries.as_default(0):
             hparams.hparams(
                 {k: str(v) if v is None else v for k, v in fields.items()},
-                trial_id=_name(workdir),
+                trial_id=PurePosixPath(workdir).name,
             )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -95,7 +96,7 @@ class WeightsAndBiases:
         try:
             self._run = wandb.init(
                 project=config.tracking.wandb_project,
-                name=_name(workdir),
+                name=PurePosixPath(workdir).name,
                 id=_wandb_id(workdir),
                 resume="allow",
                 dir=folder,
@@ -144,7 +145,3 @@ def _wandb_id(workdir: str) -> str:
     if not storage.exists(path):
         storage.write(path, uuid.uuid4().hex.encode())
     return storage.read(path).decode()
-
-
-def _name(workdir: str) -> str:
-    return workdir.rstrip("/").rsplit("/", 1)[-1]

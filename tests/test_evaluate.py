@@ -11,7 +11,7 @@ from transformers import GPT2Config
 from tests import programs
 from tests.conftest import run_program, shared, tiny_model
 from tfrecords import manifest as manifests
-from tfrecords import windows
+from tfrecords.windows import Windows
 from trainer import export, model
 from trainer.evaluate import figures, protocol
 from trainer.evaluation import published
@@ -81,15 +81,9 @@ def stream(data):
     """All tokens of the validation split."""
     written = manifests.load(str(data))
     length = written.sequence_length
-    found = windows.batches(
-        str(data),
-        written,
-        split="validation",
-        context_length=length,
-        stride=length,
-        global_batch_size=1,
-        batch_size=1,
-    )
+    cut = {"split": "validation", "context_length": length, "stride": length}
+    windows = Windows(str(data), written, **cut)
+    found = windows.batches(global_batch_size=1, batch_size=1)
     tokens = [t for row in found for t in row["tokens"][0, : row["length"][0]].numpy()]
     assert len(tokens) == written.split("validation").tokens
     return [int(token) for token in tokens]

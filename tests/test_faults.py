@@ -23,7 +23,8 @@ import tokenizers
 from tests import programs
 from tests.conftest import ROOT, run_program, shared
 from tests.test_preprocess import hashes, load_encoder
-from tfrecords import manifest, reader, schema, windows, writer
+from tfrecords import manifest, reader, schema, writer
+from tfrecords.windows import Windows
 
 SIZES = ("--config.data.vocab_size=300", "--config.data.sequence_length=32")
 
@@ -438,15 +439,9 @@ def test_a_record_that_does_not_fit_is_named_while_it_is_read(data, fault):
     else:
         rows[2] = np.zeros(31, "<u2")
     writer.write_shard(str(data / SHARD), [schema.serialize(row) for row in rows])
-    batches = windows.batches(
-        str(data),
-        found,
-        split="train",
-        context_length=32,
-        stride=32,
-        global_batch_size=1,
-        batch_size=1,
-    )
+    cut = {"split": "train", "context_length": 32, "stride": 32}
+    windows = Windows(str(data), found, **cut)
+    batches = windows.batches(global_batch_size=1, batch_size=1)
     message = "outside the vocabulary" if fault == "id" else "must have 32 tokens"
     with (
         pytest.raises(manifest.DatasetError, match=f"{SHARD}, record 2: .*{message}"),

@@ -15,7 +15,8 @@ from data_pipeline import job as jobs
 from tests.conftest import run_program, shared, tiny_config, tiny_model
 from tests.test_preprocess import hashes, in_process, load_encoder, run
 from tests.test_windows import by_hand, read
-from tfrecords import manifest, schema, windows
+from tfrecords import manifest, schema
+from tfrecords.windows import Windows
 from trainer import forward, model
 
 BEAM = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
@@ -212,19 +213,9 @@ def test_the_side_of_the_padding_does_not_change_the_loss(corpus, tmp_path):
         folder = tmp_path / side
         written = run(corpus, folder, padding_side=side, **settings)
         gpt2 = tiny_model(n_positions=24, vocab_size=300)
-        batch = next(
-            iter(
-                windows.batches(
-                    str(folder),
-                    written,
-                    split="validation",
-                    context_length=24,
-                    stride=24,
-                    global_batch_size=16,
-                    batch_size=16,
-                )
-            )
-        )
+        cut = {"split": "validation", "context_length": 24, "stride": 24}
+        windows = Windows(str(folder), written, **cut)
+        batch = next(iter(windows.batches(global_batch_size=16, batch_size=16)))
         loss, count = forward.summed_loss(gpt2, batch["tokens"], batch["length"])
         losses.append((float(loss), float(count)))
     assert losses[0] == losses[1]

@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import write_dataset
-from tfrecords import reader, windows
+from tfrecords import reader
 from tfrecords.manifest import DatasetError
+from tfrecords.windows import Windows
 
 
 def global_batches(dataset, *, num_steps, start_step=0, num_hosts=1, replicas=1):
@@ -76,13 +77,10 @@ def test_evaluation_reads_every_record_once_in_order(
 ):
     folder, manifest = dataset
     global_batch_size = batch_size * num_hosts
+    cut = {"split": "validation", "context_length": 8, "stride": 8}
+    windows = Windows(str(folder), manifest, **cut)
     hosts = [
         windows.batches(
-            str(folder),
-            manifest,
-            split="validation",
-            context_length=8,
-            stride=8,
             global_batch_size=global_batch_size,
             batch_size=batch_size,
             host_index=host,

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import VOCABULARY_SIZE, tiny_model, write_dataset
+from tfrecords.windows import Windows
 from trainer import model
 from trainer.evaluate import figures
 from trainer.evaluation.scoring import Score, Scorer
@@ -19,14 +20,9 @@ def score(dataset, *, num_replicas=1, batch_size=4, gpt2=tiny_model):
     strategy = mirror_cpu(num_replicas)
     with strategy.scope():
         task = LanguageModelTask(gpt2())
-    return Scorer(
-        task,
-        strategy,
-        data_dir=str(folder),
-        manifest=manifest,
-        split="validation",
-        batch_size=batch_size,
-    )()
+    cut = {"split": "validation", "context_length": 8, "stride": 8}
+    windows = Windows(str(folder), manifest, **cut)
+    return Scorer(task, strategy, windows, batch_size=batch_size)()
 
 
 def test_equals_transformers_record_by_record(dataset, tokens):

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 
 from tests.conftest import VOCABULARY_SIZE, write_dataset
-from tfrecords import manifest, windows
+from tfrecords import manifest
 from tfrecords.manifest import DatasetError
+from tfrecords.windows import Windows
 
 
 def read(folder, written, **cut):
     """The windows that one host reads: (tokens, length, first)."""
-    settings = {"split": "validation", "global_batch_size": 4, "batch_size": 4}
-    found = windows.batches(str(folder), written, **settings, **cut)
+    windows = Windows(str(folder), written, split="validation", **cut)
+    found = windows.batches(global_batch_size=4, batch_size=4)
     rows = list(found.unbatch().as_numpy_iterator())
     assert len(rows) % 4 == 0
     rows = [row for row in rows if row["length"]]
-    assert len(rows) == windows.count(str(folder), written, split="validation", **cut)
+    assert len(rows) == windows.count
     return [(row["tokens"], int(row["length"]), int(row["first"])) for row in rows]
 
 
@@ -70,19 +71,10 @@ def test_streams_that_end_at_an_edge(tmp_path, num_tokens):
 def test_hosts_share_the_windows(dataset):
     folder, written = dataset
     cut = {"split": "validation", "context_length": 8, "stride": 3}
-    whole = windows.batches(
-        str(folder), written, **cut, global_batch_size=4, batch_size=4
-    )
+    windows = Windows(str(folder), written, **cut)
+    whole = windows.batches(global_batch_size=4, batch_size=4)
     hosts = [
-        windows.batches(
-            str(folder),
-            written,
-            **cut,
-            global_batch_size=4,
-            batch_size=2,
-            host_index=host,
-            num_hosts=2,
-        )
+        windows.batches(global_batch_size=4, batch_size=2, host_index=host, num_hosts=2)
         for host in range(2)
     ]
     turns = zip(*(list(host.unbatch()) for host in hosts), strict=True)
@@ -93,17 +85,15 @@ def test_hosts_share_the_windows(dataset):
 @pytest.mark.parametrize("stride", [0, 9])
 def test_a_stride_that_leaves_tokens_out_is_refused(dataset, stride):
     with pytest.raises(DatasetError, match=f"from 1 to the context length.*{stride}"):
-        windows.count(
-            *map_path(dataset), split="validation", context_length=8, stride=stride
-        )
+        Windows(*map_path(dataset), split="validation", context_length=8, stride=stride)
 
 
 def test_training_records_are_only_scored_as_they_are(dataset):
     folder, written = map_path(dataset)
     whole = {"split": "train", "context_length": 8}
-    assert windows.count(folder, written, **whole, stride=8) == 30
+    assert Windows(folder, written, **whole, stride=8).count == 30
     with pytest.raises(DatasetError, match="random order"):
-        windows.count(folder, written, **whole, stride=4)
+        Windows(folder, written, **whole, stride=4)
 
 
 def map_path(dataset: tuple) -> tuple[str, manifest.Manifest]:

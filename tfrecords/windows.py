@@ -5,6 +5,8 @@ whole stream of a packed split, or a document. Its first `context_length - strid
 tokens, which the window before has scored, are context alone.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -16,22 +18,8 @@ FIRST = "first"
 _RECORDS_AT_ONCE = 64
 
 
-def batches(
-    data_dir: str,
-    manifest: Manifest,
-    *,
-    split: str,
-    context_length: int,
-    stride: int,
-    global_batch_size: int,
-    batch_size: int,
-    host_index: int = 0,
-    num_hosts: int = 1,
-) -> tf.data.Dataset:
-    """Returns one host's batches of a pass over all windows, in stored order.
-
-    The last global batch is filled with windows of length 0, so that its shape is that
-    of the others and no token is left out.
+class Windows:
+    """All windows of a split.
 
     Args:
       data_dir: folder of the dataset.
@@ -39,77 +27,104 @@ def batches(
       split: name of the split.
       context_length: tokens of a window.
       stride: tokens from the start of a window to that of the next.
-      global_batch_size: windows of a batch over all hosts.
-      batch_size: windows of one element.
-      host_index: this host, below `num_hosts`.
-      num_hosts: hosts that share each global batch.
 
-    Returns:
-      Elements {tokens: int32 [batch_size, context_length], length: int32 [batch_size],
-      first: int32 [batch_size]}.
+    Attributes:
+      count: how many there are.
 
     Raises:
       DatasetError: the split cannot be cut into these windows.
     """
-    number = count(
-        data_dir, manifest, split=split, context_length=context_length, stride=stride
-    )
-    records = _records(data_dir, manifest, split)
-    if _is_stream(manifest, split):
-        found = _of_stream(records, context_length, stride).take(number)
-    else:
-        found = _of_documents(records, context_length, stride)
-    filler = {
-        schema.TOKENS: np.zeros(context_length, np.int32),
-        schema.LENGTH: np.int32(0),
-        FIRST: np.int32(1),
-    }
-    fillers = tf.data.Dataset.from_tensors(filler).repeat(-number % global_batch_size)
-    return (
-        found.concatenate(fillers)
-        .shard(num_hosts, host_index)
-        .batch(batch_size, drop_remainder=True)
-        .prefetch(tf.data.AUTOTUNE)
-        .with_options(reader.options())
-    )
 
+    def __init__(
+        self,
+        data_dir: str,
+        manifest: Manifest,
+        *,
+        split: str,
+        context_length: int,
+        stride: int,
+    ):
+        # Read anew each time: where it is asked for is the device that reads.
+        self._records = functools.partial(_records, data_dir, manifest, split)
+        self._is_stream = manifest.mode == "packed" and split != "train"
+        self._context_length = context_length
+        self._stride = stride
+        self.count = self._counted(manifest, split)
 
-def count(
-    data_dir: str, manifest: Manifest, *, split: str, context_length: int, stride: int
-) -> int:
-    """Returns the number of windows; arguments and errors as of `batches`."""
-    length, found = manifest.sequence_length, manifest.split(split)
-    if not 1 <= stride <= context_length:
-        raise DatasetError(
-            "The stride must be from 1 to the context length, or tokens would be left "
-            f"out. Received: {stride} with a context length of {context_length}."
+    def batches(
+        self,
+        *,
+        global_batch_size: int,
+        batch_size: int,
+        host_index: int = 0,
+        num_hosts: int = 1,
+    ) -> tf.data.Dataset:
+        """Returns one host's batches of a pass over all windows, in stored order.
+
+        The last global batch is filled with windows of length 0, so that its shape is
+        that of the others and no token is left out.
+
+        Args:
+          global_batch_size: windows of a batch over all hosts.
+          batch_size: windows of one element.
+          host_index: this host, below `num_hosts`.
+          num_hosts: hosts that share each global batch.
+
+        Returns:
+          Elements {tokens: int32 [batch_size, context_length], length: int32
+          [batch_size], first: int32 [batch_size]}.
+        """
+        cut = _of_stream if self._is_stream else _of_documents
+        found = cut(self._records(), self._context_length, self._stride)
+        filler = {
+            schema.TOKENS: np.zeros(self._context_length, np.int32),
+            schema.LENGTH: np.int32(0),
+            FIRST: np.int32(1),
+        }
+        fillers = tf.data.Dataset.from_tensors(filler)
+        return (
+            found.take(self.count)
+            .concatenate(fillers.repeat(-self.count % global_batch_size))
+            .shard(num_hosts, host_index)
+            .batch(batch_size, drop_remainder=True)
+            .prefetch(tf.data.AUTOTUNE)
+            .with_options(reader.options())
         )
-    if _is_stream(manifest, split):
-        return num_windows(found.tokens, context_length, stride)
-    whole = context_length == length
-    if manifest.mode == "packed":
-        if whole and stride == length == found.stride:
+
+    def _counted(self, manifest: Manifest, split: str) -> int:
+        context_length, stride = self._context_length, self._stride
+        length, found = manifest.sequence_length, manifest.split(split)
+        if not 1 <= stride <= context_length:
+            raise DatasetError(
+                "The stride must be from 1 to the context length, or tokens would be "
+                f"left out. Received: {stride} with a context length of "
+                f"{context_length}."
+            )
+        if self._is_stream:
+            return num_windows(found.tokens, context_length, stride)
+        whole = context_length == length
+        if manifest.mode == "packed":
+            if whole and stride == length == found.stride:
+                return found.num_records
+            raise DatasetError(
+                "The packed training records are in random order, and can only be "
+                f"scored as they are: context length and stride {length}, where they "
+                f"do not overlap. Received: {context_length} and {stride}, of records "
+                f"that are {found.stride} apart. Score another split."
+            )
+        if context_length > length:
+            raise DatasetError(
+                f"A document's record has {length} tokens: the context length cannot "
+                f"be more. Received: {context_length}."
+            )
+        if whole:
             return found.num_records
-        raise DatasetError(
-            "The packed training records are in random order, and can only be scored "
-            f"as they are: context length and stride {length}, where they do not "
-            f"overlap. Received: {context_length} and {stride}, of records that are "
-            f"{found.stride} apart. Score another split."
+        each = self._records().map(
+            lambda records: tf.reduce_sum(
+                _num_windows(records[schema.LENGTH], context_length, stride)
+            )
         )
-    if context_length > length:
-        raise DatasetError(
-            f"A document's record has {length} tokens: the context length cannot be "
-            f"more. Received: {context_length}."
-        )
-    if whole:
-        return found.num_records
-    lengths = _records(data_dir, manifest, split).map(lambda r: r[schema.LENGTH])
-    each = lengths.map(lambda n: tf.reduce_sum(_num_windows(n, context_length, stride)))
-    return int(each.reduce(np.int32(0), lambda a, b: a + b))
-
-
-def _is_stream(manifest: Manifest, split: str) -> bool:
-    return manifest.mode == "packed" and split != "train"
+        return int(each.reduce(np.int32(0), lambda a, b: a + b))
 
 
 def _records(data_dir: str, manifest: Manifest, split: str) -> tf.data.Dataset:

@@ -16,6 +16,7 @@ from configs import cli
 from configs.schema import ConfigError
 from tfrecords import manifest as manifests
 from tfrecords import reader
+from tfrecords.windows import Windows
 from trainer import forward, model, pretrained
 from trainer import strategy as strategies
 from trainer.evaluation import published, results
@@ -144,16 +145,9 @@ def _scorer(
     manifest: manifests.Manifest,
     stamp: dict[str, Any],
 ) -> Scorer:
-    return Scorer(
-        task,
-        strategy,
-        data_dir=FLAGS.data_dir,
-        manifest=manifest,
-        split=FLAGS.split,
-        batch_size=FLAGS.batch_size,
-        context_length=stamp["context_length"],
-        stride=stamp["stride"],
-    )
+    cut = {name: stamp[name] for name in ("split", "context_length", "stride")}
+    windows = Windows(FLAGS.data_dir, manifest, **cut)
+    return Scorer(task, strategy, windows, batch_size=FLAGS.batch_size)
 
 
 def define_flags() -> None:

@@ -20,6 +20,7 @@ from configs import cli
 from configs.schema import Config, flatten, validate
 from tfrecords import lease, reader, storage
 from tfrecords import manifest as manifests
+from tfrecords.windows import Windows
 from trainer import callbacks, cloud, flops, hardware, preemption, schedule
 from trainer import strategy as strategies
 from trainer import task as tasks
@@ -183,13 +184,16 @@ def _batches(run: _Run, start_step: int) -> tf.distribute.DistributedDataset:
 def _scorer(run: _Run, task: tasks.LanguageModelTask) -> Scorer | None:
     if "validation" not in run.manifest.splits:
         return None
-    return Scorer(
-        task,
-        run.strategy,
-        data_dir=run.data_dir,
-        manifest=run.manifest,
+    length = run.manifest.sequence_length
+    windows = Windows(
+        run.data_dir,
+        run.manifest,
         split="validation",
-        batch_size=run.config.training.microbatch_size,
+        context_length=length,
+        stride=length,
+    )
+    return Scorer(
+        task, run.strategy, windows, batch_size=run.config.training.microbatch_size
     )
 
 

@@ -4,12 +4,10 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
-from tfrecords import windows
-from tfrecords.manifest import Manifest
+from tfrecords.windows import Windows
 from trainer import strategy as strategies
 from trainer.task import LanguageModelTask
 
@@ -37,39 +35,22 @@ class Scorer:
     Args:
       task: owns the model.
       strategy: that the model was built under.
-      data_dir: folder of the dataset.
-      manifest: its manifest.
-      split: name of the split.
+      windows: of the split.
       batch_size: windows that a replica scores at once.
-      context_length: tokens of a window; 0: a record's.
-      stride: tokens that a window scores, but for the first one; 0: all of them.
     """
 
     def __init__(
         self,
         task: LanguageModelTask,
         strategy: tf.distribute.Strategy,
+        windows: Windows,
         *,
-        data_dir: str,
-        manifest: Manifest,
-        split: str,
         batch_size: int,
-        context_length: int = 0,
-        stride: int = 0,
     ):
-        context_length = context_length or manifest.sequence_length
-        cut: dict[str, Any] = {
-            "split": split,
-            "context_length": context_length,
-            "stride": stride or context_length,
-        }
         global_batch_size = batch_size * strategy.num_replicas_in_sync
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
             found = windows.batches(
-                data_dir,
-                manifest,
-                **cut,
                 global_batch_size=global_batch_size,
                 batch_size=batch_size,
                 host_index=context.input_pipeline_id,
@@ -85,8 +66,7 @@ class Scorer:
             }
 
         self._score_batch = score_batch
-        number = windows.count(data_dir, manifest, **cut)
-        self._num_batches = math.ceil(number / global_batch_size)
+        self._num_batches = math.ceil(windows.count / global_batch_size)
         self._batches = strategy.distribute_datasets_from_function(batches)
 
     def __call__(self, between_batches: Callable[[], None] = lambda: None) -> Score:

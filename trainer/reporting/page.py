@@ -6,18 +6,18 @@ import statistics
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from trainer.reporting import curves, tables
+from trainer.reporting import curves, outcome, provenance
 from trainer.reporting.markup import Figure, Html, join, note, short, table, tag
 from trainer.reporting.runs import Run
 
 SECTIONS = (
     curves.curves,
-    tables.evaluations,
-    tables.samples,
-    tables.memory,
-    tables.data,
-    tables.configuration,
-    tables.events,
+    outcome.evaluations,
+    outcome.samples,
+    outcome.memory,
+    provenance.data,
+    provenance.configuration,
+    provenance.events,
 )
 
 

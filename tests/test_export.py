@@ -127,6 +127,7 @@ def test_weights_of_other_types(tokenizer, tmp_path, dtype, atol):  # noqa: F811
 
     gpt2 = tiny_model()
     export.to_huggingface(gpt2, tokenizer, tmp_path, tf.as_dtype(dtype))
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     judge = GPT2LMHeadModel.from_pretrained(tmp_path, dtype="auto")
     assert judge.dtype == getattr(torch, dtype)
     tokens = np.arange(16)[None] % 97

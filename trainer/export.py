@@ -69,6 +69,8 @@ def to_huggingface(
     ).save_pretrained(folder)
     tokenizer.model_max_length = gpt2.config.n_positions
     tokenizer.save_pretrained(folder)
+    # safetensors lets nobody else read what it writes.
+    shutil.copymode(folder / "config.json", folder / _WEIGHTS)
 
 
 def _check_new(output_dir: str) -> None:

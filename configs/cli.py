@@ -56,7 +56,7 @@ def passed_on() -> list[str]:
 
 def _own_arguments(argv: Sequence[str], passes_on: str) -> list[str]:
     """Keeps the arguments of this program, and puts aside those to pass on."""
-    if passes_on not in argv:
+    if not passes_on or passes_on not in argv:
         return list(argv)
     behind = argv.index(passes_on) + 1
     own, aside = list(argv[:behind]), False

@@ -277,8 +277,7 @@ def from_dict(values: dict[str, dict[str, Any]]) -> Config:
             optimizer=OptimizerConfig(**values["optimizer"]),
             training=TrainingConfig(**values["training"]),
             hardware=HardwareConfig(**values["hardware"]),
-            # Runs from before it was there continue.
-            tracking=TrackingConfig(**values.get("tracking", {})),
+            tracking=TrackingConfig(**values["tracking"]),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(

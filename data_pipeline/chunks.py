@@ -17,10 +17,10 @@ from configs.schema import DataConfig
 from data_pipeline import (
     documents,
     encoder,
+    markers,
     readers,
     sources,
     words,
-    work,
 )
 from data_pipeline.detokenizer import detokenize
 from tfrecords import storage
@@ -63,7 +63,7 @@ class Chunk:
         config = dataclasses.asdict(self.config)
         for name in ("input", "validation_input", "tokenizer"):
             del config[name]
-        return work.fingerprint(
+        return markers.fingerprint(
             [[p.file.sha256, p.file.format, p.start, p.end] for p in self.pieces],
             self.validation_fraction,
             config,
@@ -120,10 +120,10 @@ def split_of(document: documents.Document, validation_fraction: float) -> str:
 def tokenize(chunk: Chunk) -> tuple[Chunk, dict[str, Counts]]:
     """Writes the chunk's files, unless that is done; returns each split's counts."""
     marker, item = f"{chunk.path}.json", chunk.fingerprint
-    result = work.load(marker, item)
+    result = markers.load(marker, item)
     if result is None:
         paths, result = _tokenize(chunk)
-        work.save(marker, item, paths, result)
+        markers.save(marker, item, paths, result)
     return chunk, {split: Counts(**values) for split, values in result.items()}
 
 

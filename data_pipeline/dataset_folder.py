@@ -18,6 +18,8 @@ from tfrecords import lease, manifest, storage
 _WORK_FOLDER = ".unfinished"
 # There when the run ended in the user's mistake.
 _FAILED = "failed"
+# Names the shards that a publication removes or moves out, before it does.
+_PUBLISHING = "publishing.json"
 
 
 @contextlib.contextmanager
@@ -56,7 +58,7 @@ def finished(job: Job, output_dir: str) -> manifest.Manifest | None:
                 f"{', '.join(different)}. Give another --output_dir, or --overwrite."
             )
         storage.remove(f"{output_dir}/{_WORK_FOLDER}")
-        return _load(output_dir)
+        return manifest.load(output_dir)
 
 
 def publish(
@@ -64,19 +66,15 @@ def publish(
 ) -> None:
     """Moves the dataset out of the work folder, the manifest last.
 
-    A run that is stopped here continues here.
+    A run that is stopped here writes again what was moved, and publishes anew.
     """
     work_dir = f"{output_dir}/{_WORK_FOLDER}"
     manifest_path = f"{output_dir}/{manifest.FILE_NAME}"
-    replaced_path = f"{work_dir}/replaced.json"
-    if storage.exists(manifest_path):  # of the dataset that --overwrite replaces
-        storage.move(manifest_path, replaced_path)
-    if storage.exists(replaced_path):
-        text = storage.read(replaced_path).decode(errors="replace")
-        # Whatever its version, its shards are named so.
-        for name in set(re.findall(r'"([a-z]+-\d{5}-of-\d{5}\.tfrecord)"', text)):
-            storage.remove(f"{output_dir}/{name}")
-        storage.remove(replaced_path)
+    names = {item.name for item in items} | _shards_in(f"{work_dir}/{_PUBLISHING}")
+    names |= _shards_in(manifest_path)  # of the dataset that --overwrite replaces
+    storage.write(f"{work_dir}/{_PUBLISHING}", json.dumps(sorted(names)).encode())
+    storage.remove(manifest_path)
+    _remove_shards(output_dir, names)
     for item in items:
         storage.move(item.path, f"{output_dir}/{item.name}")
     storage.remove(f"{output_dir}/{manifest.TOKENIZER_FOLDER}")
@@ -86,6 +84,19 @@ def publish(
         storage.write(target, storage.read(path))
     storage.write(manifest_path, manifest.to_json(result).encode())
     storage.remove(work_dir)
+
+
+def _shards_in(path: str) -> set[str]:
+    """Returns the shards that a manifest names, of whatever version, or any JSON."""
+    if not storage.exists(path):
+        return set()
+    text = storage.read(path).decode(errors="replace")
+    return set(re.findall(r'"([a-z]+-\d{5}-of-\d{5}\.tfrecord)"', text))
+
+
+def _remove_shards(output_dir: str, names: set[str]) -> None:
+    for name in names:
+        storage.remove(f"{output_dir}/{name}")
 
 
 def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> None:
@@ -108,6 +119,9 @@ def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> 
             )
         usable = not different
     if not usable:
+        if not storage.exists(f"{output_dir}/{manifest.FILE_NAME}"):
+            # Half of a dataset, which nobody publishes any more.
+            _remove_shards(output_dir, _shards_in(f"{work_dir}/{_PUBLISHING}"))
         storage.remove(work_dir)
     storage.remove(f"{work_dir}/{_FAILED}")
     storage.write(path, json.dumps(job.description()).encode())
@@ -125,11 +139,6 @@ def _differences(job: Job, output_dir: str) -> list[str] | None:
     if not storage.exists(f"{output_dir}/{manifest.FILE_NAME}"):
         return None
     try:
-        return job.differences(_load(output_dir).config)
+        return job.differences(manifest.load(output_dir).config)
     except manifest.DatasetError:  # damaged, or of another version
         return ["format version"]
-
-
-def _load(output_dir: str) -> manifest.Manifest:
-    path = f"{output_dir}/{manifest.FILE_NAME}"
-    return manifest.from_json(storage.read(path).decode(errors="replace"), path)

@@ -6,7 +6,7 @@ which documents are repeated. A hash has 128 bits of SHA-256.
 
 import numpy as np
 
-from data_pipeline import chunks, work
+from data_pipeline import chunks, markers
 from data_pipeline.chunks import Chunk
 from tfrecords import storage
 
@@ -21,13 +21,13 @@ def hash_documents(chunk: Chunk) -> tuple[Chunk, str]:
     """
     path = f"{chunk.path}.hashes"
     marker, item = f"{path}.json", chunk.fingerprint
-    if work.load(marker, item) is None:
+    if markers.load(marker, item) is None:
         hashes = [
             _LEFT_OUT if document.skipped else document.identity[:_HASH_BYTES]
             for document in chunks.read_documents(chunk)
         ]
         storage.write(path, b"".join(hashes))
-        work.save(marker, item, [path], {})
+        markers.save(marker, item, [path], {})
     return chunk, path
 
 

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -99,6 +100,8 @@ def _attempt(item: Item, function: Callable[[Item], Result]) -> None:
 
 
 def _start_worker() -> None:
+    # Ctrl-C reaches all processes of a terminal: the program itself ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The processes share the cores; the tokenizer's own threads would compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_the_parent, daemon=True).start()

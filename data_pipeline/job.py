@@ -11,7 +11,7 @@ from typing import Any
 from absl import logging
 
 from configs.schema import Config, DataConfig
-from data_pipeline import chunks, readers, sources, work
+from data_pipeline import chunks, markers, readers, sources
 from data_pipeline.detokenizer import detokenize
 from tfrecords import order
 
@@ -122,7 +122,19 @@ def _folder_hash(folder: str) -> str:
     """Of a tokenizer's files: also their settings change what it gives."""
     files = sorted(pathlib.Path(folder).glob("*.json"))
     files += sorted(pathlib.Path(folder).glob("merges.txt"))
-    return work.fingerprint(*(part for f in files for part in (f.name, f.read_bytes())))
+    return markers.fingerprint(
+        *(part for f in files for part in (f.name, f.read_bytes()))
+    )
+
+
+def _check_is_many_documents(file: sources.InputFile) -> None:
+    if file.format == "text":
+        raise sources.InputError(
+            f"`--input` is one file, {file.path}, and so one document, of which "
+            "nothing can be held out for validation. Give --validation_input, or cut "
+            "it with --config.data.document=paragraph or =line, or train without "
+            "validation by --config.data.validation_fraction=0."
+        )
 
 
 def plan(config: Config) -> Job:
@@ -147,4 +159,6 @@ def plan(config: Config) -> Job:
         fraction = 0.01 if size >= _LARGE_CORPUS_BYTES else 0.1
         if data.validation_fraction is not None:
             fraction = data.validation_fraction
+        if fraction and data.document == "file" and len(train_files) == 1:
+            _check_is_many_documents(train_files[0])
     return Job(data, config.model.n_positions, train_files, validation_files, fraction)

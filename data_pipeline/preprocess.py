@@ -61,6 +61,7 @@ def preprocess(
     with dataset_folder.working_in(job, output_dir, overwrite=overwrite) as work_dir:
         result, items = _make(job, work_dir, runner)
         dataset_folder.publish(result, items, output_dir)
+        storage.remove_copies(work_dir)
     return result
 
 

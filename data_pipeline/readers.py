@@ -7,8 +7,9 @@ from configs.schema import DataConfig
 from data_pipeline import documents, plain_text, rows
 from data_pipeline.documents import Document
 from data_pipeline.sources import InputError, Piece, check_unchanged
+from tfrecords.gcs import StorageError
 
-_DAMAGE = (EOFError, OSError, zlib.error)
+_DAMAGE = (EOFError, OSError, StorageError, zlib.error)
 
 
 def read(piece: Piece, config: DataConfig) -> Iterator[Document]:
@@ -22,7 +23,7 @@ def read(piece: Piece, config: DataConfig) -> Iterator[Document]:
         yield from _documents(piece, config)
     except _DAMAGE as error:
         check_unchanged(piece.file)
-        if not piece.file.compression:
+        if not piece.file.compression or isinstance(error, StorageError):
             raise
         raise InputError(
             f"{piece.file.path} must be whole {piece.file.compression} data. It is cut "

@@ -91,8 +91,8 @@ def parquet_rows(piece: Piece, config: DataConfig) -> Iterator[Document]:
             for batch in table.iter_batches(batch_size=1024, columns=columns):
                 # Strings as bytes: they may be of any encoding.
                 fields = [
-                    column.cast(pyarrow.binary())
-                    if pyarrow.types.is_string(column.type)
+                    column.cast(pyarrow.large_binary())
+                    if str(column.type) in ("string", "large_string")
                     else column
                     for column in batch.columns
                 ]

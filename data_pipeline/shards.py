@@ -10,8 +10,7 @@ from typing import IO
 import numpy as np
 
 from configs.schema import ConfigError
-from data_pipeline import chunks, packing
-from data_pipeline import work as done
+from data_pipeline import chunks, markers, packing
 from tfrecords import manifest, order, schema, storage, writer
 
 # A corpus of 50 GB has thousands of token files; each open one holds a descriptor.
@@ -55,7 +54,7 @@ class ShardItem:
             for field in dataclasses.fields(self)
             if field.name not in ("work_dir", "chunk_paths", "records")
         }
-        return done.fingerprint(values, self.records.tobytes())
+        return markers.fingerprint(values, self.records.tobytes())
 
 
 def plan(
@@ -123,12 +122,11 @@ def plan(
 def write(item: ShardItem) -> tuple[ShardItem, manifest.Shard]:
     """Writes the shard, unless that has been done; returns its manifest entry."""
     marker, fingerprint = f"{item.path}.done", item.fingerprint
-    entry = done.load(marker, fingerprint)
+    entry = markers.load(marker, fingerprint)
     if entry is None:
-        with storage.writing(item.path) as name:
-            shard = writer.write_shard(name, _payloads(item))
-        entry = dataclasses.asdict(dataclasses.replace(shard, name=item.name))
-        done.save(marker, fingerprint, [item.path], entry)
+        shard = writer.write_shard(item.path, _payloads(item))
+        entry = dataclasses.asdict(shard)
+        markers.save(marker, fingerprint, [item.path], entry)
     return item, manifest.Shard(**entry)
 
 

@@ -1,7 +1,7 @@
 """From what the user names to pieces of input: files, buckets, TFDS, built-in text.
 
 Large uncompressed files are cut at document boundaries into pieces of about the same
-size, whatever the number of workers. `documents` reads a piece.
+size, whatever the number of workers. `readers` reads a piece.
 """
 
 import dataclasses
@@ -228,9 +228,10 @@ def _tfds_files(name: str, data_dir: str) -> list[str]:
         builder = tfds.builder(dataset, data_dir=data_dir or None)
         builder.download_and_prepare()
         return [str(path) for path in builder.info.splits[split].filepaths]
-    except (tfds.core.DatasetNotFoundError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # AssertionError for a version, DownloadError, …
+        said = [*str(error).strip().splitlines(), type(error).__name__]
         raise InputError(
             f"`{_TFDS}NAME[:VERSION]/SPLIT` must name a dataset of tensorflow-datasets "
             f"and one of its splits. Received: {name!r}, data_dir {data_dir!r}. It "
-            f"said: {str(error).strip().splitlines()[0]}"
+            f"said: {said[0]}"
         ) from error

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast
 
 from configs.schema import DataConfig
-from data_pipeline import work
+from data_pipeline import markers
 from data_pipeline.encoder import Vocabulary
 from data_pipeline.job import Job
 from data_pipeline.sources import InputError
@@ -36,8 +36,8 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
     Raises:
       InputError: nothing loads from that name, or it has no end-of-text token.
     """
-    marker, item = f"{folder}.done", work.fingerprint(job.description())
-    if values := work.load(marker, item):
+    marker, item = f"{folder}.done", markers.fingerprint(job.description())
+    if values := markers.load(marker, item):
         return Vocabulary(**{**values, "added_tokens": tuple(values["added_tokens"])})
     name = job.config.tokenizer
     tokenizer = _train(job) if name == "train" else _load(name)
@@ -48,7 +48,7 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
         for file in names:
             storage.write(f"{folder}/{file}", storage.read(os.path.join(local, file)))
     files = [f"{folder}/{file}" for file in names]
-    work.save(marker, item, files, dataclasses.asdict(vocabulary))
+    markers.save(marker, item, files, dataclasses.asdict(vocabulary))
     return vocabulary
 
 

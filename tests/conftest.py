@@ -19,7 +19,7 @@ import tokenizers
 from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
-from tests import programs
+from tests import object_store, programs
 from tfrecords import gcs, manifest, order, schema, writer
 from trainer import model
 
@@ -166,14 +166,19 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_program_stays() -> Iterator[None]:
+    yield
+    programs.kill_what_runs()
+
+
 @pytest.fixture(scope="module")
 def store() -> Iterator[Any]:
     """A real object-store server with the bucket "corpus"; its memory only grows."""
-    object_store = pytest.importorskip("tests.object_store")
     with object_store.serving() as found, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", found.url)
         gcs.client.cache_clear()
-        gcs.client().create_bucket("corpus")
+        gcs.client().create_bucket("corpus", project="tests")
         yield found
     gcs.client.cache_clear()
 

@@ -146,6 +146,7 @@ def serving() -> Iterator[ObjectStore]:
     )
     try:
         while True:
+            assert server.poll() is None, "fake-gcs-server has ended"
             with contextlib.suppress(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port)).close()
                 break

@@ -9,13 +9,13 @@ import importlib
 import multiprocessing
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
 _PRELOADED = ["trainer.train", "trainer.doctor"]
+_started: list["Program"] = []
 
 
 class Program:
@@ -28,11 +28,14 @@ class Program:
         self._folder = tempfile.TemporaryDirectory()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
+        # The server's environment is that of the test that started it.
+        environment = os.environ | {"USE_TORCH": "0"} | environment
         self._process = context.Process(
             target=_run, args=(module, arguments, environment, self._folder.name)
         )
         with _without_pytorch():
             self._process.start()
+        _started.append(self)
 
     @property
     def pid(self) -> int:
@@ -46,12 +49,14 @@ class Program:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        self._process.kill()
 
     def finish(self, timeout: float = 300) -> tuple[int, str, str]:
         """Waits for its end; returns exit code, output and log."""
         self._process.join(timeout)
-        assert self._process.exitcode is not None, "it goes on and on"
+        if self.poll() is None:
+            self.kill()
+            self._process.join()
         folder = pathlib.Path(self._folder.name)
         texts = [(folder / name).read_text() for name in ("out", "log")]
         self._folder.cleanup()
@@ -62,6 +67,12 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
     """Runs a program to its end."""
     code, out, log = Program(module, *arguments).finish()
     return subprocess.CompletedProcess([module, *arguments], code, out, log)
+
+
+def kill_what_runs() -> None:
+    """So that a test that failed leaves no process, for which Python would wait."""
+    while _started:
+        _started.pop().kill()
 
 
 @contextlib.contextmanager
@@ -80,6 +91,7 @@ def _run(module, arguments, environment, folder):
     for number, name in ((1, "out"), (2, "log")):
         stream = os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY)
         os.dup2(stream, number)
+    os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
     sys.argv = [module, *arguments]

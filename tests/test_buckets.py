@@ -130,6 +130,7 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
     store.faults = []
     assert figures == expected
     found = contents(store, "gs://corpus/data")
+    assert not [name for name in found if name.startswith(".")]
     for path in (tmp_path / "data").iterdir():
         if path.is_file():
             assert found[path.name] == path.read_bytes(), path.name

@@ -111,6 +111,15 @@ def test_a_mistake_on_the_command_line_is_one_message(argument, message, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_argument_hides_no_mistake(tmp_path):
+    """Only what follows --runner=beam goes to Beam."""
+    found = run_program(
+        "trainer.generate", f"--workdir={tmp_path}", "--prompt", "", "--max_tokns=5"
+    )
+    assert found.returncode == 2
+    assert "Unknown command line flag 'max_tokns'" in found.stderr
+
+
 @pytest.mark.parametrize("config", [[], ["--config=configs/none.py"]])
 def test_a_missing_config_is_one_message(config, tmp_path):
     found = run_program(

@@ -178,6 +178,19 @@ def test_odd_bytes_are_repaired_or_left_out_and_counted(tmp_path, name, policy):
     assert noticed.count("crlf") == expected_crlf
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_odd_bytes_in_parquet_are_left_out_and_counted(tmp_path, kind):
+    bytes_ = {"string": pyarrow.binary(), "large_string": pyarrow.large_binary()}
+    values = pyarrow.array([b"fine", b"bad \xff"], bytes_[kind])
+    texts = pyarrow.Array.from_buffers(
+        getattr(pyarrow, kind)(), len(values), values.buffers()
+    )
+    table = pyarrow.Table.from_arrays([texts], ["text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    found = read(tmp_path, encoding_errors="skip")
+    assert [document.skipped for document in found] == ["", "invalid_utf8"]
+
+
 @pytest.mark.parametrize("policy", ["replace", "skip"])
 def test_a_file_that_is_one_document_is_repaired_or_left_out(tmp_path, policy):
     (tmp_path / "a.txt").write_bytes(ODD["a.txt"])

@@ -155,17 +155,27 @@ def test_twenty_kills_at_random_moments_change_nothing(corpus, tmp_path):
 
 
 def test_workers_do_not_outlive_a_killed_program(corpus, tmp_path):
-    with running(corpus, tmp_path) as process:
-        listed = f"/proc/{process.pid}/task/{process.pid}/children"
-        while not (children := pathlib.Path(listed).read_text().split()):
+    with running(corpus, tmp_path, "--num_workers=2") as process:
+        listed = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        # Two workers, and the process that multiprocessing keeps to clean up.
+        while len(children := listed.read_text().split()) < 3:
+            assert process.poll() is None
             time.sleep(0.01)
-        time.sleep(1)
-        children = pathlib.Path(listed).read_text().split()
         process.kill()
         deadline = time.monotonic() + 30
         while alive := [c for c in children if _runs(c)]:
             assert time.monotonic() < deadline, alive
             time.sleep(0.05)
+
+
+def test_ctrl_c_is_one_message(corpus, tmp_path):
+    """A terminal sends it to the workers, too."""
+    with running(corpus, tmp_path, "--num_workers=2") as process:
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.endswith("error: Interrupted. The same command continues.\n")
+    assert "Traceback" not in errors
 
 
 def _runs(pid: str) -> bool:
@@ -201,7 +211,9 @@ def test_a_full_disk_commits_nothing(corpus, tmp_path):
 
 def test_a_second_writer_is_refused_and_the_first_is_not_disturbed(corpus, tmp_path):
     with running(corpus, tmp_path) as first:
+        os.killpg(first.pid, signal.SIGSTOP)  # so that it does not end before
         second = preprocess(corpus, tmp_path)
+        os.killpg(first.pid, signal.SIGCONT)
         assert second.returncode == 2, second.stderr
         assert "must have one writer" in second.stderr
         assert "Traceback" not in second.stderr

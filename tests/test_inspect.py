@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import VOCABULARY_SIZE, run_program
-from tfrecords import integrity, manifest, schema, writer
+from tfrecords import inspect, integrity, manifest, schema, writer
 
 SHARD = "train-00001-of-00003.tfrecord"
 
@@ -128,6 +128,32 @@ def test_the_program_prints_statistics_and_examples(dataset, tokens):
     assert table.returncode == 0, table.stderr
     assert "verified                      False" in table.stdout
     assert first in table.stdout
+
+
+@pytest.mark.parametrize("content", ['{"model"', "[]", '{"model": {}}', "\xff"])
+def test_a_damaged_tokenizer_is_named(dataset, content):
+    path = dataset[0] / "tokenizer" / "tokenizer.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(manifest.DatasetError, match="missing, damaged or another"):
+        inspect.inspect(str(dataset[0]), verify=False, show=0)
+
+
+def test_a_damaged_example_is_named(dataset):
+    path = dataset[0] / "train-00000-of-00003.tfrecord"
+    data = bytearray(path.read_bytes())
+    data[20] ^= 1
+    path.write_bytes(data)
+    write_tokenizer(dataset[0])
+    found = run(dataset[0], "--noverify")
+    assert found.returncode == 2
+    assert f"error: {path}: " in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_mistyped_flag_is_one_message(dataset):
+    found = run(dataset[0], "--shwo=2")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("error: Unknown command line flag 'shwo'")
 
 
 def test_the_program_names_all_damage_in_one_message(dataset):

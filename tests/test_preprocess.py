@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from data_pipeline import job as jobs
 from data_pipeline.documents import Document
 from data_pipeline.tokenizer import END_OF_TEXT
 from tests.conftest import run_program, shared
-from tfrecords import manifest, schema
+from tfrecords import manifest, schema, storage
 
 LENGTH = 64
 SETTINGS = {
@@ -62,13 +64,14 @@ def in_process(function, items):
     return map(function, items)
 
 
-def run(corpus, output_dir, num_workers=0, **fields) -> manifest.Manifest:
+def run(
+    corpus, output_dir, num_workers=0, *, overwrite=False, **fields
+) -> manifest.Manifest:
     """Preprocesses in this process, or with that many worker processes."""
     config = Config(data=DataConfig(**{"input": str(corpus), **SETTINGS, **fields}))
-    if not num_workers:
-        return preprocess.preprocess(jobs.plan(config), str(output_dir), in_process)
-    with engine.local(num_workers) as runner:
-        return preprocess.preprocess(jobs.plan(config), str(output_dir), runner)
+    job, here = jobs.plan(config), contextlib.nullcontext(in_process)
+    with engine.local(num_workers) if num_workers else here as runner:
+        return preprocess.preprocess(job, str(output_dir), runner, overwrite=overwrite)
 
 
 def load_encoder(folder: pathlib.Path) -> tokenizers.Tokenizer:
@@ -337,10 +340,7 @@ def test_a_stopped_run_is_not_thrown_away(corpus, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="with other num_shards, seed"):
         run(corpus, tmp_path, num_shards=2, seed=1)
     assert hashes(tmp_path) == before
-    config = Config(data=DataConfig(**{"input": str(corpus), **SETTINGS, "seed": 1}))
-    written = preprocess.preprocess(
-        jobs.plan(config), str(tmp_path), in_process, overwrite=True
-    )
+    written = run(corpus, tmp_path, seed=1, overwrite=True)
     assert written.config["seed"] == 1
 
 
@@ -357,29 +357,58 @@ def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_whole(
     assert {name: now[name] for name in old} == old
 
 
-def test_a_publication_that_was_stopped_continues(corpus, tmp_path, monkeypatch):
-    """Killed after each of the moves in turn: the same bytes in the end."""
-    run(corpus / "two.jsonl", tmp_path / "whole", num_shards=2)
+def stopped_publication(num_changes: int):
+    """Returns `publish`, killed after so many changes of files."""
+    left = iter(range(num_changes))
+
+    def counted(change):
+        def changed(*arguments):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            change(*arguments)
+
+        return changed
+
+    publish = dataset_folder.publish
+
+    def stopped(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("move", "remove", "write"):
+                patch.setattr(storage, name, counted(getattr(storage, name)))
+            publish(*arguments)
+
+    return stopped
+
+
+@pytest.mark.parametrize("then", ["two.jsonl", "four.jsonl"])
+def test_a_publication_that_was_stopped_continues(corpus, tmp_path, monkeypatch, then):
+    """Killed between any two changes: what a run without a kill would have left.
+
+    Also where another job comes after it.
+    """
+    settings = {"validation_fraction": 0.0, "sequence_length": 16}
+    sizes = {"two.jsonl": 2, "four.jsonl": 1}
+    run(corpus / then, tmp_path / "whole", num_shards=sizes[then], **settings)
     expected = hashes(tmp_path / "whole")
-    replace = os.replace
-    for moves in range(6):
-        folder = tmp_path / str(moves)
-        run(corpus / "one.jsonl", folder)
-        left = [moves]
-
-        def counted(source, target, folder=folder, left=left):
-            if pathlib.Path(target).parent == folder:
-                left[0] -= 1
-                if left[0] < 0:
-                    raise KeyboardInterrupt
-            replace(source, target)
-
+    start = tmp_path / "start"
+    run(corpus / "one.jsonl", start)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset_folder, "publish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(corpus / "two.jsonl", start, num_shards=2, **settings)
+    for changes in itertools.count():
+        folder = tmp_path / str(changes)
+        shutil.copytree(start, folder)
         with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", counted)
-            with contextlib.suppress(KeyboardInterrupt):
-                run(corpus / "two.jsonl", folder, num_shards=2)
-        run(corpus / "two.jsonl", folder, num_shards=2)
-        assert hashes(folder) == expected
+            patch.setattr(dataset_folder, "publish", stopped_publication(changes))
+            try:
+                run(corpus / "two.jsonl", folder, num_shards=2, **settings)
+                break
+            except KeyboardInterrupt:
+                pass
+        run(corpus / then, folder, num_shards=sizes[then], overwrite=True, **settings)
+        assert hashes(folder) == expected, changes
+    assert changes > 10
 
 
 @pytest.mark.parametrize("name", ["chunk-*.tokens", "*.tfrecord", "tokenizer/*.json"])
@@ -441,9 +470,14 @@ def test_training_text_is_not_taken_for_validation(corpus):
     [
         (None, [], "must name files that exist"),
         ("", [], "are empty"),
-        (" \n ", [], "no document but white space"),
+        (" \n ", ["--config.data.document=line"], "no document but white space"),
         ("too short", ["--config.data.validation_fraction=0"], "at least one sequence"),
-        ("one document " * 999, [], "The validation split is empty"),
+        ("one document " * 999, [], "is one file, "),
+        (
+            "one document " * 999,
+            ["--config.data.document=line", "--config.data.validation_fraction=1e-6"],
+            "The validation split is empty",
+        ),
         (
             "some text " * 999,
             [
@@ -452,7 +486,11 @@ def test_training_text_is_not_taken_for_validation(corpus):
             ],
             "`data.num_shards` must not exceed",
         ),
-        ("text " * 99, ["--config.data.tokenizer=/nowhere"], "`data.tokenizer` must"),
+        (
+            "text " * 99,
+            ["--config.data.document=line", "--config.data.tokenizer=/nowhere"],
+            "`data.tokenizer` must",
+        ),
     ],
 )
 def test_bad_input_is_one_message(tmp_path, text, arguments, message):

@@ -90,7 +90,10 @@ def test_empty_input(tmp_path):
         sources.find_files(str(tmp_path), "input")
 
 
-@pytest.mark.parametrize("name", ["tfds:no_such_set/train", "tfds:train"])
+@pytest.mark.parametrize(
+    "name",
+    ["tfds:no_such_set/train", "tfds:train", "tfds:ag_news_subset:9.9.9/train"],
+)
 def test_a_dataset_that_is_not_there_is_named(name, tmp_path):
     with pytest.raises(sources.InputError, match="tfds:NAME") as error:
         sources.find_files(name, "input", tfds_data_dir=str(tmp_path))

@@ -1,17 +1,21 @@
 """Files here and in a real bucket server: whole or not at all, one writer."""
 
 import functools
+import json
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
+from configs.schema import DataConfig
+from data_pipeline import readers, sources
+from tests import object_store
 from tests.conftest import ROOT
 from tfrecords import gcs, lease, storage
-
-object_store = pytest.importorskip("tests.object_store")
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -42,9 +46,17 @@ def test_what_is_written_is_read(root):
     storage.append(f"{root}/sub/new", b"!")
     assert storage.read(path) == b"one\ntwx!"
     assert storage.read(f"{root}/sub/new") == b"!"
-    copy = storage.local_copy(path, version)
-    with open(copy, "rb") as stream:
-        assert stream.read() == b"one\ntwx!"
+
+
+def test_local_copies_are_of_their_version_and_go(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for version in (b"1", b"2"):
+        storage.write(f"{root}/file", version)
+        for _ in range(2):
+            copy = pathlib.Path(storage.local_copy(f"{root}/file", version.decode()))
+            assert copy.read_bytes() == version
+    storage.remove_copies(root)
+    assert copy.exists() != storage.is_remote(root)
 
 
 def test_a_checksum_is_the_same_here_and_in_a_bucket(tmp_path, bucket):
@@ -66,7 +78,7 @@ def test_a_write_that_fails_leaves_nothing(root):
 
 
 def test_names_folders_and_globs(root):
-    for name in ("a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt"):
+    for name in ("a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt", "sub/.hidden"):
         storage.write(f"{root}/{name}", b"x")
 
     def expand(pattern):
@@ -76,19 +88,25 @@ def test_names_folders_and_globs(root):
     assert expand("/a.txt") == ["a.txt"]
     assert expand("/*.txt") == ["a.txt"]
     assert expand("/*/?.txt") == ["sub/c.txt"]
+    assert expand("/[a-c].*") == ["a.txt", "b.jsonl"]
+    assert expand("/[!b-z].*") == ["a.txt"]
+    assert expand("/[ac]*") == ["a.txt"]
     assert expand("/**/*.txt") == ["a.txt", "sub/c.txt", "sub/deep/d.txt"]
     assert expand("/nothing") == []
 
 
 def test_move_and_remove(root):
     storage.write(f"{root}/a", b"1")
-    for _ in range(2):  # again after an interruption
-        storage.move(f"{root}/a", f"{root}/b")
+    storage.move(f"{root}/a", f"{root}/b")
     assert not storage.exists(f"{root}/a")
     assert storage.read(f"{root}/b") == b"1"
-    storage.write(f"{root}/work/x", b"2")
-    storage.remove(f"{root}/work")
+    for name in (".work/x", ".work/.y", ".work/deep/z", ".worker"):
+        storage.write(f"{root}/{name}", b"2")
+    storage.remove(f"{root}/.work")
     storage.remove(f"{root}/nothing")
+    for name in ("x", ".y", "deep/z"):
+        assert not storage.exists(f"{root}/.work/{name}")
+    assert storage.read(f"{root}/.worker") == b"2"
     assert storage.expand(root) == [f"{root}/b"]
 
 
@@ -167,15 +185,24 @@ def test_a_bucket_that_is_not_there_is_one_message(bucket):
         storage.stat(f"{bucket}/absent")
 
 
-def test_missing_credentials_are_one_message(tmp_path):
-    program = "from tfrecords import storage; storage.read('gs://bucket/x')"
+def test_what_is_refused_while_it_is_read_is_one_message(store, bucket):
+    path = f"{bucket}/refused.txt"
+    storage.write(path, b"text")
+    (file,) = sources.find_files(path, "input")
+    store.faults = [object_store.Fault("GET .*alt=media", status=403)]
+    reading = readers.read(sources.Piece(file, 0, 4), DataConfig())
+    with pytest.raises(storage.StorageError, match=r"refused\.txt must exist"):
+        list(reading)
+
+
+def run_without_emulator(program, home, credentials=""):
     environment = {
         **{k: v for k, v in os.environ.items() if k != "STORAGE_EMULATOR_HOST"},
-        "HOME": str(tmp_path),
+        "HOME": str(home),
         "NO_GCE_CHECK": "true",
-        "GOOGLE_APPLICATION_CREDENTIALS": "",
+        "GOOGLE_APPLICATION_CREDENTIALS": credentials,
     }
-    found = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
         env=environment,
@@ -183,7 +210,22 @@ def test_missing_credentials_are_one_message(tmp_path):
         text=True,
         timeout=60,
     )
+
+
+def test_missing_credentials_are_one_message(tmp_path):
+    program = "from tfrecords import storage; storage.read('gs://bucket/x')"
+    found = run_without_emulator(program, tmp_path)
     assert "gs://bucket/x needs credentials" in found.stderr
+
+
+def test_credentials_need_not_name_a_project(tmp_path):
+    """As after `gcloud auth application-default login`."""
+    names = ("client_id", "client_secret", "refresh_token")
+    login = {"type": "authorized_user", **dict.fromkeys(names, "x")}
+    (tmp_path / "login.json").write_text(json.dumps(login))
+    program = "from tfrecords import gcs; gcs.client()"
+    found = run_without_emulator(program, tmp_path, str(tmp_path / "login.json"))
+    assert found.returncode == 0, found.stderr
 
 
 def test_our_own_write_whose_answer_was_lost_is_no_other_writer(store, bucket):

@@ -32,7 +32,8 @@ def is_remote(path: str) -> bool:
 def client() -> Any:
     from google.cloud import storage
 
-    return storage.Client()
+    # Nothing here needs a project, which not all credentials name.
+    return storage.Client(project=None)
 
 
 def split(path: str) -> tuple[str, str]:

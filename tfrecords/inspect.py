@@ -6,7 +6,7 @@ what is there and some examples as text. Needs neither a config nor TensorFlow.
 
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tokenizers
@@ -161,23 +161,39 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "print the result as one JSON object")
 
 
-def main(arguments: list[str]) -> None:
-    if len(arguments) > 1:
-        raise app.UsageError(f"Only flags are understood: {' '.join(arguments[1:])}")
+def main(_: object) -> None:
     try:
         result = inspect(FLAGS.data_dir, verify=FLAGS.verify, show=FLAGS.show)
-    except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except (ValueError, RuntimeError) as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        _stop(str(error), error.exit_code)
+    except PermissionError as error:
+        _stop(f"{error.filename} cannot be read: {error.strerror}.")
     if FLAGS.json:
         print(json.dumps(result))
     else:
         _print_table(result)
 
 
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        remaining = FLAGS(argv)
+    except flags.Error as error:
+        _stop(str(error))
+    if len(remaining) > 1:
+        _stop(f"Only flags are understood. Received: {' '.join(remaining[1:])}")
+    return remaining
+
+
+def _stop(message: str, exit_code: int = 2) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
 def run() -> None:
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=_parse)
 
 
 if __name__ == "__main__":

@@ -69,10 +69,13 @@ def unlisted_shards(data_dir: str, manifest: Manifest) -> list[str]:
 def records(
     path: str, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, int | None, int | None]]:
-    """Yields (tokens, length, label) of a shard; ValueError at damage."""
+    """Yields (tokens, length, label) of a shard; DatasetError at damage."""
     with storage.open_read(path) as stream:
-        for payload in schema.unframe(stream.read):
-            yield schema.deserialize(payload, dtype)
+        try:
+            for payload in schema.unframe(stream.read):
+                yield schema.deserialize(payload, dtype)
+        except ValueError as error:
+            raise manifests.DatasetError(f"{path}: {error}.") from error
 
 
 def _examine_shard(

@@ -227,10 +227,16 @@ class Watch:
 def verify_tokenizer(data_dir: str, manifest: Manifest) -> None:
     """Raises DatasetError where the dataset's tokenizer is not the manifest's."""
     folder = storage.join(data_dir, TOKENIZER_FOLDER)
-    if tokenizer_fingerprint(folder) != manifest.tokenizer_fingerprint:
+    try:
+        found = tokenizer_fingerprint(folder)
+    except storage.StorageError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = "damaged"
+    if found != manifest.tokenizer_fingerprint:
         raise DatasetError(
-            f"{folder} must hold the tokenizer that the manifest names. It is missing "
-            "or another. Copy the dataset again, or preprocess it again."
+            f"{folder} must hold the tokenizer that the manifest names. It is missing, "
+            "damaged or another. Copy the dataset again, or preprocess it again."
         )
 
 

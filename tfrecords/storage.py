@@ -7,6 +7,7 @@ google-cloud-storage, with the credentials of the environment.
 import base64
 import contextlib
 import glob
+import hashlib
 import io
 import os
 import pathlib
@@ -72,7 +73,14 @@ def open_read(path: str) -> BinaryIO:
     """Opens a file to read and seek in."""
     if not is_remote(path):
         return open(path, "rb")
-    reader: Any = gcs.existing(path).open("rb", chunk_size=_BLOCK_BYTES)
+    from google.cloud.storage.fileio import BlobReader
+
+    class Reader(BlobReader):
+        def read(self, size: int = -1) -> bytes:
+            with gcs.clear_errors(path):
+                return bytes(super().read(size))
+
+    reader: Any = Reader(gcs.existing(path), chunk_size=_BLOCK_BYTES)
     return io.BufferedReader(reader, _BLOCK_BYTES)
 
 
@@ -127,7 +135,7 @@ def writing(path: str) -> Iterator[str]:
             _upload(name, path)
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    partial = f"{path}.{os.getpid()}.partial"
+    partial = f"{path}.{os.urandom(4).hex()}.partial"
     try:
         yield partial
         os.replace(partial, path)
@@ -213,7 +221,8 @@ def checksum(path: str) -> str:
 def local_copy(path: str, version: str) -> str:
     """Returns the file itself, or the name of a copy on this machine's disk.
 
-    The processes of a machine share the copies, which stand in the temporary folder.
+    The processes of a machine share the copies, which stand in the temporary folder
+    until `remove_copies`.
 
     Args:
       path: of the file.
@@ -221,19 +230,29 @@ def local_copy(path: str, version: str) -> str:
     """
     if not is_remote(path):
         return path
-    name = f"{version}-{os.path.basename(path)}"
-    copy = os.path.join(tempfile.gettempdir(), "gpt2-tpu", name)
+    folder, name = path.rsplit("/", 1)
+    copy = os.path.join(_copies_of(folder), f"{version}-{name}")
     if not os.path.exists(copy):
         with writing(copy) as partial:
             download(path, partial)
     return copy
 
 
+def remove_copies(folder: str) -> None:
+    """Removes what `local_copy` made here of a folder's files."""
+    shutil.rmtree(_copies_of(folder), ignore_errors=True)
+
+
+def _copies_of(folder: str) -> str:
+    digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    root = os.path.join(tempfile.gettempdir(), f"gpt2-tpu-{os.getuid()}")
+    return os.path.join(root, digest)
+
+
 def move(source: str, target: str) -> None:
-    """Gives a file another name; repeated after an interruption, it does the rest."""
-    if not exists(source) and exists(target):
-        return
+    """Gives a file another name."""
     if not is_remote(source):
+        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
         os.replace(source, target)
         return
     blob = gcs.existing(source)
@@ -253,13 +272,21 @@ def remove(path: str) -> None:
         else:
             pathlib.Path(path).unlink(missing_ok=True)
         return
-    for name in expand(path):
-        with gcs.clear_errors(name):
-            gcs.delete(gcs.blob(name))
+    bucket, name = gcs.split(path.rstrip("/"))
+    with gcs.clear_errors(path):
+        for blob in gcs.client().list_blobs(bucket, prefix=name):
+            if blob.name == name or blob.name.startswith(f"{name}/"):
+                gcs.delete(blob)
 
 
 def _matches(path: str, pattern: str) -> bool:
     """As `glob.glob` does it: `**` crosses folders, `*` does not."""
     regex = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
     regex = regex.replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    regex = re.sub(r"\\\[(!?)(.+?)\\\]", _letters, regex)
     return re.fullmatch(regex, path) is not None
+
+
+def _letters(found: re.Match) -> str:
+    """A pattern's `[a-z]` or `[!a-z]`, after `re.escape`."""
+    return f"[{'^' if found[1] else ''}{found[2].replace(chr(92) + '-', '-')}]"

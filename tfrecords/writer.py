@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Iterable
 
-from tfrecords import schema
+from tfrecords import schema, storage
 from tfrecords.manifest import Shard
 
 _BATCH_RECORDS = 256
@@ -14,11 +14,10 @@ _BATCH_RECORDS = 256
 def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
     """Writes serialized records as a TFRecord file.
 
-    The file appears under its name when it is complete and on disk; until then it is
-    called `NAME.partial`.
+    The file appears under its name when it is complete and on disk.
 
     Args:
-      path: where the shard goes, on a local disk.
+      path: where the shard goes, on a disk or in a bucket.
       payloads: what `schema.serialize` returns, in order.
 
     Returns:
@@ -26,9 +25,8 @@ def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
     """
     digest = hashlib.sha256()
     num_records = num_bytes = 0
-    partial = path + ".partial"
     frames = map(schema.frame, payloads)
-    with open(partial, "wb") as file:
+    with storage.writing(path) as partial, open(partial, "wb") as file:
         # Many records at once: hashing and writing each by itself takes twice as long.
         while batch := list(itertools.islice(frames, _BATCH_RECORDS)):
             data = b"".join(batch)
@@ -37,5 +35,4 @@ def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
             num_records += len(batch)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
     return Shard(os.path.basename(path), num_records, num_bytes, digest.hexdigest())

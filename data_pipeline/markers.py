@@ -33,10 +33,11 @@ def load(marker: str, item: str) -> dict[str, Any] | None:
         return None
     try:
         stored = json.loads(storage.read(marker))
-        checksums = stored["checksums"]
+        folder = marker.rpartition("/")[0]
         if stored["item"] == item and all(
-            storage.exists(path) and storage.checksum(path) == checksum
-            for path, checksum in checksums.items()
+            storage.exists(f"{folder}/{name}")
+            and storage.checksum(f"{folder}/{name}") == checksum
+            for name, checksum in stored["checksums"].items()
         ):
             return stored["result"]
     except (ValueError, KeyError, TypeError):
@@ -45,7 +46,16 @@ def load(marker: str, item: str) -> dict[str, Any] | None:
 
 
 def save(marker: str, item: str, files: Sequence[str], result: dict[str, Any]) -> None:
-    """Says that work is done. The result comes back from `load` as JSON keeps it."""
-    checksums = {path: storage.checksum(path) for path in files}
+    """Says that work is done.
+
+    Args:
+      marker: path of the marker.
+      item: fingerprint of the work item.
+      files: in the marker's folder.
+      result: comes back from `load` as JSON keeps it.
+    """
+    # Not by their whole paths: the folder may be another one's copy.
+    folder = marker.rpartition("/")[0] + "/"
+    checksums = {path.removeprefix(folder): storage.checksum(path) for path in files}
     content = {"item": item, "checksums": checksums, "result": result}
     storage.write(marker, json.dumps(content).encode())

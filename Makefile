@@ -29,9 +29,6 @@ endif
 # or JAX names its own to the programs that it starts.
 unexport TPU_LIBRARY_PATH
 
-# A plan can be made before there is a dataset.
-PLAN_DATA = $(if $(filter gs://%,$(DATA))$(wildcard $(DATA)/manifest.json),$(DATA))
-
 flag = $(if $(2),--$(1)='$(subst ','\'',$(2))')
 
 # Installs this package with some extras.
@@ -130,7 +127,7 @@ $(VENV)/.plan: $(VENV)/.base
 
 plan: $(VENV)/.plan  ## whether and how it fits a TPU, by its compiler: CONFIG= TPU=v3-8
 	$(RUN) trainer.plan --config=$(CONFIG) --workdir=$(WORKDIR) \
-	  $(call flag,tpu_type,$(TPU)) $(call flag,data_dir,$(PLAN_DATA)) $(ARGS)
+	  $(call flag,tpu_type,$(TPU)) --data_dir=$(DATA) $(ARGS)
 
 doctor: $(VENV)/.base  ## this machine's hardware, and what CONFIG= expects: TPU= DEVICES=
 	$(RUN) trainer.doctor --config=$(CONFIG) \

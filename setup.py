@@ -13,7 +13,6 @@ setup(
     # The lower bounds were tried together, on Python 3.11.
     install_requires=[
         "absl-py>=2.3,<3",
-        "etils[epath]>=1.13,<2",
         "google-cloud-storage>=3.4,<4",
         "gigatoken>=0.10,<0.11",
         "google-crc32c>=1.7,<2",
@@ -69,6 +68,7 @@ setup(
             "gpt2-tpu-plan = trainer.plan:run",
             "gpt2-tpu-doctor = trainer.doctor:run",
             "gpt2-tpu-train = trainer.train:run",
+            "gpt2-tpu-forever = trainer.forever:run",
             "gpt2-tpu-evaluate = trainer.evaluate:run",
             "gpt2-tpu-generate = trainer.generate:run",
             "gpt2-tpu-export = trainer.export:run",

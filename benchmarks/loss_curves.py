@@ -7,7 +7,7 @@ Command   python -m data_pipeline.preprocess --config=configs/wikitext2_cpu.py \
 
 Trains the same weights on the same batches by transformers' forward, and by ours with
 every recomputation policy, in float32 and in bfloat16, without dropout. Prints each
-one's distance from plain float32 and draws the curves to --output.
+one's distance from plain float32.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -99,7 +98,6 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--output", default="docs/loss_curves.png")
     arguments = parser.parse_args()
     manifest = manifests.load(arguments.data_dir)
 
@@ -125,25 +123,6 @@ def main():
             f"{name:28}{curve[0]:9.4f}{curve[-1]:9.4f}   "
             f"{distance.max():.2e}  {distance.mean():.2e}"
         )
-    draw(curves, plain, arguments.output)
-
-
-def draw(curves, plain, path):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, curve in curves.items():
-        style = "-" if "float32" in name and "bfloat16" not in name else "--"
-        steps = np.arange(1, len(curve) + 1)
-        (line,) = left.plot(steps, curve, style, linewidth=1, label=name)
-        if curve is not plain:
-            distance = np.maximum(np.abs(curve - plain), 1e-8)
-            right.semilogy(steps, distance, style, linewidth=1, color=line.get_color())
-    left.set(xlabel="step", ylabel="training loss (nats per token)")
-    left.legend(frameon=False, fontsize=8)
-    right.set(xlabel="step", ylabel="distance from plain TFGPT2 in float32")
-    right.axhline(1e-4, color="black", linewidth=0.8)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

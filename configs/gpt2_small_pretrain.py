@@ -1,6 +1,7 @@
 """Pretrains GPT-2 small (124M parameters) from random weights on a large corpus.
 
-Command   make preprocess CONFIG=configs/gpt2_small_pretrain.py INPUT='openwebtext/*'
+Command   make preprocess CONFIG=configs/gpt2_small_pretrain.py INPUT='openwebtext/*' \\
+              DATA=gs://BUCKET/openwebtext
           make train CONFIG=configs/gpt2_small_pretrain.py TPU=NAME \\
               DATA=gs://BUCKET/openwebtext WORKDIR=gs://BUCKET/run
 Hardware  a v3-128: 128 replicas x microbatch 4

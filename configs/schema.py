@@ -185,7 +185,10 @@ class TrackingConfig:
 
 @dataclasses.dataclass
 class Config:
-    """A whole run: `data_pipeline` reads `data`, `trainer` reads the rest."""
+    """A whole run: `data_pipeline` reads `data`, `trainer` the rest.
+
+    A new tokenizer also records `model.n_positions`.
+    """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

@@ -83,7 +83,7 @@ def make(
 
 
 def is_clean(text: bytes) -> bool:
-    """Whether `_document` would notice nothing, nor in any line of it."""
+    """Whether `make` would notice nothing, nor in any line of it."""
     return b"\r" not in text and b"\0" not in text
 
 

@@ -2,20 +2,22 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
-from etils import epath
 
 from tests.conftest import tiny_config, write_dataset
 from tfrecords import gcs, manifest, reader, schema
-from trainer import callbacks, checkpoint
+from trainer import callbacks, checkpoint, preemption
 from trainer import state as states
 from trainer.cluster import Cluster
+from trainer.evaluation.scoring import Scorer
 from trainer.strategy import mirror_cpu
 from trainer.tracking import metrics
 from trainer.train import train
@@ -206,7 +208,10 @@ def test_a_torn_save_is_removed_and_the_one_before_it_continues(dataset, tmp_pat
     run(dataset, tmp_path / "torn", until=5)
     torn = tmp_path / "torn" / "checkpoints" / "step-00000005"
     (torn / "checkpoint.json").unlink()  # killed after the data, before the record
-    run(dataset, tmp_path / "torn")
+    run(
+        dataset, tmp_path / "torn", checkpoint_interval=0
+    )  # which does not save it anew
+    assert not torn.exists()
     whole, found = state(tmp_path / "whole"), state(tmp_path / "torn")
     for key, value in whole.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
@@ -250,7 +255,12 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+def change_the_step(path):
+    path.write_text(path.read_text().replace('"step": 1,', '"step": 3,'))
+
+
 DAMAGES = [
+    (lambda f: change_the_step(f / "checkpoint.json"), "its step is 3"),
     (lambda f: (f / "checkpoint.json").write_text("{"), "is damaged"),
     (lambda f: (f / "checkpoint.json").write_text("[]"), "is damaged"),
     (lambda f: (f / "state.safetensors").write_bytes(b"x" * 50), "It has 50 and"),
@@ -311,6 +321,69 @@ def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
 
 
 @pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (1, {}),
+        (2, {}),
+        (4, {}),  # of the last step
+        # The third score is the second that is no better: it ends the run.
+        (3, {"learning_rate": 10.0, "early_stopping_patience": 1}),
+    ],
+)
+def test_a_run_that_is_stopped_while_it_scores(
+    dataset, tmp_path, monkeypatch, number, options
+):
+    settings = {"checkpoint_interval": 0, "optimizer": "sgd", **options}
+    run(dataset, tmp_path / "whole", **settings)
+    left, score = iter(range(number - 1)), Scorer.__call__
+
+    def stopped(self, **arguments):
+        if next(left, None) is None:
+            raise preemption.PreemptedError("stopped")
+        return score(self, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "__call__", stopped)
+        with pytest.raises(preemption.PreemptedError):
+            run(dataset, tmp_path / "run", **settings)
+    run(dataset, tmp_path / "run", **settings)
+    assert values(tmp_path / "run") == values(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_second_signal_does_not_tear_the_save(dataset, tmp_path, monkeypatch):
+    run(dataset, tmp_path / "whole", checkpoint_interval=0, evaluation_interval=0)
+    settings = {"checkpoint_interval": 0, "evaluation_interval": 0}
+    passed_on, write = [], checkpoint.Checkpoints._write
+    previous = signal.signal(signal.SIGTERM, lambda *_: passed_on.append(True))
+
+    def disturbed(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*arguments)
+
+    def first(self, *_, **__):
+        if int(self.model.optimizer.iterations.numpy()) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.Checkpoints, "_write", disturbed)
+            patch.setattr(callbacks.Guard, "on_train_batch_end", first)
+            with pytest.raises(preemption.PreemptedError, match="SIGTERM"):
+                run(dataset, tmp_path / "run", **settings)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert not passed_on
+    assert state(tmp_path / "run", step=3)
+    run(dataset, tmp_path / "run", **settings)
+    for name, value in state(tmp_path / "whole").items():
+        np.testing.assert_array_equal(
+            state(tmp_path / "run")[name], value, err_msg=name
+        )
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_early_stopping_and_the_best_checkpoint(dataset, tmp_path):
     """At this learning rate the validation loss soon rises."""
     options = {
@@ -345,7 +418,7 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_restored(dataset, tmp
     name = "model/transformer/ln_f/gamma"
     values[name] = np.full_like(values[name], np.nan)
     with pytest.raises(states.StateError, match=f"not finite: {name}"):
-        states.write(values, epath.Path(folder / "state.safetensors"))
+        states.write(values, str(folder / "state.safetensors"))
     safetensors.numpy.save_file(values, folder / "state.safetensors")
     vouch(folder)
     with pytest.raises(checkpoint.CheckpointError, match=f"not finite: {name}"):
@@ -421,12 +494,11 @@ def test_a_diverged_run_stops_and_keeps_what_was_good(dataset, tmp_path):
             )["tokens"][0]
         ]
     np.testing.assert_array_equal(stored, next(iter(batch))["tokens"])
-    skipped = [
-        line["skipped_updates"]
-        for line in metrics.load(str(tmp_path / "run"))
-        if "skipped_updates" in line
-    ]
+    lines = metrics.load(str(tmp_path / "run"))
+    skipped = [x["skipped_updates"] for x in lines if "skipped_updates" in x]
     assert skipped == [0, 1, 2, 3]
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    assert "loss" not in lines[-1]
     first, third = (state(tmp_path / "run", step=step) for step in (1, 3))
     for name, value in first.items():
         assert np.isfinite(value).all()
@@ -439,9 +511,21 @@ def test_a_model_loads_without_its_optimizer(dataset, tmp_path):
     run(dataset, tmp_path / "run", until=3)
     gpt2, record = checkpoint.load_model(str(tmp_path / "run"))
     assert record.step == 3
-    stored = {tuple(v.shape): v for v in state(tmp_path / "run", step=3).values()}
-    weight = gpt2.transformer.h[0].mlp.c_fc.weight
-    np.testing.assert_array_equal(weight, stored[tuple(weight.shape)])
+    stored = state(tmp_path / "run", step=3)
+    for name, variable in states.named("model", gpt2.variables).items():
+        np.testing.assert_array_equal(variable, stored[name], err_msg=name)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_model_of_an_earlier_step_loads(dataset, tmp_path):
+    run(dataset, tmp_path / "run", keep_last=3)
+    gpt2, record = checkpoint.load_model(str(tmp_path / "run"), step=7)
+    assert record.step == 7
+    stored = state(tmp_path / "run", step=7)
+    for name, variable in states.named("model", gpt2.variables).items():
+        np.testing.assert_array_equal(variable, stored[name], err_msg=name)
+    with pytest.raises(checkpoint.CheckpointError, match=r"6, 7, 8\. Received: 2"):
+        checkpoint.load_model(str(tmp_path / "run"), step=2)
 
 
 def test_a_workdir_without_checkpoint(tmp_path):

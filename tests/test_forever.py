@@ -17,7 +17,7 @@ PROGRAM = """
 import sys
 from trainer import forever
 forever._WAIT_SECONDS = 0.1
-sys.exit(forever.run(sys.argv[1:]))
+sys.exit(forever.keep_training(sys.argv[1:]))
 """
 
 
@@ -97,7 +97,7 @@ from trainer import forever
 forever._WAIT_SECONDS = 0
 real = subprocess.Popen
 forever.subprocess.Popen = lambda _: real([sys.executable, "-c", {killed!r}])
-sys.exit(forever.run(["--workdir={tmp_path}"]))
+sys.exit(forever.keep_training(["--workdir={tmp_path}"]))
 """
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True

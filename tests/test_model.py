@@ -13,7 +13,7 @@ from transformers import GPT2Config
 
 from configs.schema import ConfigError, ModelConfig
 from tests import programs
-from tests.conftest import VOCABULARY_SIZE, shared, tiny_model
+from tests.conftest import VOCABULARY_SIZE, assert_refused, shared, tiny_model
 from tfrecords import manifest as manifests
 from trainer import model
 
@@ -163,6 +163,4 @@ def test_bad_input_to_the_trainer_is_one_message(
         f"--workdir={tmp_path / 'run'}",
         *arguments,
     )
-    assert found.returncode == 2, found.stderr
-    assert message in found.stderr
-    assert "Traceback" not in found.stderr
+    assert_refused(found, message)

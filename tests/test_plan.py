@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from configs import tpu
-from configs.schema import Config
+from configs.schema import Config, TrainingConfig
 from tests.conftest import VOCABULARY_SIZE, run_program, tiny_model, write_dataset
 from trainer import optimizer
 from trainer.compiler import compilation, planning
@@ -39,6 +39,24 @@ def run_plan(*arguments):
     assert "Traceback" not in process.stderr, process.stderr
     lines = process.stdout.splitlines()
     return process, json.loads(lines[-1]) if lines else None
+
+
+@pytest.mark.parametrize(
+    ("fitting", "taken"),
+    [
+        ({"none", "attention", "block"}, "none"),
+        ({"attention", "block"}, "attention"),
+        ({"block"}, "block"),
+        (set(), "block"),
+    ],
+)
+def test_a_plan_with_auto_takes_the_first_policy_that_fits(fitting, taken):
+    def compiled(*, remat, **_):
+        return {"fits": remat in fitting, "peak_bytes": 1}
+
+    settings = TrainingConfig(remat="auto")
+    remat, found, largest = planning._compile(compiled, settings, 1, 2**34, False)
+    assert (remat, found["fits"], largest) == (taken, bool(fitting), None)
 
 
 @needs_compiler

@@ -108,15 +108,6 @@ class Adafactor(tf_keras.optimizers.Optimizer):
             update += rate * self.decay * variable
         variable.assign_sub(tf.cast(update, variable.dtype))
 
-    def get_config(self) -> dict:
-        return {
-            "name": self.name,
-            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
-            "beta_1": self.beta_1,
-            "parameter_scale": self.parameter_scale,
-            "weight_decay": self.decay,
-        }
-
     def _slot(self, variable: tf.Variable, name: str, shape: list) -> tf.Variable:
         return self.add_variable_from_reference(variable, name, shape=shape)
 

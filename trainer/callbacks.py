@@ -32,8 +32,6 @@ class DivergenceError(ValueError):
 class Metrics(tf_keras.callbacks.Callback):
     """Logs each execution's last step, and draws the progress bar.
 
-    What is no finite number is left out.
-
     Args:
       log: where the values go.
       num_steps: of the whole run.
@@ -83,8 +81,7 @@ class Metrics(tf_keras.callbacks.Callback):
         values |= self.speeds((step - self._step) / seconds)
         if in_use := strategies.hbm_bytes_in_use(self._strategy):
             values["hbm_bytes_in_use"] = in_use
-        finite = {name: v for name, v in values.items() if math.isfinite(v)}
-        self._log.write(step, finite)
+        self._log.write(step, values)
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
             refresh=False,
@@ -162,6 +159,17 @@ class AtIntervals(tf_keras.callbacks.Callback):
         self._interval = interval
         self._num_steps = num_steps
 
+    def catch_up(self, task: tf_keras.Model) -> None:
+        """Acts before training where that is due and has not been done.
+
+        At step 0, and where a run was stopped after a step, but before this was done.
+        """
+        self.set_model(task)
+        step = _step(task)
+        due = self._interval and step % self._interval == 0
+        if (due or step in (0, self._num_steps)) and not self._has_acted(step):
+            self._act(step)
+
     def on_train_begin(self, logs: Any = None) -> None:
         self._last_step = _step(self.model)
 
@@ -175,6 +183,10 @@ class AtIntervals(tf_keras.callbacks.Callback):
 
     def _act(self, step: int) -> None:
         raise NotImplementedError
+
+    def _has_acted(self, step: int) -> bool:
+        """Whether nothing of this step is to be caught up."""
+        return True
 
 
 class Evaluation(AtIntervals):
@@ -203,12 +215,8 @@ class Evaluation(AtIntervals):
         self._notice = notice
         self._patience = patience
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        super().on_train_begin(logs)
-        # Also where the run was stopped while it scored.
-        due = self._interval and self._last_step % self._interval == 0
-        if self._last_step == 0 or (due and not self._log.has_score(self._last_step)):
-            self._act(self._last_step)
+    def _has_acted(self, step: int) -> bool:
+        return self._log.has_score(step)
 
     def _act(self, step: int) -> None:
         score = self._scorer(between_batches=self._notice.check)
@@ -279,17 +287,6 @@ class Saving(AtIntervals):
         # What a continued run goes on from holds all metrics up to there.
         self._log.flush()
         self._checkpoints.save(self._log.best_step)
-
-
-class Stopping(tf_keras.callbacks.Callback):
-    """Stops the run between two steps when there is notice to."""
-
-    def __init__(self, notice: Notice):
-        super().__init__()
-        self._notice = notice
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._notice.check()
 
 
 def _step(task: tf_keras.Model) -> int:

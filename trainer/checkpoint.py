@@ -15,7 +15,6 @@ from typing import Any
 
 import safetensors
 from absl import logging
-from etils import epath
 from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import schema
@@ -99,8 +98,8 @@ class Checkpoints:
         self._config = config
         self._manifest = manifest
         self._writes = writes
-        self._variables = state.model_variables(task.gpt2)
-        self._variables |= state.optimizer_variables(task.optimizer)
+        self._variables = state.named("model", task.gpt2.variables)
+        self._variables |= state.named("optimizer", task.optimizer.variables)
         self._variables |= {
             "skipped_updates": task.skipped_updates,
             "skipped_in_a_row": task.skipped_in_a_row,
@@ -120,13 +119,16 @@ class Checkpoints:
     def check_room(self) -> None:
         """Raises StorageError where the disk has no room for what is to be saved."""
         settings, num = self._config.training, 1
-        if not storage.is_remote(str(self._folder)):
+        if not storage.is_remote(self._folder):
             # The best one; and a new one is whole before the oldest goes.
-            num += "validation" in self._manifest.splits
-            num += settings.keep_last * (settings.checkpoint_interval > 0)
-            num = max(num - len(_complete(self._folder)), 1)
+            finds_best = "validation" in self._manifest.splits
+            saves_often = settings.checkpoint_interval > 0 or (
+                finds_best and settings.evaluation_interval > 0
+            )
+            num += finds_best + settings.keep_last * saves_often
+            num = max(num - len(_folders(self._folder)), 1)
         num_bytes = num * state.num_bytes(self._variables.values())
-        storage.check_room(str(self._folder.parent), num_bytes)
+        storage.check_room(self._folder.rpartition("/")[0], num_bytes)
 
     def save(self, best_step: int = 0) -> None:
         """Saves the present state, unless that is done; removes what need not stay.
@@ -163,9 +165,9 @@ class Checkpoints:
             self.close()
 
     def _write(self, step: int, values: dict[str, Any], best_step: int) -> None:
-        folder = self._folder / f"step-{step:08d}"
+        folder = f"{self._folder}/step-{step:08d}"
         try:
-            num_bytes, sha256 = state.write(values, folder / _STATE)
+            num_bytes, sha256 = state.write(values, f"{folder}/{_STATE}")
             record = Record(
                 format_version=FORMAT_VERSION,
                 step=step,
@@ -177,7 +179,7 @@ class Checkpoints:
                 tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
             )
             text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
-            storage.write((folder / _RECORD).as_posix(), text.encode())
+            storage.write(f"{folder}/{_RECORD}", text.encode())
             self._remove_old(best_step)
         except Exception as error:  # whatever it is, the run must hear of it
             # The address of an upload that goes on is as good as a key.
@@ -192,11 +194,11 @@ class Checkpoints:
 
     def _remove_old(self, best_step: int) -> None:
         settings = self._config.training
-        for path in _complete(self._folder)[: -settings.keep_last]:
-            step = _step(path)
+        for folder in _folders(self._folder)[: -settings.keep_last]:
+            step = _step(folder)
             stays = settings.keep_every and step % settings.keep_every == 0
             if not stays and step != best_step:
-                _remove(path)
+                _remove(folder)
 
     def restore(self) -> int:
         """Continues from the newest whole checkpoint, if there is any.
@@ -211,7 +213,7 @@ class Checkpoints:
         found = _newest_whole(self._folder, set_aside=self._writes)
         if found:
             self._check_same_run(found[1])
-        for leftover in _incomplete(self._folder) if self._writes else []:
+        for leftover in _folders(self._folder, whole=False) if self._writes else []:
             logging.warning("removing %s, left by a save that was stopped", leftover)
             _remove(leftover)
         if not found:
@@ -247,13 +249,24 @@ class Checkpoints:
             )
 
 
-def load_model(workdir: str) -> tuple[TFGPT2LMHeadModel, Record]:
-    """Loads the newest whole checkpoint's model, without its optimizer.
+def load_model(workdir: str, step: int = 0) -> tuple[TFGPT2LMHeadModel, Record]:
+    """Loads a checkpoint's model, without its optimizer.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; 0: the newest whole one.
 
     Raises:
-      CheckpointError: the workdir has no checkpoint, or only damaged ones.
+      CheckpointError: the workdir has no checkpoint, not this one, or only damaged
+        ones.
     """
-    found = _newest_whole(_folder(workdir), set_aside=False)
+    if step and step not in map(_step, _folders(_folder(workdir))):
+        there = ", ".join(str(_step(path)) for path in _folders(_folder(workdir)))
+        raise CheckpointError(
+            f"`--step` must be that of a checkpoint in {workdir}: {there or 'none'}. "
+            f"Received: {step}."
+        )
+    found = _newest_whole(_folder(workdir), step=step, set_aside=False)
     if not found:
         raise CheckpointError(
             f"`--workdir` must hold a run with a checkpoint. Received: {workdir}, "
@@ -261,48 +274,47 @@ def load_model(workdir: str) -> tuple[TFGPT2LMHeadModel, Record]:
         )
     folder, record = found
     gpt2 = model.from_shape(GPT2Config.from_dict(record.model_config))
-    _assign(folder, state.model_variables(gpt2), whole=False)
+    _assign(folder, state.named("model", gpt2.variables), whole=False)
     return gpt2, record
 
 
-def _folder(workdir: str) -> epath.Path:
-    return epath.Path(workdir) / "checkpoints"
+def _folder(workdir: str) -> str:
+    return storage.join(workdir, "checkpoints")
 
 
-def _step_folders(folder: epath.Path) -> list[epath.Path]:
-    if not folder.exists():
-        return []
-    found = [p for p in folder.iterdir() if re.fullmatch(r"step-\d{8,}", p.name)]
+def _folders(folder: str, *, whole: bool = True) -> list[str]:
+    """Returns the checkpoints with a record, by step; or those that have none."""
+    names: dict[str, set[str]] = {}
+    for path in storage.expand(folder):
+        parent, _, name = path.rpartition("/")
+        if re.fullmatch(r"step-\d{8,}", parent.rpartition("/")[2]):
+            names.setdefault(parent, set()).add(name)
+    found = [parent for parent in names if (_RECORD in names[parent]) == whole]
     return sorted(found, key=_step)
 
 
-def _step(folder: epath.Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
-def _complete(folder: epath.Path) -> list[epath.Path]:
-    return [path for path in _step_folders(folder) if (path / _RECORD).exists()]
-
-
-def _incomplete(folder: epath.Path) -> list[epath.Path]:
-    return [path for path in _step_folders(folder) if not (path / _RECORD).exists()]
+def _step(folder: str) -> int:
+    return int(folder.rpartition("/step-")[2])
 
 
 def _newest_whole(
-    folder: epath.Path, *, set_aside: bool
-) -> tuple[epath.Path, Record] | None:
+    folder: str, *, step: int = 0, set_aside: bool
+) -> tuple[str, Record] | None:
     """Returns the newest checkpoint that is as it was saved; None where there is none.
 
     Args:
       folder: of the checkpoints.
+      step: only this one; 0: any.
       set_aside: rename the damaged ones that are newer, so that they are no more in the
         way and still can be looked at.
 
     Raises:
       CheckpointError: all are damaged, or one is of another format.
     """
-    problems: dict[epath.Path, str] = {}
-    for path in reversed(_complete(folder)):
+    problems: dict[str, str] = {}
+    for path in reversed(_folders(folder)):
+        if step and _step(path) != step:
+            continue
         try:
             record = _verified(path)
         except _DamagedError as error:
@@ -322,23 +334,27 @@ def _newest_whole(
     return None
 
 
-def _remove(folder: epath.Path) -> None:
+def _remove(folder: str) -> None:
     """Removes a checkpoint; stopped in between, it leaves an incomplete one."""
-    storage.remove((folder / _RECORD).as_posix())
-    storage.remove(folder.as_posix())
+    storage.remove(f"{folder}/{_RECORD}")
+    storage.remove(folder)
 
 
-def _set_aside(folder: epath.Path) -> None:
-    aside = folder.with_name(f"{folder.name}.damaged")
-    if aside.exists():
-        _remove(aside)
-    folder.rename(aside)
+def _set_aside(folder: str) -> None:
+    for name in (_STATE, _RECORD):  # without its record, it would be removed
+        if storage.exists(f"{folder}/{name}"):
+            storage.move(f"{folder}/{name}", f"{folder}.damaged/{name}")
+    storage.remove(folder)
 
 
-def _verified(folder: epath.Path) -> Record:
+def _verified(folder: str) -> Record:
     record = _read_record(folder)
-    path = folder / _STATE
-    if not path.exists():
+    if record.step != _step(folder):
+        raise _DamagedError(
+            f"{folder}/{_RECORD} is damaged: its step is {record.step}."
+        )
+    path = f"{folder}/{_STATE}"
+    if not storage.exists(path):
         raise _DamagedError(f"{path} is missing.")
     num_bytes, sha256 = state.checksum(path)
     if (num_bytes, sha256) != (record.state_bytes, record.state_sha256):
@@ -349,9 +365,9 @@ def _verified(folder: epath.Path) -> Record:
     return record
 
 
-def _read_record(folder: epath.Path) -> Record:
-    path = folder / _RECORD
-    text = storage.read(path.as_posix())
+def _read_record(folder: str) -> Record:
+    path = f"{folder}/{_RECORD}"
+    text = storage.read(path)
     try:
         values = json.loads(text)
         version = values["format_version"]
@@ -365,9 +381,9 @@ def _read_record(folder: epath.Path) -> Record:
     )
 
 
-def _assign(folder: epath.Path, variables: dict[str, Any], *, whole: bool) -> None:
+def _assign(folder: str, variables: dict[str, Any], *, whole: bool) -> None:
     try:
-        state.read(folder / _STATE, variables, whole=whole)
+        state.read(f"{folder}/{_STATE}", variables, whole=whole)
     except (state.StateError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{folder} does not hold this model and optimizer: {error}. Give a new "

@@ -17,7 +17,7 @@ from configs.schema import ConfigError
 from tfrecords import manifest as manifests
 from tfrecords import reader
 from tfrecords.windows import Windows
-from trainer import forward, model, pretrained
+from trainer import forward, model, preemption, pretrained
 from trainer import strategy as strategies
 from trainer.evaluation import published, results
 from trainer.evaluation.scoring import Score, Scorer
@@ -178,7 +178,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    found = evaluate()
+    with preemption.naming_loss():
+        found = evaluate()
     if FLAGS.json:
         print(json.dumps(found[0] if len(found) == 1 else {"results": found}))
         return

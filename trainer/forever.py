@@ -28,7 +28,7 @@ _WAIT_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 300.0
 
 
-def run(arguments: Sequence[str]) -> int:
+def keep_training(arguments: Sequence[str]) -> int:
     """Starts the training until it is done.
 
     Args:
@@ -93,5 +93,9 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def run() -> None:
+    cli.guard(lambda: sys.exit(keep_training(sys.argv[1:])))
+
+
 if __name__ == "__main__":
-    cli.guard(lambda: sys.exit(run(sys.argv[1:])))
+    run()

@@ -9,11 +9,11 @@ import json
 from typing import Any
 
 from absl import logging
-from etils import epath
 from transformers import GPT2Config
 
 from configs import tpu
 from configs.schema import Config, ConfigError
+from tfrecords import storage
 from tfrecords.manifest import Manifest
 from trainer import model
 from trainer.strategy import Found
@@ -88,11 +88,8 @@ def plan_key(config: Config, shape: GPT2Config, sequence_length: int) -> dict[st
 
 def save_plan(workdir: str, plan: dict[str, Any]) -> None:
     """Keeps a plan for the run in `workdir`."""
-    path = _plan_path(workdir, plan["tpu_type"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(plan, indent=1) + "\n")
-    partial.replace(path)
+    text = json.dumps(plan, indent=1) + "\n"
+    storage.write(_plan_path(workdir, plan["tpu_type"]), text.encode())
 
 
 def largest_share(global_batch_size: int, num_replicas: int, limit: int) -> int:
@@ -165,18 +162,19 @@ def _load_plan(
     path = _plan_path(workdir, name)
     shape = model.shape(config.model, manifest)
     key = plan_key(config, shape, manifest.sequence_length)
+    plan: dict[str, Any] = {}
     try:
-        plan = json.loads(path.read_text())
+        plan = json.loads(storage.read(path)) if storage.exists(path) else {}
         planned = plan["planned_for"]
         different = [
             f"{field} {planned.get(field)}, not {value}"
             for field, value in key.items()
             if planned.get(field) != value
         ]
-    except FileNotFoundError:
-        different = ["it is not there"]
+    except storage.StorageError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
-        different = ["it is damaged"]
+        different = ["it is damaged" if storage.exists(path) else "it is not there"]
     if not different:
         return plan
     raise ConfigError(
@@ -188,8 +186,8 @@ def _load_plan(
     )
 
 
-def _plan_path(workdir: str, name: str) -> epath.Path:
-    return epath.Path(workdir) / "plans" / f"{name or 'unknown'}.json"
+def _plan_path(workdir: str, name: str) -> str:
+    return storage.join(workdir, f"plans/{name or 'unknown'}.json")
 
 
 def _describe(tpu_type: tpu.TpuType) -> str:

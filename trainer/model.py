@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from configs.schema import ConfigError, ModelConfig
 from tfrecords import storage
+from tfrecords.gcs import StorageError, UnreachableError
 from tfrecords.manifest import Manifest, tokenizer_fingerprint
 
 
@@ -246,22 +247,28 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
                     path = storage.join(source, name)
                     storage.download(path, os.path.join(folder, name))
             return GPT2TokenizerFast.from_pretrained(folder)
-    except (OSError, TypeError, ValueError) as error:
+    except (StorageError, UnreachableError):
+        raise
+    except Exception as error:  # `tokenizers` raises nothing more special
+        said = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise ConfigError(
             f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
-            "merges.txt. It has none. Copy that of the model's training there."
+            f"merges.txt. Loading it said: {said} Copy that of the model's training "
+            "there."
         ) from error
 
 
 def check_tokenizer(source: str, manifest: Manifest) -> None:
     """Raises ConfigError where a checkpoint's tokenizer is not the dataset's."""
-    try:
-        tokenizer = load_tokenizer(source)
-    except ConfigError:
+    names: set[str] | None = None  # of a name of the hub, which loading tells
+    if storage.is_remote(source) or os.path.isdir(source):
+        names = set(storage.sizes_and_versions(source))
+    if names is not None and not names & {"tokenizer.json", "vocab.json"}:
         logging.warning(
             "%s has no tokenizer: only the size of its vocabulary is compared.", source
         )
         return
+    tokenizer = load_tokenizer(source)
     tokenizer.add_tokens(list(manifest.added_tokens), special_tokens=True)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Any
+import re
 
 from absl import flags
 from transformers import TFGPT2LMHeadModel
@@ -15,11 +15,14 @@ from trainer import checkpoint, model
 
 FLAGS = flags.FLAGS
 # By OpenAI, and by Hugging Face.
-_PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+_PUBLISHED = r"(openai-community/)?gpt2(-medium|-large|-xl)?|(distilbert/)?distilgpt2"
 
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", "", "folder of a run")
+    flags.DEFINE_integer(
+        "step", 0, "of the run's checkpoint; 0: the newest", lower_bound=0
+    )
     flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
 
 
@@ -56,27 +59,28 @@ def from_flags() -> Pretrained:
     if bool(workdir) == bool(folder):
         raise ConfigError("Give either `--workdir` or `--checkpoint`.")
     if folder:
-        known = folder.rpartition("/")[2] in _PUBLISHED and not os.path.exists(folder)
+        if FLAGS.step:
+            raise ConfigError("`--step` is of a `--workdir`: leave it out.")
+        known = re.fullmatch(_PUBLISHED, folder) and not os.path.exists(folder)
         origin = "as published" if known else "of a folder"
         return Pretrained(model.load(folder), folder, "float32", folder, None, origin)
-    gpt2, record = checkpoint.load_model(workdir)
+    gpt2, record = checkpoint.load_model(workdir, FLAGS.step)
     return Pretrained(
         gpt2,
         storage.join(workdir, TOKENIZER_FOLDER),
         precision=record.config["training"]["precision"],
         name=workdir,
         step=record.step,
-        origin=_origin(workdir, record.config),
+        origin=_origin(workdir, record),
     )
 
 
-def _origin(workdir: str, config: dict[str, Any]) -> str:
-    if not config["model"]["initial_checkpoint"]:
+def _origin(workdir: str, record: checkpoint.Record) -> str:
+    if not record.config["model"]["initial_checkpoint"]:
         return "from random weights"
-    training = config["training"]
-    if training["num_steps"]:
-        return f"fine-tuned for {training['num_steps']:,} steps"
     if not storage.exists(storage.join(workdir, manifests.FILE_NAME)):
-        return "fine-tuned"
-    words = manifests.load(workdir).split("train").words
-    return f"fine-tuned on {training['num_epochs']:g} x {words:,} words"
+        return f"fine-tuned for {record.step:,} steps"
+    split = manifests.load(workdir).split("train")
+    num_records = record.step * record.config["training"]["global_batch_size"]
+    epochs = num_records / split.num_records
+    return f"fine-tuned on {epochs:.2g} x {split.words:,} words"

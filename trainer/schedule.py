@@ -53,6 +53,3 @@ class Schedule(tf_keras.optimizers.schedules.LearningRateSchedule):
             # Loshchilov and Hutter, "SGDR" (2017), equation 5, without restarts.
             return final + (peak - final) * 0.5 * (1.0 + tf.cos(math.pi * done))
         return final + (peak - final) * (1.0 - done)
-
-    def get_config(self) -> dict:
-        return {"config": self.config, "num_steps": self.num_steps}

@@ -11,9 +11,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import tensorflow as tf
-import tf_keras
-from etils import epath
-from transformers import TFGPT2LMHeadModel
 
 from tfrecords import storage
 from trainer import strategy as strategies
@@ -27,28 +24,17 @@ class StateError(ValueError):
     """What a file holds is not what these variables need."""
 
 
-def model_variables(gpt2: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
-    """Returns the weights by names that are the same in every process."""
-    return _named("model", gpt2.variables)
-
-
-def optimizer_variables(
-    optimizer: tf_keras.optimizers.Optimizer,
-) -> dict[str, tf.Variable]:
-    """Returns the optimizer's state, the step among it, by such names."""
-    return _named("optimizer", optimizer.variables)
+def named(owner: str, variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
+    """Returns variables by names that are the same in every process."""
+    return {
+        f"{owner}/{_SCOPE.sub('', variable.name).removesuffix(':0')}": variable
+        for variable in variables
+    }
 
 
 def num_bytes(variables: Iterable[tf.Variable]) -> int:
     """Returns the size of the values."""
     return sum(v.shape.num_elements() * v.dtype.size for v in variables)
-
-
-def _named(owner: str, variables: list[tf.Variable]) -> dict[str, tf.Variable]:
-    return {
-        f"{owner}/{_SCOPE.sub('', variable.name).removesuffix(':0')}": variable
-        for variable in variables
-    }
 
 
 class HostCopy:
@@ -74,7 +60,7 @@ class HostCopy:
         return self._values
 
 
-def write(values: dict[str, np.ndarray], path: epath.Path) -> tuple[int, str]:
+def write(values: dict[str, np.ndarray], path: str) -> tuple[int, str]:
     """Writes a file, here or in a bucket, whole or not at all.
 
     Returns:
@@ -85,22 +71,22 @@ def write(values: dict[str, np.ndarray], path: epath.Path) -> tuple[int, str]:
       OSError, SafetensorError, StorageError: it cannot be written.
     """
     _check_finite(values)
-    with storage.writing(path.as_posix()) as name:
+    with storage.writing(path) as name:
         safetensors.numpy.save_file(values, name)
-        return checksum(epath.Path(name))
+        return checksum(name)
 
 
-def checksum(path: epath.Path) -> tuple[int, str]:
+def checksum(path: str) -> tuple[int, str]:
     """Returns size in bytes and SHA-256."""
     digest, size = hashlib.sha256(), 0
-    with storage.open_read(path.as_posix()) as stream:
+    with storage.open_read(path) as stream:
         while block := stream.read(1 << 24):
             digest.update(block)
             size += len(block)
     return size, digest.hexdigest()
 
 
-def read(path: epath.Path, variables: dict[str, tf.Variable], *, whole: bool) -> None:
+def read(path: str, variables: dict[str, tf.Variable], *, whole: bool) -> None:
     """Assigns what a file holds.
 
     Args:
@@ -146,11 +132,11 @@ def _check_finite(values: dict[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: epath.Path) -> Iterator[safetensors.safe_open]:
+def _opened(path: str) -> Iterator[safetensors.safe_open]:
     with tempfile.TemporaryDirectory() as folder:
         local = path
-        if storage.is_remote(path.as_posix()):
-            local = epath.Path(folder) / path.name
-            storage.download(path.as_posix(), local.as_posix())
-        with safetensors.safe_open(os.fspath(local), framework="numpy") as file:
+        if storage.is_remote(path):
+            local = os.path.join(folder, "state")
+            storage.download(path, local)
+        with safetensors.safe_open(local, framework="numpy") as file:
             yield file

@@ -1,4 +1,4 @@
-"""Finds the hardware: the only file that names TPU, GPU or CPU.
+"""Finds the hardware: the only file that makes strategies for TPU, GPU or CPU.
 
 Everything else sees a `tf.distribute.Strategy` and is the same on all of them.
 """
@@ -46,28 +46,24 @@ class Found:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("tpu", "", "local, a name, grpc://HOST:PORT, or none")
+    flags.DEFINE_string(
+        "tpu",
+        "",
+        "local (this machine is a TPU VM), a name, grpc://HOST:PORT, or none; empty: "
+        "what is there",
+    )
     flags.DEFINE_integer(
         "num_virtual_devices", 0, "split the CPU into so many devices", lower_bound=0
     )
 
 
 def from_flags() -> tf.distribute.Strategy:
-    """Returns the strategy for `--tpu` and `--num_virtual_devices`."""
-    return create(FLAGS.tpu, FLAGS.num_virtual_devices)
-
-
-def create(name: str, num_virtual_devices: int = 0) -> tf.distribute.Strategy:
     """Returns the strategy for the hardware asked for, or found, and logs which.
-
-    Args:
-      name: "local" (this machine is a TPU VM), a TPU's name, "grpc://HOST:PORT",
-        "none", or "" for what is there.
-      num_virtual_devices: split this machine's CPU into so many devices; 0: do not.
 
     Raises:
       ConfigError: the TPU cannot be reached, or two kinds were asked for.
     """
+    name, num_virtual_devices = FLAGS.tpu, FLAGS.num_virtual_devices
     # Its warnings are about Keras callbacks that take longer than a step: ours do.
     tf.get_logger().setLevel("ERROR")
     if name not in ("", "none") and num_virtual_devices:

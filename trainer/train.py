@@ -98,7 +98,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     if cluster.is_chief:
         checkpoints.check_room()
         _describe(run, step, task)
-        log.show(trackers.create(workdir, config))
+        log.track(trackers.create(workdir, config))
 
     # -- train
     with (
@@ -107,18 +107,31 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         contextlib.closing(log),
         preemption.watched(cluster) as notice,
     ):
+        acting = [
+            *_watching(run, log, task, notice),
+            *(_showing(run, log, task) if cluster.is_chief else []),
+            callbacks.Saving(
+                log,
+                checkpoints,
+                watch,
+                interval=config.training.checkpoint_interval,
+                num_steps=num_steps,
+            ),
+            tf_keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda *_: notice.check()
+            ),
+        ]
         try:
-            task.fit(
-                _batches(run, step),
-                steps_per_epoch=num_steps - step,
-                callbacks=[
-                    *_watching(run, log, task, notice),
-                    *(_showing(run, log, task) if cluster.is_chief else []),
-                    _saving(run, log, checkpoints, watch),
-                    callbacks.Stopping(notice),
-                ],
-                verbose=0,
-            )
+            for callback in acting:
+                if isinstance(callback, callbacks.AtIntervals):
+                    callback.catch_up(task)
+            if not _is_finished(run, step, log):
+                task.fit(
+                    _batches(run, step),
+                    steps_per_epoch=num_steps - step,
+                    callbacks=acting,
+                    verbose=0,
+                )
         except preemption.PreemptedError:
             watch.check()
             log.flush()
@@ -130,7 +143,8 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
 
 def _is_finished(run: _Run, step: int, log: metrics.MetricsLog) -> bool:
     patience = run.config.training.early_stopping_patience
-    if step >= run.num_steps:
+    is_scored = "validation" not in run.manifest.splits or log.has_score(step)
+    if step >= run.num_steps and is_scored:
         how = f"{step} of {run.num_steps} steps"
     elif patience and log.evaluations_since_best >= patience:
         how = f"it stopped early, at step {step}"
@@ -254,18 +268,6 @@ def _showing(
             interval=config.training.evaluation_interval,
             num_steps=run.num_steps,
         )
-
-
-def _saving(
-    run: _Run, log: metrics.MetricsLog, checkpoints: Checkpoints, watch: manifests.Watch
-) -> callbacks.Saving:
-    return callbacks.Saving(
-        log,
-        checkpoints,
-        watch,
-        interval=run.config.training.checkpoint_interval,
-        num_steps=run.num_steps,
-    )
 
 
 def _print_result(data_dir: str, workdir: str) -> None:

@@ -221,7 +221,7 @@ def _shape(config: Config, manifest: Manifest | None) -> tuple[GPT2Config, list[
     if config.data.tokenizer != "train":
         vocabulary = GPT2Config().vocab_size
         if not config.data.tokenizer.startswith("gpt2"):
-            unsure = [f"Without `--data_dir`, a vocabulary of {vocabulary} is assumed."]
+            unsure = [f"Without a dataset, a vocabulary of {vocabulary} is assumed."]
     checkpoint = config.model.initial_checkpoint
     if checkpoint:
         try:
@@ -242,7 +242,7 @@ def warnings(
 ) -> list[str]:
     """Returns what of the data does not suit the TPU or the model."""
     if manifest is None:
-        return ["Without `--data_dir`, the data is not looked at."]
+        return ["There is no dataset in `--data_dir` yet: it was not looked at."]
     found = []
     split = manifest.split("train")
     if len(split.shards) < tpu_type.num_hosts:

@@ -2,7 +2,7 @@
 
 `python -m trainer.compiler.tpu_compiler STEP.hlo v3-8`. It needs no TPU: libtpu holds
 the compiler. This runs in a process of its own, since TensorFlow cannot load the libtpu
-that this needs, and it is the only file that touches JAX, XLA and their private parts.
+that this needs, and it is the only file that touches JAX and its private parts.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""What `trainer.evaluate` found of a run: `WORKDIR/evaluations/`, a file a protocol."""
+"""What `trainer.evaluate` found of a run: `WORKDIR/evaluations/`.
+
+A file for each step and protocol.
+"""
 
 import hashlib
 import json

@@ -40,7 +40,7 @@ class MetricsLog:
         for line in self._files[METRICS_NAME].kept:
             self._remember(line["step"], line)
 
-    def show(self, trackers: Sequence[Tracker]) -> None:
+    def track(self, trackers: Sequence[Tracker]) -> None:
         """Hands them, too, all that is written from now on."""
         self._trackers = trackers
 
@@ -67,13 +67,18 @@ class MetricsLog:
     def has_score(self, step: int) -> bool:
         return step in self._losses
 
+    def has_sample(self, step: int) -> bool:
+        return any(line["step"] == step for line in self._files[SAMPLES_NAME].kept)
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._remember(step, values)
+        """Writes what is a finite number: JSON has no other."""
+        finite = {name: v for name, v in values.items() if math.isfinite(v)}
+        self._remember(step, finite)
         if not self._writes:
             return
-        self._files[METRICS_NAME].add({"step": step, **values})
+        self._files[METRICS_NAME].add({"step": step, **finite})
         for tracker in self._trackers:
-            tracker.scalars(step, values)
+            tracker.scalars(step, finite)
         if not self._files[METRICS_NAME].is_remote:
             self.flush()
 

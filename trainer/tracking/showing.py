@@ -1,7 +1,5 @@
 """Keras callbacks for people's eyes: samples of text, histograms of the weights."""
 
-from typing import Any
-
 import tensorflow as tf
 from transformers import TFGPT2LMHeadModel
 
@@ -16,6 +14,8 @@ from trainer.tracking.metrics import MetricsLog
 
 class Samples(AtIntervals):
     """Continues a prompt before step 1, at intervals and after the last, on the CPU.
+
+    Before step 1, too, so that what cannot work does not fail after an hour.
 
     It is made outside of the strategy's scope, within which its copy of the model would
     be one on every replica.
@@ -51,10 +51,8 @@ class Samples(AtIntervals):
                 Settings(config.sample_tokens, temperature=0.8, top_k=40),
             )
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        super().on_train_begin(logs)
-        if self._last_step == 0:  # and what cannot work, does not after an hour
-            self._act(0)
+    def _has_acted(self, step: int) -> bool:
+        return self._log.has_sample(step)
 
     def _act(self, step: int) -> None:
         with strategies.on_host():
@@ -73,9 +71,10 @@ class Histograms(AtIntervals):
         self._log = log
 
     def _act(self, step: int) -> None:
+        weights = state.named("model", self.model.gpt2.variables)
         with strategies.on_host():
             values = {
                 name: tf.identity(variable).numpy()
-                for name, variable in state.model_variables(self.model.gpt2).items()
+                for name, variable in weights.items()
             }
         self._log.write_histograms(step, values)

@@ -1,8 +1,9 @@
 """The end of a run for people: a short table and the loss curve."""
 
+import io
 from typing import Any
 
-from etils import epath
+from tfrecords import storage
 
 CURVE_NAME = "loss_curve.png"
 
@@ -28,8 +29,8 @@ def table(lines: list[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
-def draw_curve(lines: list[dict[str, Any]], workdir: str) -> epath.Path:
-    """Draws training and validation loss over the steps as a PNG in the workdir."""
+def draw_curve(lines: list[dict[str, Any]], workdir: str) -> str:
+    """Draws training and validation loss over the steps as a PNG; returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display is needed
@@ -52,8 +53,9 @@ def draw_curve(lines: list[dict[str, Any]], workdir: str) -> epath.Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False)
-    path = epath.Path(workdir) / CURVE_NAME
-    with path.open("wb") as stream:
-        figure.savefig(stream, format="png", dpi=150)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
     plt.close(figure)
+    path = storage.join(workdir, CURVE_NAME)
+    storage.write(path, image.getvalue())
     return path

@@ -9,29 +9,13 @@ import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
-from etils import epath
 from tensorboard.plugins.hparams import api as hparams
 
 from configs.schema import Config, ConfigError, flatten
 from tfrecords import storage
-
-
-class Tracker(Protocol):
-    """Takes what was measured after `step` updates."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def text(self, step: int, name: str, text: str) -> None: ...
-
-    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class TensorBoard:
@@ -39,7 +23,7 @@ class TensorBoard:
 
     def __init__(self, workdir: str, config: Config):
         self._summaries = tf.summary.create_file_writer(
-            str(epath.Path(workdir) / "tensorboard"),
+            storage.join(workdir, "tensorboard"),
             # Not before it is told to: in a bucket, each time is a new file.
             max_queue=1_000_000,
             flush_millis=3_600_000,
@@ -56,7 +40,8 @@ class TensorBoard:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with self._summaries.as_default(step):
             for name, value in values.items():
-                tf.summary.scalar(name, value)
+                # As float32, which it makes of a Python float, 1e39 would be an error.
+                tf.summary.scalar(name, np.float64(value))
 
     def text(self, step: int, name: str, text: str) -> None:
         with self._summaries.as_default(step):
@@ -129,6 +114,9 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+Tracker = TensorBoard | WeightsAndBiases
 
 
 def create(workdir: str, config: Config) -> list[Tracker]:

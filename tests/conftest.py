@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -52,6 +53,15 @@ def run_program(module: str, *arguments: str) -> subprocess.CompletedProcess:
         # As the Makefile does.
         env=os.environ | {"USE_TORCH": "0"},
     )
+
+
+def assert_refused(found: subprocess.CompletedProcess, *said: str) -> None:
+    """The program has told the user of a mistake: in one message, without a trace."""
+    assert found.returncode == 2, found.stderr
+    before, message = re.split("^error: ", found.stderr, flags=re.MULTILINE)
+    assert "Traceback" not in before
+    for words in said:
+        assert words in message
 
 
 def _tokenizer() -> tokenizers.Tokenizer:
@@ -190,9 +200,11 @@ def bucket(store: Any) -> str:
     return "gs://corpus"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tokens() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 29 * 8 + 3)
+    found = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 29 * 8 + 3)
+    found.flags.writeable = False
+    return found
 
 
 @pytest.fixture

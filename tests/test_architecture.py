@@ -3,8 +3,6 @@
 import ast
 import pathlib
 
-import pytest
-
 from tests.conftest import ROOT
 
 PACKAGES = ("configs", "tfrecords", "data_pipeline", "trainer")
@@ -117,13 +115,6 @@ def test_no_cycles():
         visit(name)
 
 
-@pytest.mark.parametrize("package", ["configs", "data_pipeline"])
-def test_configs_and_preprocessing_do_without_tensorflow(package):
-    for path in (ROOT / package).glob("*.py"):
-        assert "import tensorflow\n" not in path.read_text(), path
-        assert "import tensorflow as" not in path.read_text(), path
-
-
 def test_only_strategy_names_hardware():
     for path in (ROOT / "trainer").rglob("*.py"):
         if path.stem == "strategy":
@@ -134,12 +125,9 @@ def test_only_strategy_names_hardware():
                 assert "MirroredStrategy" not in node.attr, path
 
 
-def test_packages_have_empty_inits_and_no_asserts():
+def test_packages_have_empty_inits():
     for path in modules():
-        if path.stem == "__init__":
-            assert path.read_text() == "", path
-        for node in ast.walk(ast.parse(path.read_text())):
-            assert not isinstance(node, ast.Assert), f"{path}: assert in product code"
+        assert path.stem != "__init__" or path.read_text() == "", path
 
 
 def test_private_jax_and_xla_stand_where_the_tpu_compiler_is_used():

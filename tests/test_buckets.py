@@ -103,14 +103,15 @@ def contents(store, url):
 @pytest.mark.slow
 @pytest.mark.usefixtures("bucket")
 def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
-    """With a tenth of all answers a 503, and answers that break off in the middle."""
+    """With a tenth of all answers 429 or 503, and answers that break off midway."""
     for folder, data, run in (
         ("local", str(tmp_path / "data"), str(tmp_path / "run")),
         ("bucket", "gs://corpus/data", "gs://corpus/run"),
     ):
         if folder == "bucket":
             store.faults = [
-                object_store.Fault(".", status=503, probability=0.1),
+                object_store.Fault(".", status=503, probability=0.05),
+                object_store.Fault(".", status=429, probability=0.05),
                 object_store.Fault("GET .*(alt=media|tfrecord)", probability=0.1),
             ]
         succeed(store, preprocess(text, data))

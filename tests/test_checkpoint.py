@@ -13,6 +13,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from tests.conftest import tiny_config, write_dataset
+from tests.test_preprocess import run as preprocess
 from tfrecords import gcs, manifest, reader, schema
 from trainer import callbacks, checkpoint, preemption
 from trainer import state as states
@@ -167,6 +168,31 @@ def test_continuing_on_other_replicas_reads_the_same_batches(
         norms = [line.pop("update_norm", 0.0) for line in (a, b)]
         assert norms[0] == pytest.approx(norms[1], rel=1e-2)
         assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_documents_are_trained_on_whatever_their_padding_and_labels(tmp_path):
+    text = "\n".join(json.dumps({"text": "a b " * i, "label": i}) for i in range(1, 60))
+    (tmp_path / "a.jsonl").write_text(text)
+    found = []
+    for mode, side in (
+        ("document", "right"),
+        ("document", "left"),
+        ("labelled", "left"),
+    ):
+        data, workdir = (tmp_path / f"{mode}-{side}-{name}" for name in ("data", "run"))
+        written = preprocess(
+            tmp_path / "a.jsonl",
+            data,
+            mode=mode,
+            padding_side=side,
+            sequence_length=8,
+            vocab_size=300,
+        )
+        run((data, written), workdir)
+        found.append(values(workdir))
+    assert found[0] == found[1] == found[2]
+    assert found[0][-1]["validation_loss"] < found[0][0]["validation_loss"]
 
 
 @pytest.mark.usefixtures("uncompiled")

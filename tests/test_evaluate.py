@@ -57,7 +57,7 @@ def wikitext(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
         f"--output_dir={folder / 'data'}",
     )
     assert found.returncode == 0, found.stderr
-    gpt2 = tiny_model(n_positions=1024, vocab_size=1024, n_embd=32)
+    gpt2 = tiny_model(n_layer=1, n_positions=1024, vocab_size=1024, n_embd=32)
     (folder / "hf").mkdir()
     tokenizer = model.load_tokenizer(str(folder / "data" / "tokenizer"))
     export.to_huggingface(gpt2, tokenizer, folder / "hf", tf.float32)

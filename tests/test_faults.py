@@ -156,13 +156,21 @@ def test_twenty_kills_at_random_moments_change_nothing(corpus, tmp_path):
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
 
+def workers_of(process) -> list[str]:
+    """Waits until both workers are ready, each with a thread; returns all children."""
+    listed = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while True:
+        assert process.poll() is None
+        children = listed.read_text().split()
+        status = [pathlib.Path(f"/proc/{c}/status").read_text() for c in children]
+        if sum("Threads:\t1\n" not in text for text in status) >= 2:
+            return children
+        time.sleep(0.01)
+
+
 def test_workers_do_not_outlive_a_killed_program(corpus, tmp_path):
     with running(corpus, tmp_path, "--num_workers=2") as process:
-        listed = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        # Two workers, and the process that multiprocessing keeps to clean up.
-        while len(children := listed.read_text().split()) < 3:
-            assert process.poll() is None
-            time.sleep(0.01)
+        children = workers_of(process)
         process.kill()
         deadline = time.monotonic() + 30
         while alive := [c for c in children if _runs(c)]:
@@ -173,6 +181,7 @@ def test_workers_do_not_outlive_a_killed_program(corpus, tmp_path):
 def test_ctrl_c_is_one_message(corpus, tmp_path):
     """A terminal sends it to the workers, too."""
     with running(corpus, tmp_path, "--num_workers=2") as process:
+        workers_of(process)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from configs import tpu
 from configs.schema import Config, TrainingConfig
-from tests.conftest import VOCABULARY_SIZE, run_program, tiny_model, write_dataset
+from tests import programs
+from tests.conftest import (
+    VOCABULARY_SIZE,
+    assert_refused,
+    run_program,
+    tiny_model,
+    write_dataset,
+)
 from trainer import optimizer
 from trainer.compiler import compilation, planning
 from trainer.task import LanguageModelTask
@@ -190,10 +197,9 @@ def test_errors_are_one_message():
             "multiple of microbatch_size x num_replicas (16 x 128)",
         ),
     ):
-        process, _ = run_plan(*SMALL, *arguments)
-        assert process.returncode == 2
-        assert message in process.stderr
-        assert process.stdout == ""
+        found = programs.run("trainer.plan", *SMALL, *arguments)
+        assert_refused(found, message)
+        assert found.stdout == ""
 
 
 @needs_compiler

@@ -15,7 +15,7 @@ import pytest
 
 from configs import schema
 from tests import programs
-from tfrecords import gcs, manifest
+from tfrecords import gcs, manifest, storage
 from trainer.reporting import charts, markup, runs
 
 CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -325,6 +325,7 @@ def test_a_run_that_has_just_started(tmp_path):
 
 def test_values_that_are_no_numbers_or_no_text(tmp_path):
     lines = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": math.nan}, {"step": 3}]
+    lines.append({"step": 3, "validation_loss": 800.0})  # exp of it is none
     folder = write_run(tmp_path / "run", lines=lines)
     (folder / "samples.jsonl").write_text('{"step": 1, "text": "half \\ud83d"}\n')
     text = Reader(make_page(folder).read_text()).text
@@ -353,6 +354,10 @@ def test_it_reads_and_writes_buckets(bucket, tmp_path):
     here = runs.read(str(folder), "run")
     assert there.evaluations
     assert dataclasses.replace(there, workdir=str(folder)) == here
+    output = f"{bucket}/report.html"
+    code, _, log = make(f"--workdir={bucket}/runs/first", f"--output={output}")
+    assert code == 0, log
+    assert storage.read(output).startswith(b"<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
             for callback in acting:
                 if isinstance(callback, callbacks.AtIntervals):
                     callback.catch_up(task)
-            if not _is_finished(run, step, log):
+            if step < num_steps and not _is_finished(run, step, log):
                 task.fit(
                     _batches(run, step),
                     steps_per_epoch=num_steps - step,

@@ -107,9 +107,9 @@ def _figures(run: Run) -> dict[str, tuple[str, str]]:
         end, end_perplexity = f"at step {step:,}, the last", ""
         if step < last:
             end = f"at step {step:,}; final {final:.4f}"
-            end_perplexity = f"final {short(math.exp(final))}"
+            end_perplexity = f"final {_perplexity(final)}"
         found["Best validation loss"] = f"{best:.4f}", end
-        found["Best perplexity"] = short(math.exp(best)), end_perplexity
+        found["Best perplexity"] = _perplexity(best), end_perplexity
     training = run.points("loss")
     if training:
         step, loss = training[-1]
@@ -130,6 +130,10 @@ def _figures(run: Run) -> dict[str, tuple[str, str]]:
     if run.record.get("parameter_count"):
         found["Parameters"] = f"{run.record['parameter_count']:,}", ""
     return found
+
+
+def _perplexity(loss: float) -> str:
+    return short(math.exp(min(loss, 700.0)))  # beyond, it is no finite number
 
 
 def _cautions(runs: Sequence[Run]) -> list[str]:

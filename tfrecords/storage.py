@@ -274,9 +274,11 @@ def remove(path: str) -> None:
         return
     bucket, name = gcs.split(path.rstrip("/"))
     with gcs.clear_errors(path):
-        for blob in gcs.client().list_blobs(bucket, prefix=name):
-            if blob.name == name or blob.name.startswith(f"{name}/"):
-                gcs.delete(blob)
+        listed = gcs.client().list_blobs(bucket, prefix=name)
+        for found in [blob.name for blob in listed]:
+            if found == name or found.startswith(f"{name}/"):
+                # Not by its generation: a bucket with versions keeps the last one.
+                gcs.delete(gcs.blob(f"gs://{bucket}/{found}"))
 
 
 def _matches(path: str, pattern: str) -> bool:

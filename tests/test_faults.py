@@ -123,6 +123,8 @@ def running(corpus, output_dir, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Who runs the tests in the background ignores it, and so would the program.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         job = pathlib.Path(output_dir) / ".unfinished" / "job.json"

@@ -1,14 +1,19 @@
 """Several machines: real worker processes on this one, and real signals."""
 
+import contextlib
 import json
 import signal
 import socket
+from unittest import mock
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.test_preemption import assert_same, command, finish, outcome, start
 from tests.test_preemption import wait_for_step as wait
+from trainer.cluster import Cluster
+from trainer.strategy import mirror_cpu
 
 # 12 sequences a step: 1, 2 or 3 machines of 2 at once, or of fewer.
 OPTIONS = {
@@ -76,6 +81,18 @@ def test_one_two_and_three_machines_learn_the_same(dataset, tmp_path):
                 np.testing.assert_allclose(same[name], value, rtol=1e-5, err_msg=name)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_machine_that_ends_first_is_no_loss(monkeypatch):
+    """But one that is gone before all have come is."""
+    gone = tf.errors.UnavailableError(None, None, "Socket closed")
+    cluster = Cluster(mirror_cpu(1))
+    for answers, lost in (([[0, 0], gone], False), ([gone], True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster, "gather", mock.Mock(side_effect=answers))
+            ends = pytest.raises(tf.errors.UnavailableError)
+            with ends if lost else contextlib.nullcontext():
+                cluster.leave_together()
 
 
 @pytest.mark.slow

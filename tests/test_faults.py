@@ -28,6 +28,12 @@ from tfrecords.windows import Windows
 
 SIZES = ("--config.data.vocab_size=300", "--config.data.sequence_length=32")
 
+# What runs the tests in the background ignores SIGINT, and so would what they start.
+HEEDING_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
 TESTED = {
     # -- reading
     "a flipped bit": "inspect::any_flipped_bit_is_found_in_its_record",
@@ -115,7 +121,8 @@ def running(corpus, output_dir, *arguments):
     """A run in the background, that has begun to write."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "data_pipeline.preprocess"),
+            *(sys.executable, "-c", HEEDING_CTRL_C),
+            *("-m", "data_pipeline.preprocess"),
             *command(corpus, output_dir, *arguments),
         ],
         cwd=ROOT,
@@ -123,8 +130,6 @@ def running(corpus, output_dir, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Who runs the tests in the background ignores it, and so would the program.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         job = pathlib.Path(output_dir) / ".unfinished" / "job.json"

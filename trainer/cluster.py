@@ -3,6 +3,7 @@
 A TPU's hosts are one machine here: a single program drives all of them.
 """
 
+import contextlib
 import zlib
 from collections.abc import Callable
 from typing import TypeVar
@@ -57,6 +58,14 @@ class Cluster:
             result = act()
         self.gather(0)
         return result
+
+    def leave_together(self) -> None:
+        """Waits until all machines are here: the last that they have of each other."""
+        self.gather(0)
+        # All are here. Whoever knows that of all has ended, perhaps in the middle of
+        # telling this machine: it is no loss any more.
+        with contextlib.suppress(tf.errors.OpError):
+            self.gather(0)
 
     def check_same(self, setting: str, value: str) -> None:
         """Checks that a setting leads every machine to the same.

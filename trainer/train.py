@@ -136,9 +136,11 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
             watch.check()
             log.flush()
             checkpoints.save(log.best_step)
-            cluster.chief_first(checkpoints.close)
+            checkpoints.close()
+            cluster.leave_together()
             raise
-        cluster.chief_first(checkpoints.close)
+        checkpoints.close()
+        cluster.leave_together()
 
 
 def _is_finished(run: _Run, step: int, log: metrics.MetricsLog) -> bool:

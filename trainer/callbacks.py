@@ -1,7 +1,6 @@
 """Keras callbacks: what the host does between executions on the device."""
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,11 +29,11 @@ class DivergenceError(ValueError):
 
 
 class Metrics(tf_keras.callbacks.Callback):
-    """Logs each execution's last step, and draws the progress bar.
+    """Logs each execution's last step, and moves the progress bar.
 
     Args:
       log: where the values go.
-      num_steps: of the whole run.
+      bar: of the whole run's steps.
       tokens_per_step: global_batch_size * sequence_length.
       flops_per_step: that a step needs.
       peak_flops: of all replicas, per second; None: not known.
@@ -44,8 +43,8 @@ class Metrics(tf_keras.callbacks.Callback):
     def __init__(
         self,
         log: MetricsLog,
+        bar: tqdm,
         *,
-        num_steps: int,
         tokens_per_step: int,
         flops_per_step: int,
         peak_flops: float | None,
@@ -53,7 +52,7 @@ class Metrics(tf_keras.callbacks.Callback):
     ):
         super().__init__()
         self._log = log
-        self._num_steps = num_steps
+        self._bar = bar
         self._tokens_per_step = tokens_per_step
         self._flops_per_step = flops_per_step
         self._peak_flops = peak_flops
@@ -61,13 +60,7 @@ class Metrics(tf_keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._step = _step(self.model)
-        self._bar = tqdm(
-            desc="train",
-            total=self._num_steps,
-            initial=self._step,
-            unit="step",
-            file=sys.stderr,
-        )
+        self._bar.unpause()  # its clock has run during the evaluation before
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         # From here, so that evaluations and saves between executions do not count.
@@ -88,9 +81,6 @@ class Metrics(tf_keras.callbacks.Callback):
         )
         self._bar.update(step - self._step)
         self._step = step
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self._bar.close()
 
     def speeds(self, steps_per_second: float) -> dict[str, float]:
         """Returns the throughput, and its share of the peak where that is known."""

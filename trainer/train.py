@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 import tf_keras
 from absl import flags, logging
+from tqdm import tqdm
 
 from configs import cli
 from configs.schema import Config, flatten, validate
@@ -106,9 +107,10 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         contextlib.closing(checkpoints),
         contextlib.closing(log),
         preemption.watched(cluster) as notice,
+        tqdm(desc="train", total=num_steps, initial=step, unit="step") as bar,
     ):
         acting = [
-            *_watching(run, log, task, notice),
+            *_watching(run, log, task, notice, bar),
             *(_showing(run, log, task) if cluster.is_chief else []),
             callbacks.Saving(
                 log,
@@ -218,12 +220,13 @@ def _watching(
     log: metrics.MetricsLog,
     task: tasks.LanguageModelTask,
     notice: preemption.Notice,
+    bar: tqdm,
 ) -> Iterator[tf_keras.callbacks.Callback]:
     """Yields what looks at the numbers, in the order in which it acts after a step."""
     config = run.config.training
     yield callbacks.Metrics(
         log,
-        num_steps=run.num_steps,
+        bar,
         tokens_per_step=run.tokens_per_step,
         flops_per_step=flops.step_flops(
             task.gpt2.config, run.manifest.sequence_length, config.global_batch_size

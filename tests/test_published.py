@@ -3,6 +3,7 @@
 import pytest
 from transformers import GPT2Config
 
+from trainer import checkpoint, pretrained
 from trainer.evaluation import published
 
 SMALL = GPT2Config()
@@ -92,3 +93,29 @@ def test_fine_tuned_figures_are_of_the_validation_split():
     found = published.compare(fine_tuned, SMALL, TUNED)
     assert [bool(f["differences"]) for f in found] == [True, False, True]
     assert found[1]["figures"] == {"loss": 2.94}
+
+
+@pytest.mark.parametrize(
+    ("step", "source", "origin"),
+    [
+        (15, "gpt2", "fine-tuned on 2 x 117 words"),  # 4 of 30 records a step
+        (3, "gpt2", "fine-tuned on 0.4 x 117 words"),
+        (15, "", "from random weights"),
+    ],
+)
+def test_weights_are_named_by_what_they_have_seen(dataset, step, source, origin):
+    """And not by what the run they are of was to see."""
+    record = checkpoint.Record(
+        format_version=checkpoint.FORMAT_VERSION,
+        step=step,
+        state_bytes=0,
+        state_sha256="",
+        config={
+            "model": {"initial_checkpoint": source},
+            "training": {"global_batch_size": 4, "num_epochs": 2},
+        },
+        model_config={},
+        dataset_fingerprint="",
+        tokenizer_fingerprint="",
+    )
+    assert pretrained._origin(str(dataset[0]), record) == origin

@@ -210,7 +210,7 @@ class Checkpoints:
           CheckpointError: it is of another config, dataset or tokenizer, or there are
             checkpoints, and all of them are damaged.
         """
-        found = _newest_whole(self._folder, set_aside=self._writes)
+        found = _newest_whole(_folders(self._folder), set_aside=self._writes)
         if found:
             self._check_same_run(found[1])
         for leftover in _folders(self._folder, whole=False) if self._writes else []:
@@ -260,13 +260,15 @@ def load_model(workdir: str, step: int = 0) -> tuple[TFGPT2LMHeadModel, Record]:
       CheckpointError: the workdir has no checkpoint, not this one, or only damaged
         ones.
     """
-    if step and step not in map(_step, _folders(_folder(workdir))):
-        there = ", ".join(str(_step(path)) for path in _folders(_folder(workdir)))
+    there = _folders(_folder(workdir))
+    wanted = [folder for folder in there if step in (0, _step(folder))]
+    if there and not wanted:
+        steps = ", ".join(str(_step(folder)) for folder in there)
         raise CheckpointError(
-            f"`--step` must be that of a checkpoint in {workdir}: {there or 'none'}. "
+            f"`--step` must be that of a checkpoint in {workdir}: {steps}. "
             f"Received: {step}."
         )
-    found = _newest_whole(_folder(workdir), step=step, set_aside=False)
+    found = _newest_whole(wanted, set_aside=False)
     if not found:
         raise CheckpointError(
             f"`--workdir` must hold a run with a checkpoint. Received: {workdir}, "
@@ -297,14 +299,11 @@ def _step(folder: str) -> int:
     return int(folder.rpartition("/step-")[2])
 
 
-def _newest_whole(
-    folder: str, *, step: int = 0, set_aside: bool
-) -> tuple[str, Record] | None:
+def _newest_whole(folders: list[str], *, set_aside: bool) -> tuple[str, Record] | None:
     """Returns the newest checkpoint that is as it was saved; None where there is none.
 
     Args:
-      folder: of the checkpoints.
-      step: only this one; 0: any.
+      folders: of checkpoints, by step.
       set_aside: rename the damaged ones that are newer, so that they are no more in the
         way and still can be looked at.
 
@@ -312,9 +311,7 @@ def _newest_whole(
       CheckpointError: all are damaged, or one is of another format.
     """
     problems: dict[str, str] = {}
-    for path in reversed(_folders(folder)):
-        if step and _step(path) != step:
-            continue
+    for path in reversed(folders):
         try:
             record = _verified(path)
         except _DamagedError as error:
@@ -327,7 +324,7 @@ def _newest_whole(
         return path, record
     if problems:
         raise CheckpointError(
-            f"All checkpoints in {folder} are damaged:\n  "
+            "All checkpoints are damaged:\n  "
             + "\n  ".join(problems.values())
             + "\nGive a new --workdir to begin anew, or bring back a checkpoint."
         )

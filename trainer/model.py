@@ -253,8 +253,7 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
         said = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise ConfigError(
             f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
-            f"merges.txt. Loading it said: {said} Copy that of the model's training "
-            "there."
+            f"merges.txt. Copy that of the model's training there. Loading said: {said}"
         ) from error
 
 

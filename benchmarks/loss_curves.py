@@ -24,11 +24,12 @@ from transformers import GPT2Config
 from configs.schema import Config
 from tfrecords import manifest as manifests
 from tfrecords import reader
-from trainer import forward, model, optimizer
-from trainer.hardware import REMAT_POLICIES
-from trainer.layers import cross_entropy
-from trainer.schedule import Schedule
-from trainer.task import LanguageModelTask
+from trainer.models.gpt2 import forward, weights
+from trainer.models.layers import cross_entropy
+from trainer.optimizers import factory
+from trainer.optimizers.schedule import Schedule
+from trainer.planning.hardware import REMAT_POLICIES
+from trainer.tasks.causal_lm import LanguageModelTask
 
 BATCH_SIZE = 8
 # Several blocks of queries, and several chunks of tokens, though the records are short.
@@ -64,7 +65,7 @@ def losses(arguments, manifest, task_class, options):
     config.optimizer.name = "sgd"
     config.optimizer.beta_1 = 0.9
     config.optimizer.learning_rate = 0.1
-    gpt2 = model.from_shape(
+    gpt2 = weights.from_shape(
         GPT2Config(
             vocab_size=manifest.vocabulary_size,
             n_positions=manifest.sequence_length,
@@ -76,11 +77,11 @@ def losses(arguments, manifest, task_class, options):
             attn_pdrop=0,
         )
     )
-    model.initialize(gpt2, seed=0)
+    weights.initialize(gpt2, seed=0)
     task = task_class(gpt2, options=options, compile_local=options.compiled)
     schedule = Schedule(config.optimizer, arguments.steps)
     variables = gpt2.trainable_variables
-    task.compile(optimizer=optimizer.create(config.optimizer, schedule, variables))
+    task.compile(optimizer=factory.create(config.optimizer, schedule, variables))
     batches = reader.training_batches(
         arguments.data_dir,
         manifest,

@@ -20,8 +20,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 from reading import write_dataset
 
 from configs.schema import Config, ModelConfig
-from trainer import state, strategy, task
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import tensor_file
+from trainer.checkpoints.run_checkpoints import Checkpoints
+from trainer.runtime import strategy
+from trainer.tasks import causal_lm
 
 SHAPES = {
     "small": ModelConfig(),
@@ -38,7 +40,7 @@ def main() -> None:
     waits: dict[str, list[float]] = {"whole save": [], "copy only": []}
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_dataset(folder, 16)
-        trained = task.build(config, manifest, strategy.mirror_cpu(1), 100)
+        trained = causal_lm.build(config, manifest, strategy.mirror_cpu(1), 100)
         checkpoints = Checkpoints(
             folder, task=trained, config=config, manifest=manifest
         )
@@ -53,7 +55,7 @@ def main() -> None:
                 checkpoints.close()
     variables = [*trained.gpt2.variables, *trained.optimizer.variables]
     whole, copy = (statistics.median(seconds) for seconds in waits.values())
-    print(f"GPT-2 {flags.size}, {state.num_bytes(variables) / 1e6:,.0f} MB")
+    print(f"GPT-2 {flags.size}, {tensor_file.num_bytes(variables) / 1e6:,.0f} MB")
     print(f"the step waits for the whole save {whole:8.2f} s")
     print(f"the step waits for the copy       {copy:8.2f} s = {copy / whole:.1%}")
 

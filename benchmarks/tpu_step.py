@@ -17,10 +17,10 @@ from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import tpu
 from configs.schema import Config
-from trainer import forward, model
-from trainer import task as tasks
-from trainer.compiler import compilation, planning
-from trainer.layers import cross_entropy
+from trainer.models.gpt2 import forward, weights
+from trainer.models.layers import cross_entropy
+from trainer.planning import compilation, planner
+from trainer.tasks import causal_lm as tasks
 
 FLAGS = flags.FLAGS
 LENGTH = 1024
@@ -139,7 +139,7 @@ def lower(case: dict[str, Any], size: int) -> bytes:
         tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     if not case.get("loop", True):
         cross_entropy.CHUNK_TOKENS = size * LENGTH
-    gpt2 = model.from_shape(
+    gpt2 = weights.from_shape(
         GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
     )
     if case["step"] == "plain":
@@ -162,7 +162,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     size = case.get("size", 8)
     if case.get("find"):
         hbm = tpu_type.facts.hbm_bytes
-        return {"max_microbatch_size": planning.largest_microbatch(compiled, size, hbm)}
+        return {"max_microbatch_size": planner.largest_microbatch(compiled, size, hbm)}
     return {**compiled(size), "microbatch_size": size}
 
 

@@ -15,7 +15,7 @@ class Generation:
 
     Attributes:
       hbm_bytes: what a replica can use; what libtpu 0.0.52 said when a program did not
-        fit (`tests/test_plan.py` asks again).
+        fit (`tests/trainer/planning/test_planner.py` asks again).
       peak_flops: bfloat16 FLOP/s of a replica.
       bandwidth: bytes/s of a replica's HBM.
       replicas_per_chip: 2 where the cores of a chip are devices of their own.

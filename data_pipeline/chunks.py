@@ -23,8 +23,8 @@ from data_pipeline import (
     words,
 )
 from data_pipeline.detokenizer import detokenize
-from tfrecords import storage
 from tfrecords.manifest import Counts
+from tfrecords.storage import files
 
 SPLITS = ("train", "validation")
 DUPLICATE = "duplicate"
@@ -133,12 +133,12 @@ def _tokenize(chunk: Chunk) -> tuple[list[str], dict]:
         kinds = [TOKENS, LENGTHS, LABELS]
     paths = [file_path(chunk.path, split, kind) for split in SPLITS for kind in kinds]
     with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context(open(stack.enter_context(storage.writing(path)), "wb"))
+        streams = [
+            stack.enter_context(open(stack.enter_context(files.writing(path)), "wb"))
             for path in paths
         ]
         writers = {
-            split: _SplitWriter(chunk, files[start : start + len(kinds)])
+            split: _SplitWriter(chunk, streams[start : start + len(kinds)])
             for split, start in zip(SPLITS, (0, len(kinds)), strict=True)
         }
         left_out = set(chunk.duplicates)
@@ -161,13 +161,13 @@ class _SplitWriter:
 
     Args:
       chunk: what is tokenized.
-      files: open for the tokens and, but for packed data, lengths and labels.
+      streams: open for the tokens and, but for packed data, lengths and labels.
     """
 
-    def __init__(self, chunk: Chunk, files: Sequence[IO[bytes]]):
+    def __init__(self, chunk: Chunk, streams: Sequence[IO[bytes]]):
         self.counts = Counts()
         self._chunk = chunk
-        self._files = files
+        self._streams = streams
         self._encoder = encoder.load(
             chunk.tokenizer_path,
             chunk.tokenizer_fingerprint,
@@ -211,7 +211,7 @@ class _SplitWriter:
         tokens, ends = self._encode()
         if self._chunk.config.mode == "packed":
             self.counts.tokens += len(tokens)
-            self._files[0].write(tokens.tobytes())
+            self._streams[0].write(tokens.tobytes())
         else:
             start = 0
             for end, label in zip(ends, self._labels, strict=True):
@@ -273,7 +273,7 @@ class _SplitWriter:
         sides = (missing, 0) if left else (0, missing)
         pad_id = self._chunk.vocabulary.pad_id
         row = np.pad(self._row, sides, constant_values=pad_id)
-        token_file, length_file, label_file = self._files
+        token_file, length_file, label_file = self._streams
         token_file.write(row.tobytes())
         length_file.write(np.array(length, SIDE_DTYPES[LENGTHS]).tobytes())
         label_file.write(np.array(label, SIDE_DTYPES[LABELS]).tobytes())

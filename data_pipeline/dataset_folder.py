@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from configs.schema import ConfigError
 from data_pipeline import shards
 from data_pipeline.job import Job
-from tfrecords import lease, manifest, storage
+from tfrecords import manifest
+from tfrecords.storage import files, lease
 
 # What a run has finished, until the dataset is whole.
 _WORK_FOLDER = ".unfinished"
@@ -37,7 +38,7 @@ def working_in(job: Job, output_dir: str, *, overwrite: bool) -> Iterator[str]:
             yield work_dir
         except ValueError:
             # The user will change something: then this work is in nobody's way.
-            storage.write(f"{work_dir}/{_FAILED}", b"")
+            files.write(f"{work_dir}/{_FAILED}", b"")
             raise
 
 
@@ -48,7 +49,7 @@ def finished(job: Job, output_dir: str) -> manifest.Manifest | None:
       ConfigError: there is the dataset of another job.
       StorageError: another process writes there.
     """
-    if not storage.exists(f"{output_dir}/{manifest.FILE_NAME}"):
+    if not files.exists(f"{output_dir}/{manifest.FILE_NAME}"):
         return None
     with lease.only_writer(output_dir):
         different = _differences(job, output_dir)
@@ -57,7 +58,7 @@ def finished(job: Job, output_dir: str) -> manifest.Manifest | None:
                 f"{output_dir} holds a dataset made with other "
                 f"{', '.join(different)}. Give another --output_dir, or --overwrite."
             )
-        storage.remove(f"{output_dir}/{_WORK_FOLDER}")
+        files.remove(f"{output_dir}/{_WORK_FOLDER}")
         return manifest.load(output_dir)
 
 
@@ -72,31 +73,31 @@ def publish(
     manifest_path = f"{output_dir}/{manifest.FILE_NAME}"
     names = {item.name for item in items} | _shards_in(f"{work_dir}/{_PUBLISHING}")
     names |= _shards_in(manifest_path)  # of the dataset that --overwrite replaces
-    storage.write(f"{work_dir}/{_PUBLISHING}", json.dumps(sorted(names)).encode())
-    storage.remove(manifest_path)
+    files.write(f"{work_dir}/{_PUBLISHING}", json.dumps(sorted(names)).encode())
+    files.remove(manifest_path)
     _remove_shards(output_dir, names)
     for item in items:
-        storage.move(item.path, f"{output_dir}/{item.name}")
-    storage.remove(f"{output_dir}/{manifest.TOKENIZER_FOLDER}")
-    for path in storage.expand(f"{work_dir}/{manifest.TOKENIZER_FOLDER}"):
+        files.move(item.path, f"{output_dir}/{item.name}")
+    files.remove(f"{output_dir}/{manifest.TOKENIZER_FOLDER}")
+    for path in files.expand(f"{work_dir}/{manifest.TOKENIZER_FOLDER}"):
         name = path.rsplit("/", 1)[1]
         target = f"{output_dir}/{manifest.TOKENIZER_FOLDER}/{name}"
-        storage.write(target, storage.read(path))
-    storage.write(manifest_path, manifest.to_json(result).encode())
-    storage.remove(work_dir)
+        files.write(target, files.read(path))
+    files.write(manifest_path, manifest.to_json(result).encode())
+    files.remove(work_dir)
 
 
 def _shards_in(path: str) -> set[str]:
     """Returns the shards that a manifest names, of whatever version, or any JSON."""
-    if not storage.exists(path):
+    if not files.exists(path):
         return set()
-    text = storage.read(path).decode(errors="replace")
+    text = files.read(path).decode(errors="replace")
     return set(re.findall(r'"([a-z]+-\d{5}-of-\d{5}\.tfrecord)"', text))
 
 
 def _remove_shards(output_dir: str, names: set[str]) -> None:
     for name in names:
-        storage.remove(f"{output_dir}/{name}")
+        files.remove(f"{output_dir}/{name}")
 
 
 def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> None:
@@ -107,10 +108,10 @@ def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> 
     """
     path = f"{work_dir}/job.json"
     # Without job.json it was being removed; beside its finished dataset it was, too.
-    usable = storage.exists(path) and _differences(job, output_dir) != []
+    usable = files.exists(path) and _differences(job, output_dir) != []
     if usable:
-        different = _differences_from(job, storage.read(path))
-        failed = storage.exists(f"{work_dir}/{_FAILED}")
+        different = _differences_from(job, files.read(path))
+        failed = files.exists(f"{work_dir}/{_FAILED}")
         if different and not (overwrite or failed):
             raise ConfigError(
                 f"{output_dir} holds the work of a run that was stopped, with other "
@@ -119,12 +120,12 @@ def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> 
             )
         usable = not different
     if not usable:
-        if not storage.exists(f"{output_dir}/{manifest.FILE_NAME}"):
+        if not files.exists(f"{output_dir}/{manifest.FILE_NAME}"):
             # Half of a dataset, which nobody publishes any more.
             _remove_shards(output_dir, _shards_in(f"{work_dir}/{_PUBLISHING}"))
-        storage.remove(work_dir)
-    storage.remove(f"{work_dir}/{_FAILED}")
-    storage.write(path, json.dumps(job.description()).encode())
+        files.remove(work_dir)
+    files.remove(f"{work_dir}/{_FAILED}")
+    files.write(path, json.dumps(job.description()).encode())
 
 
 def _differences_from(job: Job, description: bytes) -> list[str]:
@@ -136,7 +137,7 @@ def _differences_from(job: Job, description: bytes) -> list[str]:
 
 def _differences(job: Job, output_dir: str) -> list[str] | None:
     """Names the fields in which the dataset there differs; None: there is none."""
-    if not storage.exists(f"{output_dir}/{manifest.FILE_NAME}"):
+    if not files.exists(f"{output_dir}/{manifest.FILE_NAME}"):
         return None
     try:
         return job.differences(manifest.load(output_dir).config)

@@ -15,7 +15,7 @@ from typing import IO
 
 from configs.schema import DataConfig
 from data_pipeline.sources import InputError, InputFile, Piece
-from tfrecords import storage
+from tfrecords.storage import files
 
 MAX_LINE_BYTES = 64 << 20
 # A text file that is one document is read in groups of lines of this size.
@@ -147,7 +147,7 @@ def lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 
 def _open(file: InputFile) -> IO[bytes]:
-    stream = storage.open_read(file.path)
+    stream = files.open_read(file.path)
     if file.compression == ".gz":
         return io.BufferedReader(gzip.open(stream))
     if file.compression == ".bz2":

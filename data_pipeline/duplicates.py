@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline import chunks, markers
 from data_pipeline.chunks import Chunk
-from tfrecords import storage
+from tfrecords.storage import files
 
 _HASH_BYTES = 16
 _LEFT_OUT = bytes(_HASH_BYTES)
@@ -26,7 +26,7 @@ def hash_documents(chunk: Chunk) -> tuple[Chunk, str]:
             _LEFT_OUT if document.skipped else document.identity[:_HASH_BYTES]
             for document in chunks.read_documents(chunk)
         ]
-        storage.write(path, b"".join(hashes))
+        files.write(path, b"".join(hashes))
         markers.save(marker, item, [path], {})
     return chunk, path
 
@@ -42,7 +42,7 @@ def find(paths: list[str], first: int) -> list[tuple[int, ...]]:
         behind, the validation files, keeps what the chunks before it also hold.
     """
     order = [*range(first, len(paths)), *range(first)]
-    parts = [np.frombuffer(storage.read(paths[i]), "<u8").reshape(-1, 2) for i in order]
+    parts = [np.frombuffer(files.read(paths[i]), "<u8").reshape(-1, 2) for i in order]
     hashes = np.concatenate(parts)
     places = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: the first stays first
     ordered = hashes[places]

@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from tfrecords import storage
+from tfrecords.storage import files
 
 FAST, REFERENCE = "gigatoken", "tokenizers"
 
@@ -224,7 +224,7 @@ def load(
     """
     del fingerprint
     return Encoder(
-        storage.read(path).decode(), engine, allow_special_tokens=allow_special_tokens
+        files.read(path).decode(), engine, allow_special_tokens=allow_special_tokens
     )
 
 
@@ -243,8 +243,8 @@ def _has_new_characters(text: bytes) -> bool:
     """Whether a text has characters that are newer than Python's Unicode tables.
 
     The libraries have tables of different age, so they may take such a character for
-    a letter or not. tests/test_encoder.py compares them on all others; those that are
-    looked for here begin as all do on which they differ.
+    a letter or not. test_encoder.py compares them on all others; those that are looked
+    for here begin as all do on which they differ.
     """
     if text.isascii() or not any(b in text for b in (b"\xf0", b"\xe0", b"\xea\x9f")):
         return False

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tfrecords import storage
+from tfrecords.storage import files
 
 
 def fingerprint(*parts: Any) -> str:
@@ -29,14 +29,14 @@ def load(marker: str, item: str) -> dict[str, Any] | None:
       marker: path of the marker.
       item: fingerprint of the work item.
     """
-    if not storage.exists(marker):
+    if not files.exists(marker):
         return None
     try:
-        stored = json.loads(storage.read(marker))
+        stored = json.loads(files.read(marker))
         folder = marker.rpartition("/")[0]
         if stored["item"] == item and all(
-            storage.exists(f"{folder}/{name}")
-            and storage.checksum(f"{folder}/{name}") == checksum
+            files.exists(f"{folder}/{name}")
+            and files.checksum(f"{folder}/{name}") == checksum
             for name, checksum in stored["checksums"].items()
         ):
             return stored["result"]
@@ -45,17 +45,17 @@ def load(marker: str, item: str) -> dict[str, Any] | None:
     return None
 
 
-def save(marker: str, item: str, files: Sequence[str], result: dict[str, Any]) -> None:
+def save(marker: str, item: str, paths: Sequence[str], result: dict[str, Any]) -> None:
     """Says that work is done.
 
     Args:
       marker: path of the marker.
       item: fingerprint of the work item.
-      files: in the marker's folder.
+      paths: of files in the marker's folder.
       result: comes back from `load` as JSON keeps it.
     """
     # Not by their whole paths: the folder may be another one's copy.
     folder = marker.rpartition("/")[0] + "/"
-    checksums = {path.removeprefix(folder): storage.checksum(path) for path in files}
+    checksums = {path.removeprefix(folder): files.checksum(path) for path in paths}
     content = {"item": item, "checksums": checksums, "result": result}
-    storage.write(marker, json.dumps(content).encode())
+    files.write(marker, json.dumps(content).encode())

@@ -36,7 +36,8 @@ from data_pipeline import (
     tokenizer,
 )
 from data_pipeline import job as jobs
-from tfrecords import manifest, schema, storage
+from tfrecords import manifest, schema
+from tfrecords.storage import files
 
 FLAGS = flags.FLAGS
 
@@ -61,7 +62,7 @@ def preprocess(
     with dataset_folder.working_in(job, output_dir, overwrite=overwrite) as work_dir:
         result, items = _make(job, work_dir, runner)
         dataset_folder.publish(result, items, output_dir)
-        storage.remove_copies(work_dir)
+        files.remove_copies(work_dir)
     return result
 
 
@@ -83,11 +84,11 @@ def _make(
         if _total(counts, split).documents
     }
     all_items = [item for split_items in items.values() for item in split_items]
-    if not storage.is_remote(work_dir):
-        missing = [item for item in all_items if not storage.exists(item.path)]
+    if not files.is_remote(work_dir):
+        missing = [item for item in all_items if not files.exists(item.path)]
         token_bytes = np.dtype(work[0].token_dtype).itemsize
         num_bytes = sum(item.num_tokens for item in missing) * token_bytes
-        storage.check_room(work_dir, num_bytes)
+        files.check_room(work_dir, num_bytes)
     written = _write_shards(all_items, runner)
     result = manifest.Manifest(
         format_version=schema.FORMAT_VERSION,
@@ -98,7 +99,7 @@ def _make(
         pad_id=vocabulary.pad_id,
         padding_side=job.config.padding_side,
         tokenizer_fingerprint=manifest.fingerprint_of_tokenizer(
-            storage.read(work[0].tokenizer_path).decode()
+            files.read(work[0].tokenizer_path).decode()
         ),
         tokenizer_engine=encoder.version(work[0].engine),
         added_tokens=vocabulary.added_tokens,
@@ -123,7 +124,7 @@ def _plan_chunks(
     vocabulary: encoder.Vocabulary,
 ) -> list[chunks.Chunk]:
     path = f"{tokenizer_folder}/{tokenizer.FILE_NAME}"
-    stored = storage.read(path).decode()
+    stored = files.read(path).decode()
     fingerprint = hashlib.sha256(stored.encode()).hexdigest()
     engine_name = encoder.choose(
         stored,

@@ -7,7 +7,7 @@ from configs.schema import DataConfig
 from data_pipeline import documents, plain_text, rows
 from data_pipeline.documents import Document
 from data_pipeline.sources import InputError, Piece, check_unchanged
-from tfrecords.gcs import StorageError
+from tfrecords.storage.gcs import StorageError
 
 _DAMAGE = (EOFError, OSError, StorageError, zlib.error)
 

@@ -14,7 +14,7 @@ from configs.schema import DataConfig
 from data_pipeline import documents
 from data_pipeline.documents import Document
 from data_pipeline.sources import InputError, Piece
-from tfrecords import storage
+from tfrecords.storage import files
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -83,7 +83,7 @@ def parquet_rows(piece: Piece, config: DataConfig) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
-    with storage.open_read(piece.file.path) as stream:
+    with files.open_read(piece.file.path) as stream:
         try:
             table = pyarrow.parquet.ParquetFile(stream)
             columns = _columns(config, table.schema_arrow.names, piece.file.path)

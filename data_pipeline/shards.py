@@ -11,7 +11,8 @@ import numpy as np
 
 from configs.schema import ConfigError
 from data_pipeline import chunks, markers, packing
-from tfrecords import manifest, order, schema, storage, writer
+from tfrecords import manifest, order, schema, writer
+from tfrecords.storage import files
 
 # A corpus of 50 GB has thousands of token files; each open one holds a descriptor.
 _MAX_OPEN_FILES = 128
@@ -168,7 +169,7 @@ def _stream(
       width: values for each unit of the item's `chunk_sizes`.
     """
     # A file without values is never asked for.
-    files = [
+    versioned_paths = [
         (chunks.file_path(path, item.split, kind), version)
         for path, version, size in zip(
             item.chunk_paths, item.chunk_fingerprints, item.chunk_sizes, strict=True
@@ -180,7 +181,7 @@ def _stream(
 
     @functools.lru_cache(maxsize=_MAX_OPEN_FILES)
     def opened(file: int) -> IO[bytes]:
-        return open(storage.local_copy(*files[file]), "rb", buffering=0)
+        return open(files.local_copy(*versioned_paths[file]), "rb", buffering=0)
 
     def read(file: int, offset: int, count: int) -> np.ndarray:
         # Not mapped: the pages of a map would count as this process's memory.

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from configs.schema import DataConfig
-from tfrecords import storage
+from tfrecords.storage import files
 
 PYTHON_DOCS = "builtin:python_docs"
 _TFDS = "tfds:"
@@ -90,15 +90,15 @@ def find_files(names: str, flag: str, tfds_data_dir: str = "") -> list[InputFile
     """
     found: dict[str, tuple[str, str]] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
-        files = _expand(name, tfds_data_dir)
-        if not files:
+        formats = _expand(name, tfds_data_dir)
+        if not formats:
             raise InputError(
                 f"`--{flag}` must name files that exist. Received: {name!r}, which "
                 "matches none. Correct the path, or quote the glob."
             )
-        for path, file_format in files.items():
+        for path, file_format in formats.items():
             # By whatever spelling or link it is named, a file is read once.
-            real = path if storage.is_remote(path) else os.path.realpath(path)
+            real = path if files.is_remote(path) else os.path.realpath(path)
             found.setdefault(real, (path, file_format))
     if not found:
         raise InputError(
@@ -117,7 +117,7 @@ def cut(file: InputFile, config: DataConfig, piece_bytes: int) -> list[Piece]:
     if file.num_bytes <= piece_bytes or not _is_divisible(file, config):
         return [Piece(file, 0, file.num_bytes)]
     boundaries = [0]
-    with storage.open_read(file.path) as stream:
+    with files.open_read(file.path) as stream:
         while (target := boundaries[-1] + piece_bytes) < file.num_bytes:
             stream.seek(target)
             stream.readline()  # what is left of a line that began before
@@ -131,8 +131,8 @@ def cut(file: InputFile, config: DataConfig, piece_bytes: int) -> list[Piece]:
 def check_unchanged(file: InputFile) -> None:
     """Raises InputError where a file is not the one that was planned any more."""
     try:
-        found = storage.stat(file.path)
-    except (OSError, storage.StorageError):
+        found = files.stat(file.path)
+    except (OSError, files.StorageError):
         found = None
     if found != (file.num_bytes, file.version):
         raise InputError(
@@ -148,7 +148,7 @@ def _expand(name: str, tfds_data_dir: str) -> dict[str, str]:
         return dict.fromkeys(_python_files(), "python")
     if name.startswith(_TFDS):
         return dict.fromkeys(_tfds_files(name, tfds_data_dir), "tfds")
-    return {path: _format(path) for path in storage.expand(name)}
+    return {path: _format(path) for path in files.expand(name)}
 
 
 def _format(path: str) -> str:
@@ -168,8 +168,8 @@ def _describe(path_and_format: tuple[str, str]) -> InputFile:
     ending = os.path.splitext(path.lower())[1]
     digest = hashlib.sha256()
     try:
-        size, version = storage.stat(path)
-        with storage.open_read(path) as stream:
+        size, version = files.stat(path)
+        with files.open_read(path) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     except OSError as error:
@@ -192,7 +192,7 @@ def _is_divisible(file: InputFile, config: DataConfig) -> bool:
         return False
     if file.format in ("csv", "tsv"):
         # A quoted field may hold line ends; without quotes each one ends a row.
-        with storage.open_read(file.path) as stream:
+        with files.open_read(file.path) as stream:
             blocks = iter(lambda: stream.read(1 << 20), b"")
             return not any(b'"' in block for block in blocks)
     return file.format == "jsonl" or config.document != "file"

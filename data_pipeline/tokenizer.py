@@ -19,7 +19,7 @@ from data_pipeline import markers
 from data_pipeline.encoder import Vocabulary
 from data_pipeline.job import Job
 from data_pipeline.sources import InputError
-from tfrecords import storage
+from tfrecords.storage import files
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
@@ -46,9 +46,9 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
         tokenizer.save_pretrained(local)
         names = sorted(os.listdir(local))
         for file in names:
-            storage.write(f"{folder}/{file}", storage.read(os.path.join(local, file)))
-    files = [f"{folder}/{file}" for file in names]
-    markers.save(marker, item, files, dataclasses.asdict(vocabulary))
+            files.write(f"{folder}/{file}", files.read(os.path.join(local, file)))
+    paths = [f"{folder}/{file}" for file in names]
+    markers.save(marker, item, paths, dataclasses.asdict(vocabulary))
     return vocabulary
 
 

@@ -21,8 +21,9 @@ from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
 from tests import object_store, programs
-from tfrecords import gcs, manifest, order, schema, writer
-from trainer import model
+from tfrecords import manifest, order, schema, writer
+from tfrecords.storage import gcs
+from trainer.models.gpt2 import weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -224,8 +225,8 @@ def tiny_model(seed: int = 0, **overrides):
     """A GPT-2 whose every weight is random, biases and layer norms included."""
     shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16}
     shape |= {"vocab_size": VOCABULARY_SIZE, **overrides}
-    gpt2 = model.from_shape(GPT2Config(**shape))
-    model.initialize(gpt2, seed)
+    gpt2 = weights.from_shape(GPT2Config(**shape))
+    weights.initialize(gpt2, seed)
     for index, variable in enumerate(gpt2.trainable_variables):
         noise = tf.random.stateless_normal(variable.shape, [seed, index], stddev=0.1)
         variable.assign_add(noise)

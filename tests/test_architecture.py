@@ -12,46 +12,19 @@ MAY_IMPORT = {
     "data_pipeline": {"data_pipeline", "configs", "tfrecords"},
     "trainer": {"trainer", "configs", "tfrecords"},
 }
-# Inside trainer, a module imports its own layer or a lower one; entry points import
-# no other entry point. A folder is of one layer.
-ENTRY_POINTS = {
-    "train",
-    "evaluate",
-    "generate",
-    "export",
-    "plan",
-    "report",
-    "doctor",
-    "forever",
+# Inside trainer, from top to bottom: a module imports its own room or lower floors.
+PROGRAMS = {
+    *("train", "evaluate", "generate", "export"),
+    *("plan", "report", "doctor", "forever"),
 }
-MIDDLE = {
-    "task",
-    "checkpoint",
-    "state",
-    "callbacks",
-    "strategy",
-    "optimizer",
-    "pretrained",
-    "hardware",
-    "cluster",
-    "preemption",
-    "compiler",
-    "evaluation",
-    "exporting",
-    "generation",
-    "reporting",
-    "tracking",
-}
-BASE = {
-    "model",
-    "forward",
-    "layers",
-    "adafactor",
-    "schedule",
-    "flops",
-    "memorisation",
-    "cloud",
-}
+FLOORS = (
+    PROGRAMS,
+    {"reporting", "exporting", "evaluation", "generation", "planning"},
+    {"callbacks"},
+    {"checkpoints", "run_dir"},
+    {"tasks"},
+    {"optimizers", "models", "runtime"},
+)
 
 
 def modules() -> list[pathlib.Path]:
@@ -84,8 +57,7 @@ def test_packages_import_only_what_they_may():
 
 
 def test_the_trainer_is_layered():
-    layers = dict.fromkeys(ENTRY_POINTS, 2)
-    layers |= dict.fromkeys(MIDDLE, 1) | dict.fromkeys(BASE, 0)
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     for path in (ROOT / "trainer").rglob("*.py"):
         importer = module_name(path).split(".")[1]
         if importer == "__init__":
@@ -94,8 +66,8 @@ def test_the_trainer_is_layered():
             package, *inner = name.split(".")
             if package != "trainer" or not inner:
                 continue
-            assert layers[inner[0]] <= layers[importer], f"{path} -> {name}"
-            assert inner[0] not in ENTRY_POINTS, f"{path} -> {name}"
+            assert floor[importer] <= floor[inner[0]], f"{path} -> {name}"
+            assert inner[0] not in PROGRAMS, f"{path} -> {name}"
 
 
 def test_no_cycles():

@@ -12,8 +12,8 @@ import pytest
 import safetensors.numpy
 
 from tests.conftest import ROOT
-from tests.test_preemption import metadata_server
-from trainer import cloud
+from tests.trainer.runtime.test_preemption import metadata_server
+from trainer.runtime import cloud_metadata
 
 object_store = pytest.importorskip("tests.object_store")
 
@@ -202,5 +202,5 @@ def test_a_bucket_elsewhere_is_told_of(bucket, caplog):
             pytest.MonkeyPatch.context() as patch,
         ):
             patch.setenv("GCE_METADATA_HOST", address)
-            cloud.warn_of_distance(f"{bucket}/data")
+            cloud_metadata.warn_of_distance(f"{bucket}/data")
         assert ("lies in US-CENTRAL1" in caplog.text) == warned

@@ -22,7 +22,7 @@ import tokenizers
 
 from tests import programs
 from tests.conftest import ROOT, assert_refused, run_program, shared
-from tests.test_preprocess import hashes, load_encoder
+from tests.data_pipeline.test_preprocess import hashes, load_encoder
 from tfrecords import manifest, reader, schema, writer
 from tfrecords.windows import Windows
 
@@ -45,30 +45,30 @@ TESTED = {
     "fewer shards than hosts": "reader::more_hosts_than_shards_is_refused",
     # -- checkpoints
     "SIGKILL at any moment, saves included": "preemption::thirty_kills_change_nothing",
-    "killed between data and marker": "checkpoint::a_torn_save_is_removed_and_the_one_before_it_continues",
-    "a marker that is garbage": "checkpoint::a_damaged_checkpoint_never_means_a_new_start",
-    "the newest checkpoint is corrupt": "checkpoint::a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues",
+    "killed between data and marker": "run_checkpoints::a_torn_save_is_removed_and_the_one_before_it_continues",
+    "a marker that is garbage": "run_checkpoints::a_damaged_checkpoint_never_means_a_new_start",
+    "the newest checkpoint is corrupt": "run_checkpoints::a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues",
     "a path out of the folder": "manifest::a_damaged_manifest_is_refused",
-    "pickled weights": "model::weights_that_are_no_safetensors_are_refused",
-    "other variables": "checkpoint::other_variables_are_named",
-    "stopped at any step": "checkpoint::an_interrupted_run_equals_an_undisturbed_one",
-    "continued on other replicas": "checkpoint::continuing_on_other_replicas_reads_the_same_batches",
+    "pickled weights": "weights::weights_that_are_no_safetensors_are_refused",
+    "other variables": "run_checkpoints::other_variables_are_named",
+    "stopped at any step": "run_checkpoints::an_interrupted_run_equals_an_undisturbed_one",
+    "continued on other replicas": "run_checkpoints::continuing_on_other_replicas_reads_the_same_batches",
     "two trainers": "preemption::a_second_trainer_is_refused",
-    "what retention removes": "checkpoint::which_checkpoints_stay",
-    "a save that fails": "checkpoint::a_save_that_fails_stops_the_run",
-    "a checkpoint of another version": "checkpoint::another_format_version_is_refused",
+    "what retention removes": "run_checkpoints::which_checkpoints_stay",
+    "a save that fails": "run_checkpoints::a_save_that_fails_stops_the_run",
+    "a checkpoint of another version": "run_checkpoints::another_format_version_is_refused",
     # -- running
-    "loss or gradient is no number": "checkpoint::a_diverged_run_stops_and_keeps_what_was_good",
-    "weights are no numbers": "checkpoint::weights_that_are_no_numbers_are_neither_saved_nor_restored",
+    "loss or gradient is no number": "run_checkpoints::a_diverged_run_stops_and_keeps_what_was_good",
+    "weights are no numbers": "run_checkpoints::weights_that_are_no_numbers_are_neither_saved_nor_restored",
     "SIGTERM": "preemption::sigterm_saves_and_says_so",
-    "SIGTERM, twice": "checkpoint::a_second_signal_does_not_tear_the_save",
-    "stopped while it scores": "checkpoint::a_run_that_is_stopped_while_it_scores",
+    "SIGTERM, twice": "run_checkpoints::a_second_signal_does_not_tear_the_save",
+    "stopped while it scores": "run_checkpoints::a_run_that_is_stopped_while_it_scores",
     "preemption, maintenance": "preemption::the_metadata_server_announces_the_end",
     "a metadata server that hangs": "preemption::a_metadata_server_that_hangs_changes_nothing",
     "another TPU type": "hardware::other_hardware_stops_with_both_names",
     "another machine dies": "cluster::when_a_machine_dies_the_others_stop_and_all_continue",
-    "no room for checkpoints": "checkpoint::a_disk_without_room_stops_the_run_before_it_starts",
-    "learning by heart": "checkpoint::a_model_that_learns_by_heart_says_so",
+    "no room for checkpoints": "run_checkpoints::a_disk_without_room_stops_the_run_before_it_starts",
+    "learning by heart": "run_checkpoints::a_model_that_learns_by_heart_says_so",
     # -- buckets
     "a bucket elsewhere": "buckets::a_bucket_elsewhere_is_told_of",
     "503 for minutes": "storage::a_bucket_that_does_not_answer_is_one_message",
@@ -77,7 +77,7 @@ TESTED = {
     "401, 403, 404": "buckets::what_the_bucket_refuses_is_one_message",
     "412 to our own write": "storage::our_own_write_whose_answer_was_lost_is_no_other_writer",
     "412 to another's": "storage::what_another_writer_wrote_meanwhile_is_not_overwritten",
-    "a shard is replaced": "checkpoint::a_shard_that_is_replaced_while_it_is_read_is_noticed",
+    "a shard is replaced": "run_checkpoints::a_shard_that_is_replaced_while_it_is_read_is_noticed",
     "what a killed writer leaves": "buckets::the_whole_job_equals_the_one_on_a_disk",
 }
 
@@ -85,7 +85,8 @@ TESTED = {
 def test_each_fault_has_its_test():
     for place in TESTED.values():
         module, _, name = place.partition("::")
-        text = (ROOT / "tests" / f"test_{module}.py").read_text()
+        (path,) = (ROOT / "tests").rglob(f"test_{module}.py")
+        text = path.read_text()
         assert f"\ndef test_{name}(" in text, place
 
 

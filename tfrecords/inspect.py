@@ -13,15 +13,16 @@ import tokenizers
 from absl import app, flags
 from tqdm import tqdm
 
-from tfrecords import integrity, storage
 from tfrecords import manifest as manifests
+from tfrecords import verify
 from tfrecords.manifest import DatasetError, Manifest
+from tfrecords.storage import files
 
 FLAGS = flags.FLAGS
 _HISTOGRAM_BINS = 8
 
 
-def inspect(data_dir: str, *, verify: bool, show: int) -> dict[str, Any]:
+def inspect(data_dir: str, *, read_records: bool, show: int) -> dict[str, Any]:
     """Returns what `main` prints.
 
     Raises:
@@ -32,23 +33,23 @@ def inspect(data_dir: str, *, verify: bool, show: int) -> dict[str, Any]:
     splits = {}
     problems = []
     for name in manifest.splits:
-        if verify:
+        if read_records:
             statistics, found = _read(data_dir, manifest, name)
             problems += found
             splits[name] = _figures(manifest, name) | _measured(statistics, manifest)
         else:
             manifests.verify_shards(data_dir, manifest, name)
             splits[name] = _figures(manifest, name)
-    if verify:
+    if read_records:
         problems += [
             f"{data_dir} holds {name}, which is not in the manifest."
-            for name in integrity.unlisted_shards(data_dir, manifest)
+            for name in verify.unlisted_shards(data_dir, manifest)
         ]
     if problems:
         raise DatasetError("\n".join(problems))
     return {
         "fingerprint": manifest.fingerprint,
-        "verified": verify,
+        "verified": read_records,
         "mode": manifest.mode,
         "sequence_length": manifest.sequence_length,
         "vocabulary_size": manifest.vocabulary_size,
@@ -60,11 +61,11 @@ def inspect(data_dir: str, *, verify: bool, show: int) -> dict[str, Any]:
 
 def _read(
     data_dir: str, manifest: Manifest, split: str
-) -> tuple[integrity.Statistics, list[str]]:
+) -> tuple[verify.Statistics, list[str]]:
     total = sum(shard.num_bytes for shard in manifest.split(split).shards)
     bar = tqdm(desc=f"verify {split}", total=total, unit="B", unit_scale=True)
     with bar:
-        return integrity.examine(data_dir, manifest, split, bar.update)
+        return verify.examine(data_dir, manifest, split, bar.update)
 
 
 def _figures(manifest: Manifest, name: str) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _figures(manifest: Manifest, name: str) -> dict[str, Any]:
     return figures
 
 
-def _measured(statistics: integrity.Statistics, manifest: Manifest) -> dict[str, Any]:
+def _measured(statistics: verify.Statistics, manifest: Manifest) -> dict[str, Any]:
     """What reading the records showed."""
     counts, edges = np.histogram(
         list(statistics.lengths),
@@ -114,13 +115,11 @@ def _measured(statistics: integrity.Statistics, manifest: Manifest) -> dict[str,
 def _examples(data_dir: str, manifest: Manifest, show: int) -> list[dict[str, Any]]:
     """The first records of the first training shard, as text."""
     name = f"{manifests.TOKENIZER_FOLDER}/tokenizer.json"
-    stored = storage.read(storage.join(data_dir, name)).decode()
+    stored = files.read(files.join(data_dir, name)).decode()
     tokenizer = tokenizers.Tokenizer.from_str(stored)
     split = next(iter(manifest.splits.values()))
     found = []
-    stream = integrity.records(
-        storage.join(data_dir, split.shards[0].name), manifest.dtype
-    )
+    stream = verify.records(files.join(data_dir, split.shards[0].name), manifest.dtype)
     for _, (tokens, length, label) in zip(range(show), stream, strict=False):
         length = len(tokens) if length is None else length
         start = len(tokens) - length if manifest.padding_side == "left" else 0
@@ -163,7 +162,7 @@ def define_flags() -> None:
 
 def main(_: object) -> None:
     try:
-        result = inspect(FLAGS.data_dir, verify=FLAGS.verify, show=FLAGS.show)
+        result = inspect(FLAGS.data_dir, read_records=FLAGS.verify, show=FLAGS.show)
     except (ValueError, RuntimeError) as error:
         if not hasattr(error, "exit_code"):
             raise

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tfrecords import schema, storage
+from tfrecords import schema
+from tfrecords.storage import files
 
 FILE_NAME = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -137,14 +138,14 @@ def load(data_dir: str) -> Manifest:
     Raises:
       DatasetError: there is none, it is damaged, or of another format version.
     """
-    path = storage.join(data_dir, FILE_NAME)
-    if not storage.exists(path):
+    path = files.join(data_dir, FILE_NAME)
+    if not files.exists(path):
         raise DatasetError(
             f"`--data_dir` must hold a finished dataset. Received: {data_dir}, which "
             f"has no {FILE_NAME}. Run `make preprocess` to its end, or correct the "
             "folder."
         )
-    return from_json(storage.read(path).decode(errors="replace"), path)
+    return from_json(files.read(path).decode(errors="replace"), path)
 
 
 def from_json(text: str, path: str) -> Manifest:
@@ -185,9 +186,9 @@ def shard_problems(data_dir: str, manifest: Manifest, split: str) -> list[str]:
     size tells. Checksums are not read here, but in `integrity`.
     """
     problems = []
-    there = storage.sizes_and_versions(data_dir)
+    there = files.sizes_and_versions(data_dir)
     for shard in manifest.split(split).shards:
-        path = storage.join(data_dir, shard.name)
+        path = files.join(data_dir, shard.name)
         if shard.name not in there:
             problems.append(f"{path} is missing.")
         elif there[shard.name][0] != shard.num_bytes:
@@ -208,11 +209,11 @@ class Watch:
         self._data_dir = data_dir
         splits = manifest.splits.values()
         self._names = [shard.name for split in splits for shard in split.shards]
-        self._before = storage.sizes_and_versions(data_dir)
+        self._before = files.sizes_and_versions(data_dir)
 
     def check(self) -> None:
         """Raises DatasetError where a shard is another file than at the start."""
-        now = storage.sizes_and_versions(self._data_dir)
+        now = files.sizes_and_versions(self._data_dir)
         changed = [n for n in self._names if now.get(n) != self._before.get(n)]
         if changed:
             raise DatasetError(
@@ -226,10 +227,10 @@ class Watch:
 
 def verify_tokenizer(data_dir: str, manifest: Manifest) -> None:
     """Raises DatasetError where the dataset's tokenizer is not the manifest's."""
-    folder = storage.join(data_dir, TOKENIZER_FOLDER)
+    folder = files.join(data_dir, TOKENIZER_FOLDER)
     try:
         found = tokenizer_fingerprint(folder)
-    except storage.StorageError:
+    except files.StorageError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
         found = "damaged"
@@ -248,14 +249,14 @@ def tokenizer_fingerprint(folder: str) -> str | None:
     where the folder holds neither.
     """
     whole, vocabulary_path, merges_path = (
-        storage.join(folder, name)
+        files.join(folder, name)
         for name in ("tokenizer.json", "vocab.json", "merges.txt")
     )
-    if storage.exists(whole):
-        return fingerprint_of_tokenizer(storage.read(whole).decode())
-    if storage.exists(vocabulary_path) and storage.exists(merges_path):
-        vocabulary = json.loads(storage.read(vocabulary_path))
-        lines = storage.read(merges_path).decode().split("\n")
+    if files.exists(whole):
+        return fingerprint_of_tokenizer(files.read(whole).decode())
+    if files.exists(vocabulary_path) and files.exists(merges_path):
+        vocabulary = json.loads(files.read(vocabulary_path))
+        lines = files.read(merges_path).decode().split("\n")
         merges = [line for line in lines if line and not line.startswith("#version")]
         return _fingerprint(vocabulary, merges)
     return None

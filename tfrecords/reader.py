@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from tfrecords import integrity, order, schema, storage
+from tfrecords import order, schema, verify
 from tfrecords.manifest import DatasetError, Manifest, Split
+from tfrecords.storage import files
 
 
 def training_batches(
@@ -99,7 +100,7 @@ def batch_records(
 
 def paths(data_dir: str, split: Split) -> list[str]:
     """Returns the shards' files, in order."""
-    return [storage.join(data_dir, shard.name) for shard in split.shards]
+    return [files.join(data_dir, shard.name) for shard in split.shards]
 
 
 @contextlib.contextmanager
@@ -127,7 +128,7 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
         problems = [
             problem
             for split in manifest.splits
-            for problem in integrity.examine(data_dir, manifest, split)[1]
+            for problem in verify.examine(data_dir, manifest, split)[1]
         ]
         if not problems:
             raise

@@ -5,8 +5,9 @@ import itertools
 import os
 from collections.abc import Iterable
 
-from tfrecords import schema, storage
+from tfrecords import schema
 from tfrecords.manifest import Shard
+from tfrecords.storage import files
 
 _BATCH_RECORDS = 256
 
@@ -26,7 +27,7 @@ def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
     digest = hashlib.sha256()
     num_records = num_bytes = 0
     frames = map(schema.frame, payloads)
-    with storage.writing(path) as partial, open(partial, "wb") as file:
+    with files.writing(path) as partial, open(partial, "wb") as file:
         # Many records at once: hashing and writing each by itself takes twice as long.
         while batch := list(itertools.islice(frames, _BATCH_RECORDS)):
             data = b"".join(batch)

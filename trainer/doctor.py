@@ -14,8 +14,8 @@ from absl import flags
 
 from configs import cli
 from configs.schema import ConfigError, validate
-from trainer import hardware
-from trainer import strategy as strategies
+from trainer.planning import hardware
+from trainer.runtime import strategy as strategies
 
 FLAGS = flags.FLAGS
 _PACKAGES = (

@@ -17,11 +17,14 @@ from configs.schema import ConfigError
 from tfrecords import manifest as manifests
 from tfrecords import reader
 from tfrecords.windows import Windows
-from trainer import forward, model, preemption, pretrained
-from trainer import strategy as strategies
-from trainer.evaluation import published, results
+from trainer.checkpoints import pretrained
+from trainer.evaluation import published
 from trainer.evaluation.scoring import Score, Scorer
-from trainer.task import LanguageModelTask
+from trainer.models.gpt2 import forward, weights
+from trainer.run_dir import results
+from trainer.runtime import preemption
+from trainer.runtime import strategy as strategies
+from trainer.tasks.causal_lm import LanguageModelTask
 
 FLAGS = flags.FLAGS
 
@@ -82,8 +85,8 @@ def evaluate() -> list[dict[str, Any]]:
     strategy = strategies.from_flags()
     with strategy.scope():
         trained = pretrained.from_flags()
-        model.check_tokenizer(trained.tokenizer, manifest)
-        model.check_vocabulary(trained.gpt2, manifest)
+        weights.check_tokenizer(trained.tokenizer, manifest)
+        weights.check_vocabulary(trained.gpt2, manifest)
         lengths = _context_lengths(manifest, trained.gpt2.config.n_positions)
         precision = FLAGS.precision or trained.precision
         task = LanguageModelTask(

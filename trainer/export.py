@@ -24,9 +24,10 @@ from transformers import (
 
 from configs import cli
 from configs.schema import ConfigError
-from tfrecords import storage
-from trainer import model, pretrained
+from tfrecords.storage import files
+from trainer.checkpoints import pretrained
 from trainer.exporting import hub, model_card, serving
+from trainer.models.gpt2 import weights
 
 FLAGS = flags.FLAGS
 _WEIGHTS = "model.safetensors"
@@ -44,7 +45,7 @@ def to_huggingface(
       ConfigError: a weight is too large for `dtype`.
     """
     tensors = {}
-    for name, variable in model.pytorch_weights(gpt2).items():
+    for name, variable in weights.pytorch_weights(gpt2).items():
         value = tf.cast(variable, dtype).numpy()
         if not np.isfinite(value.astype(np.float32)).all():
             raise ConfigError(
@@ -76,8 +77,8 @@ def to_huggingface(
 def _check_new(output_dir: str) -> None:
     if not output_dir:
         raise ConfigError("`--output_dir` is missing: a folder, or gs://….")
-    if storage.is_remote(output_dir):
-        is_new = not storage.expand(output_dir)
+    if files.is_remote(output_dir):
+        is_new = not files.expand(output_dir)
     else:
         is_new = not os.path.exists(output_dir) or (
             os.path.isdir(output_dir) and not os.listdir(output_dir)
@@ -91,13 +92,13 @@ def _check_new(output_dir: str) -> None:
 
 def _place(folder: pathlib.Path, output_dir: str) -> pathlib.Path:
     """Makes a folder that is whole the output; returns where it is on this machine."""
-    if not storage.is_remote(output_dir) and not os.path.exists(output_dir):
+    if not files.is_remote(output_dir) and not os.path.exists(output_dir):
         return folder.replace(output_dir.rstrip("/"))
     # What says that it is a model comes last.
     marks = ("config.json", "saved_model.pb")
     for path in sorted(_files(folder), key=lambda path: path.name in marks):
         name = path.relative_to(folder).as_posix()
-        with storage.writing(storage.join(output_dir, name)) as staged:
+        with files.writing(files.join(output_dir, name)) as staged:
             shutil.copyfile(path, staged)
     return folder
 
@@ -144,9 +145,9 @@ def main() -> None:
             "`--max_new_tokens` must leave room for a prompt in the model's "
             f"{num_positions} positions. Received: {FLAGS.max_new_tokens}."
         )
-    tokenizer = model.load_tokenizer(trained.tokenizer)
+    tokenizer = weights.load_tokenizer(trained.tokenizer)
     beside = None
-    if not storage.is_remote(FLAGS.output_dir):
+    if not files.is_remote(FLAGS.output_dir):
         beside = pathlib.Path(FLAGS.output_dir).absolute().parent
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=beside) as parent:
@@ -158,13 +159,13 @@ def main() -> None:
             to_huggingface(trained.gpt2, tokenizer, folder, tf.as_dtype(FLAGS.dtype))
             (folder / "README.md").write_text(model_card.write(trained, FLAGS.workdir))
         folder = _place(folder, FLAGS.output_dir)
-        files = [path.relative_to(folder).as_posix() for path in _files(folder)]
+        names = [path.relative_to(folder).as_posix() for path in _files(folder)]
         address = uploader.push(folder, FLAGS.private) if uploader else None
-    found = {"output_dir": FLAGS.output_dir, "files": files, "hub": address}
+    found = {"output_dir": FLAGS.output_dir, "files": names, "hub": address}
     if FLAGS.json:
         print(json.dumps(found))
         return
-    print(f"{trained.name} -> {FLAGS.output_dir}: {', '.join(files)}")
+    print(f"{trained.name} -> {FLAGS.output_dir}: {', '.join(names)}")
     if address:
         print(f"pushed to {address}")
 

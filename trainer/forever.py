@@ -19,9 +19,9 @@ from typing import Any
 from absl import flags
 
 from configs import cli
-from tfrecords import gcs, storage
+from tfrecords.storage import files, gcs
 
-_STOPPED = 75  # `trainer.preemption.PreemptedError`
+_STOPPED = 75  # `trainer.runtime.preemption.PreemptedError`
 _MAX_STARTS_WITHOUT_PROGRESS = 20
 # Before another start; doubled where the last one saved nothing new.
 _WAIT_SECONDS = 5.0
@@ -83,7 +83,7 @@ def _workdir(arguments: Sequence[str]) -> str:
 
 def _saved_step(workdir: str) -> int:
     """Returns the step of the newest checkpoint; 0 where there is none."""
-    found = storage.expand(storage.join(workdir, "checkpoints")) if workdir else []
+    found = files.expand(files.join(workdir, "checkpoints")) if workdir else []
     record = re.compile(r".*/step-(\d+)/checkpoint\.json")
     steps = [int(match[1]) for path in found if (match := record.fullmatch(path))]
     return max(steps, default=0)

@@ -7,10 +7,11 @@ from absl import flags
 
 from configs import cli
 from configs.schema import ConfigError
-from tfrecords import storage
-from trainer import model, pretrained
+from tfrecords.storage import files
+from trainer.checkpoints import pretrained
 from trainer.generation.decoding import Settings
 from trainer.generation.sampling import Sampler
+from trainer.models.gpt2 import weights
 
 FLAGS = flags.FLAGS
 
@@ -78,7 +79,7 @@ def prompts() -> list[str]:
     if FLAGS.prompt:
         raise ConfigError("Give either `--prompt` or `--prompt_file`.")
     try:
-        read = sys.stdin.buffer.read() if path == "-" else storage.read(path)
+        read = sys.stdin.buffer.read() if path == "-" else files.read(path)
         text = read.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -110,7 +111,7 @@ def main() -> None:
     trained = pretrained.from_flags()
     sampler = Sampler(
         trained.gpt2,
-        model.load_tokenizer(trained.tokenizer),
+        weights.load_tokenizer(trained.tokenizer),
         settings,
         batch_size=FLAGS.batch_size,
     )

@@ -12,10 +12,9 @@ from absl import flags
 from configs import cli, tpu
 from configs.schema import ConfigError, validate
 from tfrecords import manifest as manifests
-from tfrecords import storage
-from trainer import hardware
-from trainer.compiler import planning
-from trainer.compiler.planning import gib
+from tfrecords.storage import files
+from trainer.planning import hardware, planner
+from trainer.planning.planner import gib
 
 FLAGS = flags.FLAGS
 
@@ -83,10 +82,10 @@ def main() -> None:
     if not name:
         raise ConfigError("`--tpu_type` is missing: a TPU type, such as v3-8.")
     tpu_type = tpu.parse(name)
-    path = storage.join(FLAGS.data_dir, manifests.FILE_NAME)
-    there = FLAGS.data_dir and storage.exists(path)
+    path = files.join(FLAGS.data_dir, manifests.FILE_NAME)
+    there = FLAGS.data_dir and files.exists(path)
     manifest = manifests.load(FLAGS.data_dir) if there else None
-    plan = planning.make(config, tpu_type, manifest, FLAGS.find_max_microbatch)
+    plan = planner.make(config, tpu_type, manifest, FLAGS.find_max_microbatch)
     if FLAGS.json:
         print(json.dumps(plan))
     else:

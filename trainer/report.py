@@ -11,7 +11,7 @@ from absl import flags
 
 from configs import cli
 from configs.schema import ConfigError
-from tfrecords import storage
+from tfrecords.storage import files
 from trainer.reporting import runs as folders
 from trainer.reporting.page import page
 
@@ -42,7 +42,7 @@ def main() -> None:
         for workdir, name in zip(workdirs, folders.names(workdirs), strict=True)
     ]
     # Half of a surrogate pair can stand in JSON, but not in UTF-8.
-    storage.write(output, page(runs).encode(errors="replace"))
+    files.write(output, page(runs).encode(errors="replace"))
     if FLAGS.json:
         print(json.dumps({"output": output, "runs": [run.name for run in runs]}))
     else:

@@ -19,16 +19,21 @@ from tqdm import tqdm
 
 from configs import cli
 from configs.schema import Config, flatten, validate
-from tfrecords import lease, reader, storage
 from tfrecords import manifest as manifests
+from tfrecords import reader
+from tfrecords.storage import files, lease
 from tfrecords.windows import Windows
-from trainer import callbacks, cloud, flops, hardware, preemption, schedule
-from trainer import strategy as strategies
-from trainer import task as tasks
-from trainer.checkpoint import Checkpoints
-from trainer.cluster import Cluster
+from trainer.callbacks import showing, standard
+from trainer.checkpoints.run_checkpoints import Checkpoints
 from trainer.evaluation.scoring import Scorer
-from trainer.tracking import journal, metrics, showing, summary, trackers
+from trainer.models.gpt2 import flops
+from trainer.optimizers import schedule
+from trainer.planning import hardware
+from trainer.run_dir import journal, metrics, summary, trackers
+from trainer.runtime import cloud_metadata, preemption
+from trainer.runtime import strategy as strategies
+from trainer.runtime.cluster import Cluster
+from trainer.tasks import causal_lm as tasks
 
 FLAGS = flags.FLAGS
 
@@ -112,7 +117,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         acting = [
             *_watching(run, log, task, notice, bar),
             *(_showing(run, log, task) if cluster.is_chief else []),
-            callbacks.Saving(
+            standard.Saving(
                 log,
                 checkpoints,
                 watch,
@@ -125,7 +130,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         ]
         try:
             for callback in acting:
-                if isinstance(callback, callbacks.AtIntervals):
+                if isinstance(callback, standard.AtIntervals):
                     callback.catch_up(task)
             if step < num_steps and not _is_finished(run, step, log):
                 task.fit(
@@ -224,7 +229,7 @@ def _watching(
 ) -> Iterator[tf_keras.callbacks.Callback]:
     """Yields what looks at the numbers, in the order in which it acts after a step."""
     config = run.config.training
-    yield callbacks.Metrics(
+    yield standard.Metrics(
         log,
         bar,
         tokens_per_step=run.tokens_per_step,
@@ -240,9 +245,9 @@ def _watching(
         global_batch_size=config.global_batch_size,
         seed=config.seed,
     )
-    yield callbacks.Guard(config.max_skipped_in_a_row, batch_records)
+    yield standard.Guard(config.max_skipped_in_a_row, batch_records)
     if scorer := _scorer(run, task):
-        yield callbacks.Evaluation(
+        yield standard.Evaluation(
             log,
             scorer,
             notice,
@@ -262,7 +267,7 @@ def _showing(
             log,
             task.gpt2,
             config.tracking,
-            storage.join(run.data_dir, manifests.TOKENIZER_FOLDER),
+            files.join(run.data_dir, manifests.TOKENIZER_FOLDER),
             config.training.seed,
             interval=config.tracking.sample_interval,
             num_steps=run.num_steps,
@@ -302,7 +307,7 @@ def main() -> None:
     strategies.check_folder("data_dir", FLAGS.data_dir)
     strategies.check_folder("workdir", FLAGS.workdir)
     for folder in (FLAGS.data_dir, FLAGS.workdir):
-        cloud.warn_of_distance(folder)
+        cloud_metadata.warn_of_distance(folder)
     with preemption.naming_loss(), contextlib.ExitStack() as held:
         cluster = Cluster(strategies.from_flags())
         if cluster.is_chief:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfrecords.windows import Windows
-from trainer import strategy as strategies
-from trainer.task import LanguageModelTask
+from trainer.runtime import strategy as strategies
+from trainer.tasks.causal_lm import LanguageModelTask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import Any
 
 from configs import schema
 from tfrecords import manifest as manifests
-from tfrecords import storage
-from trainer.evaluation import results
-from trainer.pretrained import Pretrained
-from trainer.tracking import journal
+from tfrecords.storage import files
+from trainer.checkpoints.pretrained import Pretrained
+from trainer.run_dir import journal, results
 
 _HEADER = """---
 library_name: transformers
@@ -42,16 +41,16 @@ def write(trained: Pretrained, workdir: str) -> str:
     ]
     base = ""
     if workdir:
-        path = storage.join(workdir, journal.RUN_NAME)
-        if storage.exists(path):
+        path = files.join(workdir, journal.RUN_NAME)
+        if files.exists(path):
             run = journal.parse(journal.text(path), path)
             sections += _of_run(run, trained.step)
             initial = run["config"]["model"]["initial_checkpoint"]
             # A folder of somebody's disk is no model of the hub.
             if _HUB_NAME.fullmatch(initial) and not os.path.exists(initial):
                 base = f"base_model: {initial}\n"
-        path = storage.join(workdir, manifests.FILE_NAME)
-        if storage.exists(path):
+        path = files.join(workdir, manifests.FILE_NAME)
+        if files.exists(path):
             sections += _of_data(manifests.from_json(journal.text(path), path))
         sections += _of_results(results.load(workdir))
     sections += [

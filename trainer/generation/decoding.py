@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from configs.schema import ConfigError
-from trainer.layers import noise
+from trainer.models.layers import noise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,9 @@ from typing import Any
 
 from configs.schema import ConfigError
 from tfrecords import manifest as manifests
-from tfrecords import storage
 from tfrecords.manifest import Manifest
-from trainer.evaluation import results
-from trainer.tracking import journal
+from tfrecords.storage import files
+from trainer.run_dir import journal, results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +72,16 @@ def read(workdir: str, name: str) -> Run:
       ConfigError: it has no `run.json`, or a file in it is damaged.
       DatasetError: its manifest is damaged.
     """
-    path = storage.join(workdir, journal.RUN_NAME)
-    if not storage.exists(path):
+    path = files.join(workdir, journal.RUN_NAME)
+    if not files.exists(path):
         raise ConfigError(
             f"`--workdir` must be the folder of a run. Received: {workdir}, which has "
             f"no {journal.RUN_NAME}. Correct the folder, or start the run again with "
             "`trainer.train` of this version, which writes it."
         )
-    path_of_manifest = storage.join(workdir, manifests.FILE_NAME)
+    path_of_manifest = files.join(workdir, manifests.FILE_NAME)
     manifest = None
-    if storage.exists(path_of_manifest):
+    if files.exists(path_of_manifest):
         manifest = manifests.from_json(journal.text(path_of_manifest), path_of_manifest)
     return Run(
         name=name,
@@ -92,7 +91,7 @@ def read(workdir: str, name: str) -> Run:
         samples=journal.lines(workdir, journal.SAMPLES_NAME, needed="text"),
         events=journal.lines(workdir, journal.EVENTS_NAME, needed="message"),
         evaluations=results.load(workdir),
-        plans=journal.folder(storage.join(workdir, "plans")),
+        plans=journal.folder(files.join(workdir, "plans")),
         manifest=manifest,
     )
 

@@ -1,0 +1,272 @@
+"""Files here and in a real bucket server: whole or not at all, one writer."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from configs.schema import DataConfig
+from data_pipeline import readers, sources
+from tests import object_store
+from tests.conftest import ROOT
+from tfrecords.storage import files, gcs, lease
+
+
+@pytest.fixture(params=["local", "bucket"])
+def root(request, tmp_path) -> str:
+    """A folder on this machine, and one in a bucket."""
+    if request.param == "local":
+        return str(tmp_path)
+    return request.getfixturevalue("bucket") + f"/{tmp_path.name}"
+
+
+def test_what_is_written_is_read(root):
+    path = f"{root}/sub/file.bin"
+    assert not files.exists(path)
+    files.write(path, b"one\ntwo")
+    assert files.exists(path)
+    assert files.read(path) == b"one\ntwo"
+    size, version = files.stat(path)
+    assert size == 7
+    with files.open_read(path) as stream:
+        stream.seek(2)
+        assert stream.readline() == b"e\n"
+    checksum = files.checksum(path)
+    assert checksum.startswith("7-")
+    files.write(path, b"one\ntwx")
+    assert files.checksum(path) != checksum
+    assert files.stat(path)[1] != version
+    files.append(path, b"!")
+    files.append(f"{root}/sub/new", b"!")
+    assert files.read(path) == b"one\ntwx!"
+    assert files.read(f"{root}/sub/new") == b"!"
+
+
+def test_local_copies_are_of_their_version_and_go(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for version in (b"1", b"2"):
+        files.write(f"{root}/file", version)
+        for _ in range(2):
+            copy = pathlib.Path(files.local_copy(f"{root}/file", version.decode()))
+            assert copy.read_bytes() == version
+    files.remove_copies(root)
+    assert copy.exists() != files.is_remote(root)
+
+
+def test_a_checksum_is_the_same_here_and_in_a_bucket(tmp_path, bucket):
+    for path in (f"{tmp_path}/x", f"{bucket}/x"):
+        files.write(path, bytes(range(256)))
+    assert files.checksum(f"{tmp_path}/x") == files.checksum(f"{bucket}/x")
+
+
+def test_a_write_that_fails_leaves_nothing(root):
+    def fail():
+        with files.writing(f"{root}/file") as name:
+            with open(name, "wb") as stream:
+                stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert files.expand(root) == []
+
+
+def test_names_folders_and_globs(root):
+    for name in ("a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt", "sub/.hidden"):
+        files.write(f"{root}/{name}", b"x")
+
+    def expand(pattern):
+        return [p.removeprefix(f"{root}/") for p in files.expand(f"{root}{pattern}")]
+
+    assert expand("") == ["a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/a.txt") == ["a.txt"]
+    assert expand("/*.txt") == ["a.txt"]
+    assert expand("/*/?.txt") == ["sub/c.txt"]
+    assert expand("/[a-c].*") == ["a.txt", "b.jsonl"]
+    assert expand("/[!b-z].*") == ["a.txt"]
+    assert expand("/[ac]*") == ["a.txt"]
+    assert expand("/**/*.txt") == ["a.txt", "sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/nothing") == []
+
+
+def test_move_and_remove(root):
+    files.write(f"{root}/a", b"1")
+    files.move(f"{root}/a", f"{root}/b")
+    assert not files.exists(f"{root}/a")
+    assert files.read(f"{root}/b") == b"1"
+    for name in (".work/x", ".work/.y", ".work/deep/z", ".worker"):
+        files.write(f"{root}/{name}", b"2")
+    files.remove(f"{root}/.work")
+    files.remove(f"{root}/nothing")
+    for name in ("x", ".y", "deep/z"):
+        assert not files.exists(f"{root}/.work/{name}")
+    assert files.read(f"{root}/.worker") == b"2"
+    assert files.expand(root) == [f"{root}/b"]
+
+
+def test_one_writer(root):
+    with lease.only_writer(root):
+        with pytest.raises(files.StorageError, match="must have one writer"):
+            lease.only_writer(root).__enter__()
+        with lease.only_writer(f"{root}/other"):
+            pass
+    with lease.only_writer(root):
+        pass
+
+
+def test_a_killed_writer_holds_nothing(root, monkeypatch):
+    program = (
+        "import os, signal, sys; from tfrecords import lease\n"
+        "with lease.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    arguments = [sys.executable, "-c", program, root]
+    assert subprocess.run(arguments, cwd=ROOT).returncode == -9
+    with lease.only_writer(root):
+        pass
+    if files.is_remote(root):  # other machines cannot know, until the lease ends
+        assert subprocess.run(arguments, cwd=ROOT).returncode == -9
+        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+        monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
+        monkeypatch.setattr(lease, "_LEASE_SECONDS", 4)
+        start = time.monotonic()
+        with lease.only_writer(root):
+            assert time.monotonic() - start > 1
+
+
+def test_a_writer_on_another_machine_that_lives_is_noticed(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "_HEARTBEAT_SECONDS", 1)
+    with lease.only_writer(f"{bucket}/held"):
+        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+        message = r"writes there \(process \d+ on"
+        with pytest.raises(files.StorageError, match=message):
+            lease.only_writer(f"{bucket}/held").__enter__()
+
+
+def test_a_writer_whose_lease_was_taken_ends(bucket):
+    program = (
+        "import sys, time; from tfrecords import lease\n"
+        "lease._HEARTBEAT_SECONDS = 0.2\n"
+        "with lease.only_writer(sys.argv[1]): print(flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, f"{bucket}/taken"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline()
+    gcs.blob(f"{bucket}/taken/.writer").upload_from_string("process 1 on other, 0")
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "is held by another writer: this one ends" in log
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_bucket_that_does_not_answer_is_one_message(
+    store, bucket, monkeypatch, status
+):
+    from google.cloud.storage import retry
+
+    monkeypatch.setattr(retry.DEFAULT_RETRY, "_timeout", 1)
+    store.faults = [object_store.Fault(".", status=status)]
+    with pytest.raises(gcs.UnreachableError, match="its bucket does not answer"):
+        files.exists(f"{bucket}/x")
+
+
+def test_a_bucket_that_is_not_there_is_one_message(bucket):
+    with pytest.raises(files.StorageError, match="gs://nowhere/x must exist"):
+        files.read("gs://nowhere/x")
+    with pytest.raises(files.StorageError, match=r"answered 404"):
+        files.stat(f"{bucket}/absent")
+
+
+def test_what_is_refused_while_it_is_read_is_one_message(store, bucket):
+    path = f"{bucket}/refused.txt"
+    files.write(path, b"text")
+    (file,) = sources.find_files(path, "input")
+    store.faults = [object_store.Fault("GET .*alt=media", status=403)]
+    reading = readers.read(sources.Piece(file, 0, 4), DataConfig())
+    with pytest.raises(files.StorageError, match=r"refused\.txt must exist"):
+        list(reading)
+
+
+def run_without_emulator(program, home, credentials=""):
+    environment = {
+        **{k: v for k, v in os.environ.items() if k != "STORAGE_EMULATOR_HOST"},
+        "HOME": str(home),
+        "NO_GCE_CHECK": "true",
+        "GOOGLE_APPLICATION_CREDENTIALS": credentials,
+    }
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_missing_credentials_are_one_message(tmp_path):
+    program = "from tfrecords.storage import files; files.read('gs://bucket/x')"
+    found = run_without_emulator(program, tmp_path)
+    assert "gs://bucket/x needs credentials" in found.stderr
+
+
+def test_credentials_need_not_name_a_project(tmp_path):
+    """As after `gcloud auth application-default login`."""
+    names = ("client_id", "client_secret", "refresh_token")
+    login = {"type": "authorized_user", **dict.fromkeys(names, "x")}
+    (tmp_path / "login.json").write_text(json.dumps(login))
+    program = "from tfrecords import gcs; gcs.client()"
+    found = run_without_emulator(program, tmp_path, str(tmp_path / "login.json"))
+    assert found.returncode == 0, found.stderr
+
+
+def test_our_own_write_whose_answer_was_lost_is_no_other_writer(store, bucket):
+    fault = object_store.Fault("POST .*upload", times=1)
+    store.faults = [fault]
+    files.write(f"{bucket}/once", b"mine")
+    assert store.num_faults == 1
+    assert sum("ifGenerationMatch" in request for request in store.requests) == 2
+    assert files.read(f"{bucket}/once") == b"mine"
+
+
+def test_an_answer_that_breaks_off_is_not_the_end_of_a_file(store, bucket, tmp_path):
+    path, copy = f"{bucket}/file", str(tmp_path / "copy")
+    files.write(path, bytes(100_000))
+    for number, read in enumerate(
+        (
+            lambda: files.read(path),
+            lambda: files.open_read(path).read(),
+            lambda: files.download(path, copy) or files.read(copy),
+            lambda: files.append(path, b"") or files.read(path),
+        )
+    ):
+        store.faults = [object_store.Fault("GET .*alt=media", times=2)]
+        store.num_faults = 0
+        assert read() == bytes(100_000), number
+        assert store.num_faults == 2, store.requests[-4:]
+
+
+def test_what_another_writer_wrote_meanwhile_is_not_overwritten(store, bucket):
+    url = "/upload/storage/v1/b/corpus/o?uploadType=media&name=shared"
+    write = functools.partial(store.ask, "POST", url, {}, b"theirs")
+    store.faults = [object_store.Fault("POST .*upload", before=write, times=1)]
+    with pytest.raises(files.StorageError, match="written by another program"):
+        files.write(f"{bucket}/shared", b"ours")
+    assert files.read(f"{bucket}/shared") == b"theirs"
+
+
+def test_a_disk_without_room_is_told_of_before(root):
+    files.check_room(root, 1)
+    with pytest.raises(files.StorageError, match="MB free for what goes to"):
+        files.check_room(root, 1 << 60)

@@ -1,0 +1,196 @@
+"""The hardware expected and the hardware found: stop, adapt, and what a plan allows."""
+
+import dataclasses
+
+import pytest
+
+from configs import tpu
+from configs.schema import Config, ConfigError, validate
+from tests import programs
+from tfrecords import schema
+from tfrecords.manifest import Manifest
+from trainer.models.gpt2 import weights
+from trainer.planning import hardware
+from trainer.runtime import strategy as strategies
+from trainer.runtime.strategy import Found
+
+V3, V2 = (Found("TPU", 8, tpu.parse(name)) for name in ("v3-8", "v2-8"))
+CPU = Found("CPU", 2)
+MANIFEST = Manifest(
+    format_version=schema.FORMAT_VERSION,
+    sequence_length=1024,
+    token_dtype="uint16",
+    vocabulary_size=50257,
+    end_of_text_id=50256,
+    pad_id=50256,
+    padding_side="right",
+    tokenizer_fingerprint="",
+    tokenizer_engine="",
+    added_tokens=(),
+    mode="packed",
+    config={},
+    splits={},
+)
+
+
+def config(**training) -> Config:
+    made = Config()
+    made.hardware.tpu_type = "v3-8"
+    made.training = dataclasses.replace(
+        made.training, global_batch_size=512, microbatch_size=32, **training
+    )
+    return made
+
+
+def save_plan(workdir, made, name, **values):
+    plan = {
+        "tpu_type": name,
+        "fits": True,
+        "microbatch_size": made.training.microbatch_size,
+        "max_microbatch_size": None,
+        "remat": "none",
+        "accumulation_steps": 2,
+        "planned_for": hardware.plan_key(
+            made, weights.shape(made.model, MANIFEST), MANIFEST.sequence_length
+        ),
+        **values,
+    }
+    hardware.save_plan(str(workdir), plan)
+
+
+def settle(made, found, workdir):
+    return hardware.settle(made, MANIFEST, found, str(workdir)).training
+
+
+def test_the_expected_hardware_changes_nothing(tmp_path):
+    assert settle(config(), V3, tmp_path) == config().training
+
+
+@pytest.mark.parametrize("found", [V2, CPU])
+def test_other_hardware_stops_with_both_names(tmp_path, found):
+    with pytest.raises(ConfigError) as error:
+        settle(config(), found, tmp_path)
+    assert "v3-8 (8 replicas of 15.48 GiB)" in str(error.value)
+    assert found.name in str(error.value)
+    assert "on_mismatch=adapt" in str(error.value)
+
+
+def test_no_run_adapts_to_a_cpu(tmp_path):
+    made = config()
+    made.hardware.on_mismatch = "adapt"
+    with pytest.raises(ConfigError, match="CPU x 2"):
+        settle(made, CPU, tmp_path)
+
+
+def test_a_smaller_tpu_gets_smaller_microbatches_of_the_same_global_batch(tmp_path):
+    made = config()
+    made.hardware.on_mismatch = "adapt"
+    save_plan(tmp_path, made, "v2-8", max_microbatch_size=20)
+    settled = settle(made, V2, tmp_path)
+    # 64 sequences a replica: 16 is the largest divisor up to 20.
+    assert (settled.global_batch_size, settled.microbatch_size) == (512, 16)
+    assert strategies.accumulation_steps(settled, 8) == 4
+    assert made.training.microbatch_size == 32  # the caller's config stays
+
+
+def test_adapting_needs_a_plan_of_this_model(tmp_path):
+    made = config()
+    made.hardware.on_mismatch = "adapt"
+    with pytest.raises(ConfigError, match="is not there"):
+        settle(made, V2, tmp_path)
+    save_plan(tmp_path, made, "v2-8", max_microbatch_size=20)
+    made.model.n_layer = 24
+    with pytest.raises(ConfigError, match="n_layer 12, not 24"):
+        settle(made, V2, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"planned_for": 3}'])
+def test_a_damaged_plan_is_one_message(tmp_path, text):
+    made = config(remat="auto")
+    save_plan(tmp_path, made, "v3-8")
+    (tmp_path / "plans" / "v3-8.json").write_text(text)
+    with pytest.raises(ConfigError, match="it is damaged"):
+        settle(made, V3, tmp_path)
+
+
+def test_a_plan_without_accumulation_is_not_one_with(tmp_path):
+    made = config(remat="auto")
+    save_plan(tmp_path, made, "v3-8", accumulation_steps=1)
+    with pytest.raises(ConfigError, match="32, accumulated; and a plan for 32 x 1"):
+        settle(made, V3, tmp_path)
+
+
+def test_adapting_stops_where_nothing_fits(tmp_path):
+    made = config()
+    made.hardware.on_mismatch = "adapt"
+    save_plan(tmp_path, made, "v2-8", fits=False)
+    with pytest.raises(ConfigError, match="No microbatch that fits a v2-8"):
+        settle(made, V2, tmp_path)
+
+
+def test_auto_takes_what_the_plan_chose(tmp_path):
+    made = config(remat="auto")
+    with pytest.raises(ConfigError, match="A plan for v3-8 is needed"):
+        settle(made, V3, tmp_path)
+    save_plan(tmp_path, made, "v3-8", remat="attention")
+    assert settle(made, V3, tmp_path).remat == "attention"
+    # Larger than what was planned, but below what was found to fit.
+    save_plan(tmp_path, made, "v3-8", microbatch_size=16, max_microbatch_size=40)
+    assert settle(made, V3, tmp_path).remat == "block"
+    save_plan(tmp_path, made, "v3-8", microbatch_size=16)
+    with pytest.raises(ConfigError, match="must say that the microbatch fits"):
+        settle(made, V3, tmp_path)
+
+
+def test_auto_without_a_tpu_recomputes_nothing(tmp_path):
+    made = config(remat="auto")
+    made.hardware.tpu_type = ""
+    assert settle(made, CPU, tmp_path).remat == "none"
+
+
+def test_a_tpu_that_does_not_tell_its_type_is_accepted(tmp_path):
+    assert settle(config(), Found("TPU", 8), tmp_path) == config().training
+    with pytest.raises(ConfigError, match="TPU x 4"):
+        settle(config(), Found("TPU", 4), tmp_path)
+
+
+def test_a_machine_is_believed_only_where_its_replicas_agree():
+    assert strategies._tpu_type("v5litepod-8", 8) == tpu.parse("v5e-8")
+    assert strategies._tpu_type("v3-8", 4) is None
+    assert strategies._tpu_type("", 8) is None
+
+
+def test_the_doctor_stops_on_other_hardware():
+    found = programs.run(
+        "trainer.doctor",
+        "--config=configs/quickstart.py",
+        "--config.hardware.tpu_type=v5e-8",
+        "--tpu=none",
+    )
+    assert found.returncode == 2
+    assert "hardware                CPU x 1" in found.stdout
+    assert "expects v5e-8" in found.stderr
+    assert "CPU x 1" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_every_type_has_a_name_that_leads_back_to_it():
+    for name in tpu.names():
+        assert tpu.parse(name).name == name
+    assert tpu.parse("v5litepod-16") == tpu.parse("v5e-16")
+    assert (tpu.parse("v3-128").num_replicas, tpu.parse("v3-128").num_hosts) == (
+        128,
+        16,
+    )
+    assert tpu.parse("v4-8").num_replicas == 4
+    assert tpu.parse("v6e-8").num_hosts == 1
+
+
+@pytest.mark.parametrize("name", ["v3-9", "v1-8", "v3", "", "v3-8x"])
+def test_unknown_types_are_refused(name):
+    with pytest.raises(tpu.UnknownTpuError, match="v3-8, v3-32"):
+        tpu.parse(name)
+    made = Config()
+    made.hardware.tpu_type = name or "none"
+    with pytest.raises(ConfigError, match=r"hardware\.tpu_type"):
+        validate(made)

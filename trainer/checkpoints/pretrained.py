@@ -1,0 +1,87 @@
+"""The trained model that the command line names: a run's or a Hugging Face one."""
+
+import dataclasses
+import os
+import re
+
+from absl import flags
+from transformers import TFGPT2LMHeadModel
+
+from configs.schema import ConfigError
+from tfrecords import manifest as manifests
+from tfrecords.manifest import TOKENIZER_FOLDER
+from tfrecords.storage import files
+from trainer.checkpoints import run_checkpoints
+from trainer.models.gpt2 import weights
+
+FLAGS = flags.FLAGS
+# By OpenAI, and by Hugging Face.
+_PUBLISHED = r"(openai-community/)?gpt2(-medium|-large|-xl)?|(distilbert/)?distilgpt2"
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", "", "folder of a run")
+    flags.DEFINE_integer(
+        "step", 0, "of the run's checkpoint; 0: the newest", lower_bound=0
+    )
+    flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model and what is known of it.
+
+    Attributes:
+      gpt2: the model.
+      tokenizer: where its tokenizer loads from.
+      precision: that it was trained in.
+      name: for people.
+      step: of its run; None of a checkpoint.
+      origin: of the weights: "as published", "of a folder", "from random weights", or
+        "fine-tuned on 1 x 2,051,910 words": epochs and words.
+    """
+
+    gpt2: TFGPT2LMHeadModel
+    tokenizer: str
+    precision: str
+    name: str
+    step: int | None
+    origin: str
+
+
+def from_flags() -> Pretrained:
+    """Loads what `--workdir` or `--checkpoint` names, under the strategy's scope.
+
+    Raises:
+      ConfigError: not exactly one of them is given, or it does not load.
+      CheckpointError: the workdir has no checkpoint.
+    """
+    workdir, folder = FLAGS.workdir, FLAGS.checkpoint
+    if bool(workdir) == bool(folder):
+        raise ConfigError("Give either `--workdir` or `--checkpoint`.")
+    if folder:
+        if FLAGS.step:
+            raise ConfigError("`--step` is of a `--workdir`: leave it out.")
+        known = re.fullmatch(_PUBLISHED, folder) and not os.path.exists(folder)
+        origin = "as published" if known else "of a folder"
+        return Pretrained(weights.load(folder), folder, "float32", folder, None, origin)
+    gpt2, record = run_checkpoints.load_model(workdir, FLAGS.step)
+    return Pretrained(
+        gpt2,
+        files.join(workdir, TOKENIZER_FOLDER),
+        precision=record.config["training"]["precision"],
+        name=workdir,
+        step=record.step,
+        origin=_origin(workdir, record),
+    )
+
+
+def _origin(workdir: str, record: run_checkpoints.Record) -> str:
+    if not record.config["model"]["initial_checkpoint"]:
+        return "from random weights"
+    if not files.exists(files.join(workdir, manifests.FILE_NAME)):
+        return f"fine-tuned for {record.step:,} steps"
+    split = manifests.load(workdir).split("train")
+    num_records = record.step * record.config["training"]["global_batch_size"]
+    epochs = num_records / split.num_records
+    return f"fine-tuned on {epochs:.2g} x {split.words:,} words"

@@ -1,0 +1,175 @@
+"""The step that trains, compiled for a TPU that is not there.
+
+TensorFlow lowers it on this machine's CPU, with the sum over all replicas of the TPU in
+it; `tpu_compiler`, a process of its own, compiles it.
+"""
+
+import concurrent.futures.process
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from transformers import GPT2Config
+
+from configs import tpu
+from configs.schema import Config
+from trainer.checkpoints import tensor_file
+from trainer.models.gpt2 import forward, weights
+from trainer.tasks import causal_lm as tasks
+
+
+class CompilationError(ValueError):
+    """The step cannot run on a TPU, or the compiler is not there."""
+
+    exit_code = 2
+
+
+def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
+    """Compiles the step of a run for a TPU type.
+
+    Args:
+      tpu_type: whose replicas take part.
+      **run: what else `lower_run` takes.
+
+    Returns:
+      What `tpu_compiler.compile_step` does, `parameter_count` and
+      `optimizer_state_bytes`.
+
+    Raises:
+      CompilationError: the step cannot be compiled whole, or there is no compiler.
+    """
+    hlo, sizes = apart(lower_run, num_replicas=tpu_type.num_replicas, **run)
+    return {**sizes, **compile_hlo(hlo, tpu_type)}
+
+
+def apart(function: Callable[..., Any], **arguments: Any) -> Any:
+    """Returns `function(**arguments)`, called in a process of its own.
+
+    To lower a step takes its weights, of XL 6 GB, and leaves much behind: memory that
+    the compiler needs next.
+
+    Raises:
+      CompilationError: the process was killed.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(function, **arguments).result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise CompilationError(
+            "The process that lowers the step was killed: take a machine with more "
+            "memory."
+        ) from error
+
+
+def lower_run(
+    *,
+    config: Config,
+    shape: GPT2Config,
+    sequence_length: int,
+    num_steps: int,
+    num_replicas: int,
+    microbatch_size: int,
+    accumulation_steps: int,
+    remat: str,
+) -> tuple[bytes, dict[str, int]]:
+    """Lowers a run's step; returns that, and the sizes that its variables tell."""
+    gpt2 = weights.from_shape(shape)
+    task = tasks.assemble(
+        gpt2,
+        config,
+        num_steps,
+        accumulation_steps=accumulation_steps,
+        options=forward.Options(config.training.precision, remat, compiled=True),
+        all_reduce=sum_over(num_replicas),
+    )
+    batch_size = microbatch_size * accumulation_steps
+    sizes = {
+        "parameter_count": gpt2.num_parameters(),
+        "optimizer_state_bytes": tensor_file.num_bytes(task.optimizer.variables),
+    }
+    return lower(task.train_step, batch_size, sequence_length), sizes
+
+
+def lower(
+    step: Callable[[dict[str, tf.Tensor]], Any], batch_size: int, sequence_length: int
+) -> bytes:
+    """Lowers one replica's step to XLA's language: a serialized HloModuleProto.
+
+    Args:
+      step: `LanguageModelTask.train_step`.
+      batch_size: records that a replica takes for a step.
+      sequence_length: tokens of a record.
+
+    Raises:
+      CompilationError: some of it would run on the host.
+    """
+
+    @tf.function(jit_compile=True, autograph=False)
+    def compiled(tokens: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> Any:
+        return step({"tokens": tokens, "length": length, "row": row})
+
+    rows = tf.TensorSpec([batch_size], tf.int32)
+    tokens = tf.TensorSpec([batch_size, sequence_length], tf.int32)
+    try:
+        ir = compiled.experimental_get_compiler_ir(tokens, rows, rows)
+        return ir(stage="hlo_serialized")
+    except (ValueError, tf.errors.OpError) as error:
+        if "unsupported operations" not in str(error):
+            raise
+        raise CompilationError(
+            "The whole step must be compiled: nothing of it may run on the host. "
+            f"TensorFlow said: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
+    """Compiles in a process of its own; see `tpu_compiler.compile_step`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "step.hlo")
+        with open(path, "wb") as stream:
+            stream.write(hlo)
+        command = [
+            sys.executable,
+            "-m",
+            "trainer.planning.tpu_compiler",
+            path,
+            tpu_type.name,
+        ]
+        # Another environment's libtpu, which TensorFlow hands down to its children.
+        others = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}
+        process = subprocess.run(
+            command, capture_output=True, text=True, env=others, check=False
+        )
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["nothing"])[-1]
+        remedy = "It must understand the step"
+        if "ModuleNotFoundError" in process.stderr:
+            remedy = "Install it by `pip install -e '.[plan]'`"
+        elif process.returncode == -signal.SIGKILL:
+            remedy = "It was killed: take a machine with more memory"
+        raise CompilationError(
+            f"The TPU's compiler stopped with exit code {process.returncode}. It said: "
+            f"{last}. {remedy}."
+        )
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def sum_over(num_replicas: int) -> Callable[[Any], Any]:
+    """Returns what `strategy.all_reduce_sum` becomes on a TPU of so many replicas."""
+
+    def add_up(value: tf.Tensor) -> tf.Tensor:
+        groups = tf.constant([list(range(num_replicas))], tf.int32)
+        return gen_xla_ops.xla_all_reduce(
+            value, groups, reduce_op="Add", mode="CrossReplica"
+        )
+
+    return lambda values: tf.nest.map_structure(add_up, values)

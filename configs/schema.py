@@ -10,12 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Optional
 
 from configs import tpu
-
-
-class ConfigError(ValueError):
-    """The user's configuration cannot work; the message says what to change."""
-
-    exit_code = 2
+from configs.errors import UserError
 
 
 @dataclasses.dataclass
@@ -271,7 +266,7 @@ def from_dict(values: dict[str, dict[str, Any]]) -> Config:
     """Rebuilds what `dataclasses.asdict` made of a Config.
 
     Raises:
-      ConfigError: a field is there that this version does not know.
+      UserError: a field is there that this version does not know.
     """
     try:
         return Config(
@@ -283,7 +278,7 @@ def from_dict(values: dict[str, dict[str, Any]]) -> Config:
             tracking=TrackingConfig(**values["tracking"]),
         )
     except (KeyError, TypeError) as error:
-        raise ConfigError(
+        raise UserError(
             f"The stored config is not of this version of gpt2-tpu: {error}."
         ) from error
 
@@ -292,7 +287,7 @@ def validate(config: Config) -> None:
     """Checks every field and every rule between fields.
 
     Raises:
-      ConfigError: lists all problems at once, each with what to change.
+      UserError: lists all problems at once, each with what to change.
     """
     problems = [
         *_field_problems(flatten(config)),
@@ -301,7 +296,7 @@ def validate(config: Config) -> None:
         *_training_problems(config),
     ]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise UserError("\n".join(problems))
 
 
 def _field_problems(values: dict[str, Any]) -> Iterator[str]:

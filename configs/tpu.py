@@ -2,11 +2,7 @@
 
 import dataclasses
 
-
-class UnknownTpuError(ValueError):
-    """There is no TPU type of that name."""
-
-    exit_code = 2
+from configs.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +101,11 @@ def parse(name: str) -> TpuType:
     """Returns the type of that name; Cloud's "v5litepod-8" is v5e-8.
 
     Raises:
-      UnknownTpuError: there is no such type.
+      UserError: there is no such type.
     """
     found = _TYPES.get(name.replace("v5litepod", "v5e"))
     if found is None:
-        raise UnknownTpuError(
+        raise UserError(
             f"A TPU type must be one of {', '.join(_TYPES)}. Received: {name!r}."
         )
     return found

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from configs.schema import ConfigError
+from configs.errors import DataError, UserError
 from data_pipeline import shards
 from data_pipeline.job import Job
 from tfrecords import manifest
@@ -28,8 +28,8 @@ def working_in(job: Job, output_dir: str, *, overwrite: bool) -> Iterator[str]:
     """Holds the folder and yields that of the unfinished work.
 
     Raises:
-      ConfigError: a run of another job was stopped here, and not `overwrite`.
-      StorageError: another process writes there.
+      UserError: a run of another job was stopped here, and not `overwrite`.
+      UserError: another process writes there.
     """
     work_dir = f"{output_dir}/{_WORK_FOLDER}"
     with lease.only_writer(output_dir):
@@ -46,15 +46,15 @@ def finished(job: Job, output_dir: str) -> manifest.Manifest | None:
     """Returns the dataset that is there, if it is the job's; removes leftover work.
 
     Raises:
-      ConfigError: there is the dataset of another job.
-      StorageError: another process writes there.
+      UserError: there is the dataset of another job.
+      UserError: another process writes there.
     """
     if not files.exists(f"{output_dir}/{manifest.FILE_NAME}"):
         return None
     with lease.only_writer(output_dir):
         different = _differences(job, output_dir)
         if different:
-            raise ConfigError(
+            raise UserError(
                 f"{output_dir} holds a dataset made with other "
                 f"{', '.join(different)}. Give another --output_dir, or --overwrite."
             )
@@ -104,7 +104,7 @@ def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> 
     """Makes the folder for unfinished work, or finds that of a stopped run.
 
     Raises:
-      ConfigError: a run of another job was stopped here.
+      UserError: a run of another job was stopped here.
     """
     path = f"{work_dir}/job.json"
     # Without job.json it was being removed; beside its finished dataset it was, too.
@@ -113,7 +113,7 @@ def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> 
         different = _differences_from(job, files.read(path))
         failed = files.exists(f"{work_dir}/{_FAILED}")
         if different and not (overwrite or failed):
-            raise ConfigError(
+            raise UserError(
                 f"{output_dir} holds the work of a run that was stopped, with other "
                 f"{', '.join(different)}. Finish it with the config that it began "
                 "with, or give another --output_dir, or --overwrite."
@@ -141,5 +141,5 @@ def _differences(job: Job, output_dir: str) -> list[str] | None:
         return None
     try:
         return job.differences(manifest.load(output_dir).config)
-    except manifest.DatasetError:  # damaged, or of another version
+    except DataError:  # damaged, or of another version
         return ["format version"]

@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator, Set
 from typing import IO
 
+from configs.errors import DataError
 from configs.schema import DataConfig
-from data_pipeline.sources import InputError, InputFile, Piece
+from data_pipeline.sources import InputFile, Piece
 from tfrecords.storage import files
 
 MAX_LINE_BYTES = 64 << 20
@@ -107,7 +108,7 @@ def valid_utf8(
         data.decode()
     except UnicodeDecodeError as error:
         if config.encoding_errors == "stop":
-            raise InputError(
+            raise DataError(
                 f"{piece.file.path} must be UTF-8. Byte {offset + error.start} is not: "
                 f"{error.reason}. Convert the file (iconv -f … -t UTF-8), or set "
                 "`--config.data.encoding_errors` to replace or skip."
@@ -161,7 +162,7 @@ def _open(file: InputFile) -> IO[bytes]:
 
 def check_size(num_bytes: int, file: InputFile) -> None:
     if num_bytes > MAX_LINE_BYTES:
-        raise InputError(
+        raise DataError(
             f"A line, row or paragraph must not exceed {MAX_LINE_BYTES >> 20} MiB. "
             f"{file.path} has a longer one. Break it."
         )

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,13 +55,13 @@ def beam(arguments: Sequence[str]) -> Iterator[Runner]:
     """Yields the runner on Apache Beam, with Beam's own command-line options.
 
     Raises:
-      ConfigError: Beam is not installed, or does not know an option.
+      UserError: Beam is not installed, or does not know an option.
     """
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise ConfigError(
+        raise UserError(
             "`--runner=beam` needs the extra beam: pip install 'gpt2-tpu[beam]'."
         ) from error
 
@@ -73,7 +73,7 @@ def beam(arguments: Sequence[str]) -> Iterator[Runner]:
             concern._add_argparse_args(parser)  # type: ignore[arg-type]
     _, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise ConfigError(
+        raise UserError(
             f"Apache Beam knows no option {unknown[0]}. Correct it, or write it before "
             "--runner=beam where it is of this program."
         )

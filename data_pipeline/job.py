@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from configs.errors import DataError
 from configs.schema import Config, DataConfig
 from data_pipeline import chunks, markers, readers, sources
 from data_pipeline.detokenizer import detokenize
@@ -129,7 +130,7 @@ def _folder_hash(folder: str) -> str:
 
 def _check_is_many_documents(file: sources.InputFile) -> None:
     if file.format == "text":
-        raise sources.InputError(
+        raise DataError(
             f"`--input` is one file, {file.path}, and so one document, of which "
             "nothing can be held out for validation. Give --validation_input, or cut "
             "it with --config.data.document=paragraph or =line, or train without "
@@ -148,7 +149,7 @@ def plan(config: Config) -> Job:
         trained_on = {file.sha256: file.path for file in train_files}
         for file in validation_files:
             if file.num_bytes and file.sha256 in trained_on:
-                raise sources.InputError(
+                raise DataError(
                     "`--validation_input` must not be part of `--input`. Received: "
                     f"{file.path} for validation, {trained_on[file.sha256]} for "
                     "training. Name the training files alone."

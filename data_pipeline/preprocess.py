@@ -24,7 +24,8 @@ from absl import flags
 from tqdm import tqdm
 
 from configs import cli
-from configs.schema import ConfigError, validate
+from configs.errors import DataError, UserError
+from configs.schema import validate
 from data_pipeline import (
     chunks,
     dataset_folder,
@@ -32,7 +33,6 @@ from data_pipeline import (
     encoder,
     engine,
     shards,
-    sources,
     tokenizer,
 )
 from data_pipeline import job as jobs
@@ -54,9 +54,9 @@ def preprocess(
       overwrite: replaces a dataset, or the work of a stopped run, of another job.
 
     Raises:
-      InputError: the input cannot be read or is shorter than one sequence.
-      ConfigError: a run of another job was stopped here, and not `overwrite`.
-      StorageError: another process writes there.
+      DataError: the input cannot be read or is shorter than one sequence.
+      UserError: a run of another job was stopped here, and not `overwrite`.
+      UserError: another process writes there.
     """
     output_dir = output_dir.rstrip("/")
     with dataset_folder.working_in(job, output_dir, overwrite=overwrite) as work_dir:
@@ -207,24 +207,22 @@ def _check_counts(counts: list[dict[str, manifest.Counts]], job: jobs.Job) -> No
     train, validation = (_total(counts, split) for split in chunks.SPLITS)
     length = job.config.sequence_length
     if not train.documents + validation.documents:
-        raise sources.InputError(
-            "The input must hold text. It has no document but white space."
-        )
+        raise DataError("The input must hold text. It has no document but white space.")
     if (job.validation_fraction or job.validation_files) and not validation.documents:
-        raise sources.InputError(
+        raise DataError(
             f"The validation split is empty: {train.documents} documents were split "
             "by their hashes, and none was chosen. Give --validation_input, or cut "
             "plain text into more documents with --config.data.document=paragraph, or "
             "raise --config.data.validation_fraction (0: train without validation)."
         )
     if not train.documents:
-        raise sources.InputError(
+        raise DataError(
             "The training split must hold a document. All of them went to validation, "
             "or were left out. Add text, or lower "
             "--config.data.validation_fraction."
         )
     if job.config.mode == "packed" and train.tokens < length:
-        raise sources.InputError(
+        raise DataError(
             f"The training split must hold at least one sequence of {length} tokens. "
             f"It has {train.tokens}. Add text, or lower "
             "--config.data.sequence_length."
@@ -281,7 +279,7 @@ def main() -> None:
     validate(config)
     output_dir = FLAGS.output_dir.rstrip("/")
     if not output_dir:
-        raise ConfigError("`--output_dir` must name a folder, or gs://BUCKET/FOLDER.")
+        raise UserError("`--output_dir` must name a folder, or gs://BUCKET/FOLDER.")
     # transformers, which is only asked for a tokenizer, then starts in half the time.
     os.environ.update(USE_TF="0", USE_TORCH="0", TRANSFORMERS_NO_ADVISORY_WARNINGS="1")
     job = jobs.plan(config)

@@ -3,29 +3,29 @@
 import zlib
 from collections.abc import Iterator
 
+from configs.errors import DataError, UserError
 from configs.schema import DataConfig
 from data_pipeline import documents, plain_text, rows
 from data_pipeline.documents import Document
-from data_pipeline.sources import InputError, Piece, check_unchanged
-from tfrecords.storage.gcs import StorageError
+from data_pipeline.sources import Piece, check_unchanged
 
-_DAMAGE = (EOFError, OSError, StorageError, zlib.error)
+_DAMAGE = (EOFError, OSError, UserError, zlib.error)
 
 
 def read(piece: Piece, config: DataConfig) -> Iterator[Document]:
     """Yields all documents of a piece, also those that must be left out.
 
     Raises:
-      InputError: the input is damaged, or is not what the config says.
+      DataError: the input is damaged, or is not what the config says.
     """
     check_unchanged(piece.file)
     try:
         yield from _documents(piece, config)
     except _DAMAGE as error:
         check_unchanged(piece.file)
-        if not piece.file.compression or isinstance(error, StorageError):
+        if not piece.file.compression or isinstance(error, UserError):
             raise
-        raise InputError(
+        raise DataError(
             f"{piece.file.path} must be whole {piece.file.compression} data. It is cut "
             f"off or damaged: {error}. Copy it again."
         ) from error
@@ -42,7 +42,7 @@ def _documents(piece: Piece, config: DataConfig) -> Iterator[Document]:
     if piece.file.format == "tfds":
         return rows.tfds_examples(piece, config)
     if config.mode == "labelled":
-        raise InputError(
+        raise DataError(
             "Labelled data must be JSONL, CSV, TSV, Parquet or TFDS, with a field "
             f"{config.label_field!r}. Received: {piece.file.path}."
         )

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
+from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline import documents
 from data_pipeline.documents import Document
-from data_pipeline.sources import InputError, Piece
+from data_pipeline.sources import Piece
 from tfrecords.storage import files
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -28,7 +29,7 @@ def json_lines(piece: Piece, config: DataConfig) -> Iterator[Document]:
             values = json.loads(text.decode())
             values[config.text_field]  # so that a list or a number is refused here
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise InputError(
+            raise DataError(
                 f"{documents.place_of(piece, offset)}: each line must be a JSON object "
                 f"with the field {config.text_field!r}. Received: {error!r}. Mend the "
                 "line, or set `--config.data.text_field`."
@@ -72,7 +73,7 @@ def table_rows(piece: Piece, config: DataConfig) -> Iterator[Document]:
             yield _from_fields(values, place, config, frozenset(found_in_row))
             found_in_row.clear()
     except csv.Error as error:
-        raise InputError(
+        raise DataError(
             f"{documents.place_of(piece, offset)}: rows must have the fields of the "
             f"first line, quoted where they hold {delimiter!r}, quotes or line ends. "
             f"Received: {error}. Mend the row."
@@ -102,7 +103,7 @@ def parquet_rows(piece: Piece, config: DataConfig) -> Iterator[Document]:
                     place = f"{piece.file.path}, row {row}".__str__
                     yield _from_fields(values, place, config)
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(
+            raise DataError(
                 f"{piece.file.path} must be a whole Parquet file. Reading said: "
                 f"{str(error).splitlines()[0]}"
             ) from error
@@ -128,13 +129,13 @@ def tfds_examples(piece: Piece, config: DataConfig) -> Iterator[Document]:
 
 
 def _columns(config: DataConfig, known: Iterable[str], path: str) -> list[str]:
-    """Returns the columns to read; InputError where one is not among those known."""
+    """Returns the columns to read; DataError where one is not among those known."""
     columns = {"text_field": config.text_field}
     if config.mode == "labelled":
         columns["label_field"] = config.label_field
     for field, column in columns.items():
         if column not in known:
-            raise InputError(
+            raise DataError(
                 f"{path} must have the field {column!r}. The fields are: "
                 f"{', '.join(known)}. Set `--config.data.{field}`."
             )
@@ -152,7 +153,7 @@ def _from_fields(
     if isinstance(text, bytes):  # TFDS has strings as bytes of any encoding
         text = text.decode("utf-8", "surrogateescape")
     if not isinstance(text, str):
-        raise InputError(
+        raise DataError(
             f"{place()}: the field {config.text_field!r} must be a string. Received: "
             f"{type(text).__name__}. The fields are: {', '.join(values)}. Set "
             "`--config.data.text_field`."
@@ -161,7 +162,7 @@ def _from_fields(
         encoded = text.encode()
     except UnicodeEncodeError as error:
         if config.encoding_errors == "stop":
-            raise InputError(
+            raise DataError(
                 f"{place()}: the field {config.text_field!r} must be Unicode text. It "
                 "holds half of a surrogate pair, or a byte that is not UTF-8, at "
                 f"character {error.start}. Mend it, or set "
@@ -184,7 +185,7 @@ def _label(values: dict[str, Any], place: Callable[[], str], config: DataConfig)
         label = 1 << 31
     if -(1 << 31) <= label < 1 << 31:
         return label
-    raise InputError(
+    raise DataError(
         f"{place()}: the field {config.label_field!r} must be an integer of 32 bits. "
         f"Received: {value!r}. The fields are: {', '.join(values)}. Set "
         "`--config.data.label_field`."

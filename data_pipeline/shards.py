@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 from data_pipeline import chunks, markers, packing
 from tfrecords import manifest, order, schema, writer
 from tfrecords.storage import files
@@ -73,7 +73,7 @@ def plan(
       work_dir: where the shards go.
 
     Raises:
-      ConfigError: there are fewer records than `num_shards`.
+      UserError: there are fewer records than `num_shards`.
     """
     config, dtype = work[0].config, np.dtype(work[0].token_dtype)
     length, packed = config.sequence_length, config.mode == "packed"
@@ -89,7 +89,7 @@ def plan(
         config.num_shards or max(by_size, _MIN_AUTOMATIC_SHARDS), num_records
     )
     if split == "train" and num_shards < config.num_shards:
-        raise ConfigError(
+        raise UserError(
             "`data.num_shards` must not exceed the number of training records "
             f"({num_records}). Received: {config.num_shards}."
         )

@@ -12,6 +12,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
+from configs.errors import DataError, UserError
 from configs.schema import DataConfig
 from tfrecords.storage import files
 
@@ -47,12 +48,6 @@ _OTHER_FORMATS = {
 }
 
 
-class InputError(ValueError):
-    """Input that cannot be read; the message names the file and what to change."""
-
-    exit_code = 2
-
-
 @dataclasses.dataclass(frozen=True)
 class InputFile:
     """A file, how to read it, and what is in it.
@@ -86,13 +81,13 @@ def find_files(names: str, flag: str, tfds_data_dir: str = "") -> list[InputFile
       The files sorted by path, each once: the order of the list does not matter.
 
     Raises:
-      InputError: a name matches nothing, or all files are empty.
+      DataError: a name matches nothing, or all files are empty.
     """
     found: dict[str, tuple[str, str]] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         formats = _expand(name, tfds_data_dir)
         if not formats:
-            raise InputError(
+            raise DataError(
                 f"`--{flag}` must name files that exist. Received: {name!r}, which "
                 "matches none. Correct the path, or quote the glob."
             )
@@ -101,14 +96,14 @@ def find_files(names: str, flag: str, tfds_data_dir: str = "") -> list[InputFile
             real = path if files.is_remote(path) else os.path.realpath(path)
             found.setdefault(real, (path, file_format))
     if not found:
-        raise InputError(
+        raise DataError(
             f"`--{flag}` must name the text: files, folders or globs, separated by "
             f"commas, {_TFDS}NAME/SPLIT, or {PYTHON_DOCS}. Received: nothing."
         )
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
         files_in_order = list(pool.map(_describe, sorted(found.values())))
     if not any(file.num_bytes for file in files_in_order):
-        raise InputError(f"All files of the input are empty. Received: {names}.")
+        raise DataError(f"All files of the input are empty. Received: {names}.")
     return files_in_order
 
 
@@ -129,13 +124,13 @@ def cut(file: InputFile, config: DataConfig, piece_bytes: int) -> list[Piece]:
 
 
 def check_unchanged(file: InputFile) -> None:
-    """Raises InputError where a file is not the one that was planned any more."""
+    """Raises DataError where a file is not the one that was planned any more."""
     try:
         found = files.stat(file.path)
-    except (OSError, files.StorageError):
+    except (OSError, UserError):
         found = None
     if found != (file.num_bytes, file.version):
-        raise InputError(
+        raise DataError(
             f"{file.path} must stay as it is while it is read. It had {file.num_bytes} "
             f"bytes; now it has {found[0] if found else 'none'}, or was written again. "
             "Run the command again with --overwrite when the input is complete."
@@ -156,7 +151,7 @@ def _format(path: str) -> str:
     if ending in _COMPRESSIONS:
         ending = os.path.splitext(stem)[1]
     if ending in _OTHER_FORMATS:
-        raise InputError(
+        raise DataError(
             "The input must be text, JSONL, CSV, TSV or Parquet. Received: "
             f"{path}. Leave it out, or {_OTHER_FORMATS[ending]}."
         )
@@ -173,7 +168,7 @@ def _describe(path_and_format: tuple[str, str]) -> InputFile:
             while block := stream.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise InputError(
+        raise DataError(
             f"{path} must be readable. Opening it said: {error.strerror}. Change its "
             "permissions, or leave it out."
         ) from error
@@ -220,7 +215,7 @@ def _tfds_files(name: str, data_dir: str) -> list[str]:
 
     dataset, _, split = name.removeprefix(_TFDS).rpartition("/")
     if "[" in split:
-        raise InputError(
+        raise DataError(
             f"`{_TFDS}NAME/SPLIT` must name a whole split. Received: {name!r}. Leave "
             "the brackets out."
         )
@@ -230,7 +225,7 @@ def _tfds_files(name: str, data_dir: str) -> list[str]:
         return [str(path) for path in builder.info.splits[split].filepaths]
     except Exception as error:  # AssertionError for a version, DownloadError, …
         said = [*str(error).strip().splitlines(), type(error).__name__]
-        raise InputError(
+        raise DataError(
             f"`{_TFDS}NAME[:VERSION]/SPLIT` must name a dataset of tensorflow-datasets "
             f"and one of its splits. Received: {name!r}, data_dir {data_dir!r}. It "
             f"said: {said[0]}"

@@ -14,11 +14,11 @@ import tokenizers
 if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast
 
+from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline import markers
 from data_pipeline.encoder import Vocabulary
 from data_pipeline.job import Job
-from data_pipeline.sources import InputError
 from tfrecords.storage import files
 
 END_OF_TEXT = "<|endoftext|>"
@@ -34,7 +34,7 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
       folder: of the unfinished work. A run that continues finds its tokenizer there.
 
     Raises:
-      InputError: nothing loads from that name, or it has no end-of-text token.
+      DataError: nothing loads from that name, or it has no end-of-text token.
     """
     marker, item = f"{folder}.done", markers.fingerprint(job.description())
     if values := markers.load(marker, item):
@@ -58,7 +58,7 @@ def _load(name: str) -> "GPT2TokenizerFast":
     try:
         tokenizer = GPT2TokenizerFast.from_pretrained(name)
     except Exception as error:  # tokenizers raises nothing more special
-        raise InputError(
+        raise DataError(
             "`data.tokenizer` must be a Hugging Face name, a folder with "
             "tokenizer.json or with vocab.json and merges.txt, or `train`. Received: "
             f"{name!r}. Loading said: {[*str(error).splitlines(), ''][0]}"
@@ -67,7 +67,7 @@ def _load(name: str) -> "GPT2TokenizerFast":
     missing = set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - set(known)
     is_bpe = isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE)
     if missing or not is_bpe:
-        raise InputError(
+        raise DataError(
             f"The tokenizer {name!r} must be a byte-level BPE with all 256 bytes, as "
             f"GPT-2's. {len(missing)} bytes are missing: their text would be lost."
         )
@@ -84,7 +84,7 @@ def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
     known = tokenizer.get_vocab()
     end_token = tokenizer.eos_token if config.end_token is None else config.end_token
     if not end_token and tokenizer.eos_token is None:
-        raise InputError(
+        raise DataError(
             f"The tokenizer {config.tokenizer!r} must have an end-of-text token "
             "(eos_token), which separates documents. It has none: name one with "
             "`--config.data.end_token`."

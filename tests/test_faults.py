@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from configs.errors import DataError
 from tests import programs
 from tests.conftest import ROOT, assert_refused, run_program, shared
 from tests.data_pipeline.test_preprocess import hashes, load_encoder
@@ -435,7 +436,7 @@ def cut_in_a_header(data):
 def test_a_shard_that_is_not_whole_is_refused_before_training(data, damage):
     damage(data)
     found = manifest.load(str(data))
-    with pytest.raises(manifest.DatasetError, match=SHARD):
+    with pytest.raises(DataError, match=SHARD):
         manifest.verify_shards(str(data), found, "train")
     inspected = run_program("tfrecords.inspect", f"--data_dir={data}")
     assert inspected.returncode == 2
@@ -462,7 +463,7 @@ def test_a_record_that_does_not_fit_is_named_while_it_is_read(data, fault):
     batches = windows.batches(global_batch_size=1, batch_size=1)
     message = "outside the vocabulary" if fault == "id" else "must have 32 tokens"
     with (
-        pytest.raises(manifest.DatasetError, match=f"{SHARD}, record 2: .*{message}"),
+        pytest.raises(DataError, match=f"{SHARD}, record 2: .*{message}"),
         reader.naming_damage(str(data), found),
     ):
         for _ in batches:

@@ -13,9 +13,10 @@ import tokenizers
 from absl import app, flags
 from tqdm import tqdm
 
+from configs.errors import DataError
 from tfrecords import manifest as manifests
 from tfrecords import verify
-from tfrecords.manifest import DatasetError, Manifest
+from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 
 FLAGS = flags.FLAGS
@@ -26,7 +27,7 @@ def inspect(data_dir: str, *, read_records: bool, show: int) -> dict[str, Any]:
     """Returns what `main` prints.
 
     Raises:
-      DatasetError: lists everything that is not as the manifest says.
+      DataError: lists everything that is not as the manifest says.
     """
     manifest = manifests.load(data_dir)
     manifests.verify_tokenizer(data_dir, manifest)
@@ -46,7 +47,7 @@ def inspect(data_dir: str, *, read_records: bool, show: int) -> dict[str, Any]:
             for name in verify.unlisted_shards(data_dir, manifest)
         ]
     if problems:
-        raise DatasetError("\n".join(problems))
+        raise DataError("\n".join(problems))
     return {
         "fingerprint": manifest.fingerprint,
         "verified": read_records,

@@ -12,17 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import DataError, UserError
 from tfrecords import schema
 from tfrecords.storage import files
 
 FILE_NAME = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
-
-
-class DatasetError(ValueError):
-    """A dataset that cannot be used; the message names the file and what to do."""
-
-    exit_code = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +108,7 @@ class Manifest:
 
     def split(self, name: str) -> Split:
         if name not in self.splits:
-            raise DatasetError(
+            raise DataError(
                 f"The dataset has no split {name!r}. It has: {', '.join(self.splits)}."
             )
         return self.splits[name]
@@ -136,11 +131,11 @@ def load(data_dir: str) -> Manifest:
     """Reads `manifest.json` of a dataset.
 
     Raises:
-      DatasetError: there is none, it is damaged, or of another format version.
+      DataError: there is none, it is damaged, or of another format version.
     """
     path = files.join(data_dir, FILE_NAME)
     if not files.exists(path):
-        raise DatasetError(
+        raise DataError(
             f"`--data_dir` must hold a finished dataset. Received: {data_dir}, which "
             f"has no {FILE_NAME}. Run `make preprocess` to its end, or correct the "
             "folder."
@@ -154,27 +149,27 @@ def from_json(text: str, path: str) -> Manifest:
         values = json.loads(text)
         version = values["format_version"]
     except (ValueError, TypeError, KeyError) as error:
-        raise DatasetError(f"{path} is damaged: {error!r}.") from error
+        raise DataError(f"{path} is damaged: {error!r}.") from error
     if version != schema.FORMAT_VERSION:
-        raise DatasetError(
+        raise DataError(
             f"{path} must have format version {schema.FORMAT_VERSION}. "
             f"Received: {version!r}. Preprocess the input again with this gpt2-tpu."
         )
     try:
         return _from_values(values)
     except (TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is damaged: {error!r}.") from error
+        raise DataError(f"{path} is damaged: {error!r}.") from error
 
 
 def verify_shards(data_dir: str, manifest: Manifest, split: str) -> None:
     """Checks that every shard of a split is there with the size of its records.
 
     Raises:
-      DatasetError: lists all shards that are not as the manifest says.
+      DataError: lists all shards that are not as the manifest says.
     """
     problems = shard_problems(data_dir, manifest, split)
     if problems:
-        raise DatasetError(
+        raise DataError(
             "\n".join(problems) + "\nCopy the dataset again, or preprocess it again."
         )
 
@@ -212,11 +207,11 @@ class Watch:
         self._before = files.sizes_and_versions(data_dir)
 
     def check(self) -> None:
-        """Raises DatasetError where a shard is another file than at the start."""
+        """Raises DataError where a shard is another file than at the start."""
         now = files.sizes_and_versions(self._data_dir)
         changed = [n for n in self._names if now.get(n) != self._before.get(n)]
         if changed:
-            raise DatasetError(
+            raise DataError(
                 f"The shards of {self._data_dir} must stay as they are while a run "
                 f"reads them. Changed since its start: {', '.join(changed[:5])}"
                 f"{', …' if len(changed) > 5 else ''}. What was trained since the last "
@@ -226,16 +221,16 @@ class Watch:
 
 
 def verify_tokenizer(data_dir: str, manifest: Manifest) -> None:
-    """Raises DatasetError where the dataset's tokenizer is not the manifest's."""
+    """Raises DataError where the dataset's tokenizer is not the manifest's."""
     folder = files.join(data_dir, TOKENIZER_FOLDER)
     try:
         found = tokenizer_fingerprint(folder)
-    except files.StorageError:
+    except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
         found = "damaged"
     if found != manifest.tokenizer_fingerprint:
-        raise DatasetError(
+        raise DataError(
             f"{folder} must hold the tokenizer that the manifest names. It is missing, "
             "damaged or another. Copy the dataset again, or preprocess it again."
         )

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from configs.errors import DataError
 from tfrecords import order, schema, verify
-from tfrecords.manifest import DatasetError, Manifest, Split
+from tfrecords.manifest import Manifest, Split
 from tfrecords.storage import files
 
 
@@ -53,7 +54,7 @@ def training_batches(
     """
     split = manifest.split("train")
     if len(split.shards) < num_hosts:
-        raise DatasetError(
+        raise DataError(
             "The dataset must have at least one shard for each host. Received: "
             f"{len(split.shards)} shards for {num_hosts} hosts. Preprocess with "
             f"`--config.data.num_shards={num_hosts}` or a multiple of it."
@@ -108,7 +109,7 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
     """Says which shard and record is damaged where reading them fails.
 
     Raises:
-      DatasetError: in place of TensorFlow's error, when the dataset is not as its
+      DataError: in place of TensorFlow's error, when the dataset is not as its
         manifest says, or may not be read any more.
     """
     try:
@@ -119,7 +120,7 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
         tf.errors.UnauthenticatedError,
     ) as error:
         folder = data_dir if data_dir.rstrip("/") in str(error) else "What a run uses"
-        raise DatasetError(
+        raise DataError(
             f"{folder} must stay there and let this account read and write all the "
             f"time. Received: {cause(error)}\nThe same command continues from the last "
             "checkpoint."
@@ -132,7 +133,7 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
         ]
         if not problems:
             raise
-        raise DatasetError(
+        raise DataError(
             "\n".join(problems) + "\nCopy the dataset again, or preprocess it again."
         ) from error
 

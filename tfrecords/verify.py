@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from configs.errors import DataError
 from tfrecords import manifest as manifests
 from tfrecords import schema
 from tfrecords.manifest import Manifest, Shard
@@ -70,13 +71,13 @@ def unlisted_shards(data_dir: str, manifest: Manifest) -> list[str]:
 def records(
     path: str, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, int | None, int | None]]:
-    """Yields (tokens, length, label) of a shard; DatasetError at damage."""
+    """Yields (tokens, length, label) of a shard; DataError at damage."""
     with files.open_read(path) as stream:
         try:
             for payload in schema.unframe(stream.read):
                 yield schema.deserialize(payload, dtype)
         except ValueError as error:
-            raise manifests.DatasetError(f"{path}: {error}.") from error
+            raise DataError(f"{path}: {error}.") from error
 
 
 def _examine_shard(

@@ -10,8 +10,9 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from configs.errors import DataError
 from tfrecords import reader, schema
-from tfrecords.manifest import DatasetError, Manifest, num_windows
+from tfrecords.manifest import Manifest, num_windows
 
 # The first token of a window that bears loss.
 FIRST = "first"
@@ -32,7 +33,7 @@ class Windows:
       count: how many there are.
 
     Raises:
-      DatasetError: the split cannot be cut into these windows.
+      DataError: the split cannot be cut into these windows.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Windows:
         context_length, stride = self._context_length, self._stride
         length, found = manifest.sequence_length, manifest.split(split)
         if not 1 <= stride <= context_length:
-            raise DatasetError(
+            raise DataError(
                 "The stride must be from 1 to the context length, or tokens would be "
                 f"left out. Received: {stride} with a context length of "
                 f"{context_length}."
@@ -106,14 +107,14 @@ class Windows:
         if manifest.mode == "packed":
             if whole and stride == length == found.stride:
                 return found.num_records
-            raise DatasetError(
+            raise DataError(
                 "The packed training records are in random order, and can only be "
                 f"scored as they are: context length and stride {length}, where they "
                 f"do not overlap. Received: {context_length} and {stride}, of records "
                 f"that are {found.stride} apart. Score another split."
             )
         if context_length > length:
-            raise DatasetError(
+            raise DataError(
                 f"A document's record has {length} tokens: the context length cannot "
                 f"be more. Received: {context_length}."
             )

@@ -13,7 +13,8 @@ import tensorflow as tf
 from absl import flags
 
 from configs import cli
-from configs.schema import ConfigError, validate
+from configs.errors import UserError
+from configs.schema import validate
 from trainer.planning import hardware
 from trainer.runtime import strategy as strategies
 
@@ -32,7 +33,7 @@ def examine(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Returns what hardware a strategy has and whether it computes.
 
     Raises:
-      ConfigError: the replicas' sum is wrong.
+      UserError: the replicas' sum is wrong.
     """
     found = strategies.find(strategy)
 
@@ -47,12 +48,12 @@ def examine(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     try:
         total = float(sum_of_products(tf.ones([128, 128], tf.bfloat16)))
     except tf.errors.OpError as error:
-        raise ConfigError(
+        raise UserError(
             f"The replicas of {found.name} must compute a product and add it up. "
             f"TensorFlow said: {str(error.message).strip().splitlines()[0]}"
         ) from error
     if total != 128.0 * found.num_replicas:
-        raise ConfigError(
+        raise UserError(
             f"{found.num_replicas} replicas must add up their products to "
             f"{128 * found.num_replicas}. Received: {total}. This hardware computes "
             "wrongly: restart it or take another."

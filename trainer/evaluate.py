@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import flags
 
 from configs import cli
-from configs.schema import ConfigError
+from configs.errors import UserError
 from tfrecords import manifest as manifests
 from tfrecords import reader
 from tfrecords.windows import Windows
@@ -134,7 +134,7 @@ def _context_lengths(manifest: manifests.Manifest, n_positions: int) -> list[int
     except ValueError:
         lengths = []
     if not lengths or not all(2 <= length <= n_positions for length in lengths):
-        raise ConfigError(
+        raise UserError(
             "`--context_length` must be numbers from 2 to the model's positions, "
             f"{n_positions}; left out, it is the dataset's sequence length. Received: "
             f"{','.join(map(str, given))}."

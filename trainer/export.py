@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from configs import cli
-from configs.schema import ConfigError
+from configs.errors import UserError
 from tfrecords.storage import files
 from trainer.checkpoints import pretrained
 from trainer.exporting import hub, model_card, serving
@@ -42,13 +42,13 @@ def to_huggingface(
     """Writes weights, configuration and tokenizer as PyTorch's `save_pretrained` does.
 
     Raises:
-      ConfigError: a weight is too large for `dtype`.
+      UserError: a weight is too large for `dtype`.
     """
     tensors = {}
     for name, variable in weights.pytorch_weights(gpt2).items():
         value = tf.cast(variable, dtype).numpy()
         if not np.isfinite(value.astype(np.float32)).all():
-            raise ConfigError(
+            raise UserError(
                 f"`--dtype` must hold every weight. Received: {dtype.name}, in which "
                 f"{name} is not finite. Use float32 or bfloat16."
             )
@@ -76,7 +76,7 @@ def to_huggingface(
 
 def _check_new(output_dir: str) -> None:
     if not output_dir:
-        raise ConfigError("`--output_dir` is missing: a folder, or gs://….")
+        raise UserError("`--output_dir` is missing: a folder, or gs://….")
     if files.is_remote(output_dir):
         is_new = not files.expand(output_dir)
     else:
@@ -84,7 +84,7 @@ def _check_new(output_dir: str) -> None:
             os.path.isdir(output_dir) and not os.listdir(output_dir)
         )
     if not is_new:
-        raise ConfigError(
+        raise UserError(
             f"`--output_dir` must be new or empty. Received: {output_dir}. Name "
             "another, or remove it."
         )
@@ -136,12 +136,12 @@ def define_flags() -> None:
 def main() -> None:
     _check_new(FLAGS.output_dir)
     if FLAGS.push_to_hub and FLAGS.format != "huggingface":
-        raise ConfigError("`--push_to_hub` needs `--format=huggingface`.")
+        raise UserError("`--push_to_hub` needs `--format=huggingface`.")
     uploader = hub.Uploader(FLAGS.push_to_hub) if FLAGS.push_to_hub else None
     trained = pretrained.from_flags()
     num_positions = trained.gpt2.config.n_positions
     if FLAGS.format == "saved_model" and FLAGS.max_new_tokens >= num_positions:
-        raise ConfigError(
+        raise UserError(
             "`--max_new_tokens` must leave room for a prompt in the model's "
             f"{num_positions} positions. Received: {FLAGS.max_new_tokens}."
         )

@@ -19,7 +19,8 @@ from typing import Any
 from absl import flags
 
 from configs import cli
-from tfrecords.storage import files, gcs
+from configs.errors import TryAgainError
+from tfrecords.storage import files
 
 _STOPPED = 75  # `trainer.runtime.preemption.PreemptedError`
 _MAX_STARTS_WITHOUT_PROGRESS = 20
@@ -60,7 +61,7 @@ def keep_training(arguments: Sequence[str]) -> int:
             return code if code >= 0 else 128 - code
         started = True
         before = saved
-        with contextlib.suppress(gcs.UnreachableError):  # then the next start tells
+        with contextlib.suppress(TryAgainError):  # then the next start tells
             saved = _saved_step(workdir)
         in_vain = 0 if saved > before else in_vain + 1
         if in_vain == _MAX_STARTS_WITHOUT_PROGRESS:

@@ -6,7 +6,7 @@ import sys
 from absl import flags
 
 from configs import cli
-from configs.schema import ConfigError
+from configs.errors import UserError
 from tfrecords.storage import files
 from trainer.checkpoints import pretrained
 from trainer.generation.decoding import Settings
@@ -67,28 +67,28 @@ def prompts() -> list[str]:
     """Returns what the flags name; the empty prompt begins a text.
 
     Raises:
-      ConfigError: prompts are given twice, or the file cannot be read or is empty.
+      UserError: prompts are given twice, or the file cannot be read or is empty.
     """
     path = FLAGS.prompt_file
     if not path:
         for prompt in FLAGS.prompt:
             # Bytes of an argument that are not UTF-8 come as halves of pairs.
             if any("\ud800" <= character <= "\udfff" for character in prompt):
-                raise ConfigError(f"`--prompt` must be UTF-8. Received: {prompt!a}.")
+                raise UserError(f"`--prompt` must be UTF-8. Received: {prompt!a}.")
         return FLAGS.prompt or [""]
     if FLAGS.prompt:
-        raise ConfigError("Give either `--prompt` or `--prompt_file`.")
+        raise UserError("Give either `--prompt` or `--prompt_file`.")
     try:
         read = sys.stdin.buffer.read() if path == "-" else files.read(path)
         text = read.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
+        raise UserError(
             f"`--prompt_file` must be a file of UTF-8 text. Received: {path}: {error}."
         ) from error
     # Not `splitlines`, which knows ten other ends of a line.
     lines = text.removesuffix("\n").replace("\r\n", "\n").split("\n")
     if not text:
-        raise ConfigError(
+        raise UserError(
             f"`--prompt_file` must hold a prompt on each line. Received: {path}, which "
             "is empty."
         )
@@ -97,7 +97,7 @@ def prompts() -> list[str]:
 
 def main() -> None:
     if FLAGS.stream and FLAGS.json:
-        raise ConfigError("`--stream` excludes `--json`. Leave either out.")
+        raise UserError("`--stream` excludes `--json`. Leave either out.")
     given = prompts()
     settings = Settings(
         max_new_tokens=FLAGS.max_new_tokens,

@@ -10,7 +10,8 @@ from typing import Any
 from absl import flags
 
 from configs import cli, tpu
-from configs.schema import ConfigError, validate
+from configs.errors import UserError
+from configs.schema import validate
 from tfrecords import manifest as manifests
 from tfrecords.storage import files
 from trainer.planning import hardware, planner
@@ -80,7 +81,7 @@ def main() -> None:
     validate(config)
     name = FLAGS.tpu_type or config.hardware.tpu_type
     if not name:
-        raise ConfigError("`--tpu_type` is missing: a TPU type, such as v3-8.")
+        raise UserError("`--tpu_type` is missing: a TPU type, such as v3-8.")
     tpu_type = tpu.parse(name)
     path = files.join(FLAGS.data_dir, manifests.FILE_NAME)
     there = FLAGS.data_dir and files.exists(path)
@@ -96,7 +97,7 @@ def main() -> None:
     if FLAGS.workdir and plan["planned_for"]:
         hardware.save_plan(FLAGS.workdir, plan)
     if not (plan["fits"] or plan["max_microbatch_size"]):
-        raise ConfigError(
+        raise UserError(
             f"This step does not fit a {tpu_type.name}. The compiler said: "
             f"{plan['message']}\nUse `--config.training.remat=block`, "
             "a smaller `--config.training.microbatch_size` (`--find_max_microbatch` "

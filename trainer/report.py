@@ -10,7 +10,7 @@ import os
 from absl import flags
 
 from configs import cli
-from configs.schema import ConfigError
+from configs.errors import UserError
 from tfrecords.storage import files
 from trainer.reporting import runs as folders
 from trainer.reporting.page import page
@@ -27,12 +27,10 @@ def define_flags() -> None:
 def main() -> None:
     if bool(FLAGS.workdir) == bool(FLAGS.workdirs):
         given = "both" if FLAGS.workdir else "neither"
-        raise ConfigError(
-            f"Give either `--workdir` or `--workdirs`. Received: {given}."
-        )
+        raise UserError(f"Give either `--workdir` or `--workdirs`. Received: {given}.")
     output = FLAGS.output
     if not output or output.endswith("/") or os.path.isdir(output):
-        raise ConfigError(
+        raise UserError(
             "`--output` must be the HTML file to write, such as report.html. Received: "
             f"{output or 'nothing'}."
         )

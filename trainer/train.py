@@ -65,7 +65,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
       cluster: the hardware.
 
     Raises:
-      ConfigError, DatasetError, CheckpointError: what was given does not fit together.
+      UserError, DataError, DataError: what was given does not fit together.
       PreemptedError: it had to stop, and can be continued.
     """
     # -- data: verified before anything is built

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from configs import schema
+from configs.errors import UserError
 from tests.conftest import ROOT, assert_refused, run_program
 
 FILES = sorted(
@@ -50,7 +51,7 @@ def test_all_problems_are_told_at_once():
     config.training.microbatch_size = 64
     config.training.num_epochs = 0
     config.training.evaluation_interval = 15
-    with pytest.raises(schema.ConfigError) as error:
+    with pytest.raises(UserError) as error:
         schema.validate(config)
     message = str(error.value)
     assert len(message.splitlines()) == 6
@@ -71,7 +72,7 @@ def test_each_range_is_checked(field):
     config = schema.Config()
     low, _ = schema._RANGES[field]
     setattr(getattr(config, concern), name, low - 1)
-    with pytest.raises(schema.ConfigError, match=f"`{field}` must be"):
+    with pytest.raises(UserError, match=f"`{field}` must be"):
         schema.validate(config)
 
 
@@ -79,7 +80,7 @@ def test_a_config_survives_json():
     config = schema.Config()
     config.optimizer.beta_1 = 0.5
     assert schema.from_dict(dataclasses.asdict(config)) == config
-    with pytest.raises(schema.ConfigError, match="not of this version"):
+    with pytest.raises(UserError, match="not of this version"):
         schema.from_dict({**dataclasses.asdict(config), "model": {"depth": 3}})
 
 

@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline import documents, readers, sources, words
 
@@ -55,20 +56,20 @@ def test_rows_with_text_and_label(tmp_path, name):
     assert texts(read(tmp_path, **fields)) == TEXTS
     found = read(tmp_path, mode="labelled", **fields)
     assert [document.label for document in found] == [-2, -1, 0, 1, 2]
-    with pytest.raises(sources.InputError, match="the field 'text'"):
+    with pytest.raises(DataError, match="the field 'text'"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize("label", [1.5, None, "x", True, 2**31])
 def test_a_label_that_is_no_integer_is_named(tmp_path, label):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": label}))
-    with pytest.raises(sources.InputError, match=r"a\.jsonl:1: .*integer of 32 bits"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .*integer of 32 bits"):
         read(tmp_path, mode="labelled")
 
 
 def test_plain_text_has_no_labels(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(sources.InputError, match="Labelled data must be"):
+    with pytest.raises(DataError, match="Labelled data must be"):
         read(tmp_path, mode="labelled")
 
 
@@ -114,7 +115,7 @@ def test_damaged_compression_is_named(tmp_path, ending, damage):
         "not compressed": b"plain text\n",
     }[damage]
     (tmp_path / f"a.txt{ending}").write_bytes(damaged)
-    with pytest.raises(sources.InputError, match=rf"a\.txt{ending} must be whole"):
+    with pytest.raises(DataError, match=rf"a\.txt{ending} must be whole"):
         texts(read(tmp_path, document="line"))
 
 
@@ -123,14 +124,14 @@ def test_damaged_compression_is_named(tmp_path, ending, damage):
 )
 def test_a_malformed_line_is_named(tmp_path, line):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n\n' + line + "\n")
-    with pytest.raises(sources.InputError, match=r"a\.jsonl:3: each line must be"):
+    with pytest.raises(DataError, match=r"a\.jsonl:3: each line must be"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize("line", ["x", "x,1,2", '"open,3'])
 def test_a_malformed_row_is_named(tmp_path, line):
     (tmp_path / "a.csv").write_text(f"text,label\nfine,1\n{line}\n")
-    with pytest.raises(sources.InputError, match=r"a\.csv:3: rows must have"):
+    with pytest.raises(DataError, match=r"a\.csv:3: rows must have"):
         read(tmp_path)
 
 
@@ -138,13 +139,13 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     write_rows(tmp_path / "a.parquet", [{"body": "x", "kind": 1}])
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[:-9])
-    with pytest.raises(sources.InputError, match=r"a\.parquet must be a whole"):
+    with pytest.raises(DataError, match=r"a\.parquet must be a whole"):
         read(tmp_path, text_field="body")
 
 
 def test_text_that_is_not_a_string_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": 5}')
-    with pytest.raises(sources.InputError, match=r"a\.jsonl:1: .* Received: int"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .* Received: int"):
         read(tmp_path)
 
 
@@ -152,7 +153,7 @@ def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(documents, "_GROUP_BYTES", 100)
     (tmp_path / "a.txt").write_text("x" * 3000)
-    with pytest.raises(sources.InputError, match=r"a\.txt has a longer one"):
+    with pytest.raises(DataError, match=r"a\.txt has a longer one"):
         read(tmp_path, document="line")
 
 
@@ -212,7 +213,7 @@ def test_a_file_that_is_one_document_is_repaired_or_left_out(tmp_path, policy):
 @pytest.mark.parametrize("document", ["file", "line", "paragraph"])
 def test_text_that_is_not_utf8_is_named(tmp_path, document):
     (tmp_path / "a.txt").write_bytes(b"fine\nnot \xff fine\n")
-    with pytest.raises(sources.InputError, match=r"a\.txt must be UTF-8. Byte 9 is"):
+    with pytest.raises(DataError, match=r"a\.txt must be UTF-8. Byte 9 is"):
         texts(read(tmp_path, document=document))
 
 
@@ -222,7 +223,7 @@ def test_half_of_a_surrogate_pair(tmp_path, policy):
         '{"text": "fine \\ud83d\\ude00"}\n{"text": "x\\ud83d"}'
     )
     if policy == "stop":
-        with pytest.raises(sources.InputError, match=r"a\.jsonl:2: .* at character 1"):
+        with pytest.raises(DataError, match=r"a\.jsonl:2: .* at character 1"):
             read(tmp_path)
         return
     found = read(tmp_path, encoding_errors=policy)

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from configs.schema import Config, ConfigError, DataConfig
+from configs.errors import UserError
+from configs.schema import Config, DataConfig
 from data_pipeline import engine, packing, preprocess
 from data_pipeline import job as jobs
 from tests.conftest import ROOT, run_program, shared, tiny_config, tiny_model
@@ -336,7 +337,7 @@ def test_a_model_learns_new_tokens_of_the_dataset(corpus, tmp_path):
         extended(tokens).logits[..., :size], gpt2(tokens).logits, atol=1e-5
     )
     other = run(corpus, tmp_path / "other", vocab_size=400, start_token="<|start|>")
-    with pytest.raises(ConfigError, match="with the model's tokenizer"):
+    with pytest.raises(UserError, match="with the model's tokenizer"):
         weights.create(config, other, seed=0)
 
 

@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 import tokenizers
 
-from configs.schema import Config, ConfigError, DataConfig
+from configs.errors import DataError, UserError
+from configs.schema import Config, DataConfig
 from data_pipeline import (
     chunks,
     dataset_folder,
@@ -318,7 +319,7 @@ def test_a_stopped_run_is_not_thrown_away(corpus, tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             run(corpus, tmp_path)
     before = hashes(tmp_path)
-    with pytest.raises(ConfigError, match="with other num_shards, seed"):
+    with pytest.raises(UserError, match="with other num_shards, seed"):
         run(corpus, tmp_path, num_shards=2, seed=1)
     assert hashes(tmp_path) == before
     written = run(corpus, tmp_path, seed=1, overwrite=True)
@@ -442,7 +443,7 @@ def test_work_that_was_being_removed_is_not_taken_for_whole(
 
 def test_training_text_is_not_taken_for_validation(corpus):
     config = DataConfig(input=str(corpus), validation_input=str(corpus / "one.jsonl"))
-    with pytest.raises(sources.InputError, match="must not be part of `--input`"):
+    with pytest.raises(DataError, match="must not be part of `--input`"):
         jobs.plan(Config(data=config))
 
 
@@ -528,7 +529,7 @@ def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
         values["model"]["merges"] = []
 
     write(without_a_byte)
-    with pytest.raises(sources.InputError, match="1 bytes are missing"):
+    with pytest.raises(DataError, match="1 bytes are missing"):
         run(corpus, tmp_path / "out", **settings)
 
     def without_an_end(values):
@@ -537,7 +538,7 @@ def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
         ids["renamed"] = ids.pop(END_OF_TEXT)
 
     write(without_an_end)
-    with pytest.raises(sources.InputError, match="must have an end-of-text token"):
+    with pytest.raises(DataError, match="must have an end-of-text token"):
         run(corpus, tmp_path / "out", **settings)
     written = run(corpus, tmp_path / "out", **settings, end_token="<|end|>")
     assert written.added_tokens == ("<|end|>",)
@@ -550,7 +551,7 @@ def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
 def test_what_a_mistake_left_is_in_nobodys_way(corpus, tmp_path):
     """The message says to change the config; then the command must run."""
     too_long = {"sequence_length": 4096, "validation_fraction": 0.0}
-    with pytest.raises(sources.InputError, match="at least one sequence"):
+    with pytest.raises(DataError, match="at least one sequence"):
         run(corpus / "four.jsonl", tmp_path, **too_long)
     written = run(
         corpus / "four.jsonl", tmp_path, validation_fraction=0.0, num_shards=1

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline import readers, sources
 
@@ -74,19 +75,19 @@ def test_a_file_is_described_by_size_and_hash(tmp_path):
 @pytest.mark.parametrize("name", ["a.json", "a.zip", "a.txt.xz", "a.pdf", "A.TAR"])
 def test_files_that_are_no_text_are_not_taken_for_text(tmp_path, name):
     (tmp_path / name).write_text("x")
-    with pytest.raises(sources.InputError, match=r"must be text, JSONL, .* Leave it"):
+    with pytest.raises(DataError, match=r"must be text, JSONL, .* Leave it"):
         sources.find_files(str(tmp_path), "input")
 
 
 @pytest.mark.parametrize("names", ["", " , ", "/nowhere/*.txt"])
 def test_missing_input(names):
-    with pytest.raises(sources.InputError, match="--input"):
+    with pytest.raises(DataError, match="--input"):
         sources.find_files(names, "input")
 
 
 def test_empty_input(tmp_path):
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(sources.InputError, match="are empty"):
+    with pytest.raises(DataError, match="are empty"):
         sources.find_files(str(tmp_path), "input")
 
 
@@ -95,7 +96,7 @@ def test_empty_input(tmp_path):
     ["tfds:no_such_set/train", "tfds:train", "tfds:ag_news_subset:9.9.9/train"],
 )
 def test_a_dataset_that_is_not_there_is_named(name, tmp_path):
-    with pytest.raises(sources.InputError, match="tfds:NAME") as error:
+    with pytest.raises(DataError, match="tfds:NAME") as error:
         sources.find_files(name, "input", tfds_data_dir=str(tmp_path))
     assert name in str(error.value)
 
@@ -114,7 +115,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, change):
         path.write_bytes(data.replace(b"8", b"9"))
     else:
         path.unlink()
-    with pytest.raises(sources.InputError, match=r"a\.jsonl must stay as it is"):
+    with pytest.raises(DataError, match=r"a\.jsonl must stay as it is"):
         list(reading)
 
 
@@ -142,5 +143,5 @@ def test_a_file_is_read_once_by_whatever_names(tmp_path, monkeypatch):
 
 
 def test_a_slice_of_a_dataset_is_refused():
-    with pytest.raises(sources.InputError, match="must name a whole split"):
+    with pytest.raises(DataError, match="must name a whole split"):
         sources.find_files("tfds:name/train[:10%]", "input")

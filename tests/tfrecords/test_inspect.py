@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from configs.errors import DataError
 from tests.conftest import VOCABULARY_SIZE, assert_refused, run_program
 from tfrecords import inspect, manifest, schema, verify, writer
 
@@ -134,7 +135,7 @@ def test_the_program_prints_statistics_and_examples(dataset, tokens):
 def test_a_damaged_tokenizer_is_named(dataset, content):
     path = dataset[0] / "tokenizer" / "tokenizer.json"
     path.write_text(content, encoding="latin-1")
-    with pytest.raises(manifest.DatasetError, match="missing, damaged or another"):
+    with pytest.raises(DataError, match="missing, damaged or another"):
         inspect.inspect(str(dataset[0]), verify=False, show=0)
 
 

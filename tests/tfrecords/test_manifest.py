@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from configs.errors import DataError
 from tests import programs
 from tests.conftest import assert_refused, shared
 from tfrecords import manifest
@@ -20,7 +21,7 @@ def test_load_gives_back_what_was_written(dataset):
 
 
 def test_a_folder_without_manifest_is_no_dataset(tmp_path):
-    with pytest.raises(manifest.DatasetError, match=r"no manifest\.json"):
+    with pytest.raises(DataError, match=r"no manifest\.json"):
         manifest.load(str(tmp_path))
 
 
@@ -38,7 +39,7 @@ def test_a_damaged_manifest_is_refused(dataset, damage):
     values = json.loads((folder / "manifest.json").read_text())
     damage(values)
     (folder / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(manifest.DatasetError, match="is damaged"):
+    with pytest.raises(DataError, match="is damaged"):
         manifest.load(str(folder))
 
 
@@ -46,7 +47,7 @@ def test_another_format_version_is_refused(dataset):
     folder, _ = dataset
     values = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**values, "format_version": 9}))
-    with pytest.raises(manifest.DatasetError, match="Received: 9"):
+    with pytest.raises(DataError, match="Received: 9"):
         manifest.load(str(folder))
 
 
@@ -67,7 +68,7 @@ def cut_at_a_record_boundary(path):
 def test_a_shard_of_another_size_is_named(dataset, damage, message):
     folder, written = dataset
     damage(folder / "train-00001-of-00003.tfrecord")
-    with pytest.raises(manifest.DatasetError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         manifest.verify_shards(str(folder), written, "train")
     assert "train-00001-of-00003.tfrecord" in str(error.value)
 
@@ -77,7 +78,7 @@ def test_counts_that_do_not_fit_the_sizes_are_refused(dataset):
     values = json.loads((folder / "manifest.json").read_text())
     values["splits"]["train"]["shards"][0]["num_records"] += 1
     (folder / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(manifest.DatasetError, match="must have 30 records"):
+    with pytest.raises(DataError, match="must have 30 records"):
         manifest.verify_shards(str(folder), manifest.load(str(folder)), "train")
 
 
@@ -86,7 +87,7 @@ def test_another_tokenizer_in_the_folder_is_refused(dataset):
     manifest.verify_tokenizer(str(folder), written)
     path = folder / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace("<|endoftext|>", "<|end|>"))
-    with pytest.raises(manifest.DatasetError, match="must hold the tokenizer"):
+    with pytest.raises(DataError, match="must hold the tokenizer"):
         manifest.verify_tokenizer(str(folder), written)
 
 

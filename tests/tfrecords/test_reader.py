@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from configs.errors import DataError
 from tests.conftest import write_dataset
 from tfrecords import reader
-from tfrecords.manifest import DatasetError
 from tfrecords.windows import Windows
 
 
@@ -66,7 +66,7 @@ def test_hosts_replicas_and_interruptions_change_nothing(
 
 
 def test_more_hosts_than_shards_is_refused(dataset):
-    with pytest.raises(DatasetError, match="num_shards=4"):
+    with pytest.raises(DataError, match="num_shards=4"):
         global_batches(dataset, num_steps=1, num_hosts=4)
 
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from configs.errors import TryAgainError, UserError
 from configs.schema import DataConfig
 from data_pipeline import readers, sources
 from tests import object_store
@@ -112,7 +113,7 @@ def test_move_and_remove(root):
 
 def test_one_writer(root):
     with lease.only_writer(root):
-        with pytest.raises(files.StorageError, match="must have one writer"):
+        with pytest.raises(UserError, match="must have one writer"):
             lease.only_writer(root).__enter__()
         with lease.only_writer(f"{root}/other"):
             pass
@@ -145,7 +146,7 @@ def test_a_writer_on_another_machine_that_lives_is_noticed(bucket, monkeypatch):
     with lease.only_writer(f"{bucket}/held"):
         monkeypatch.setattr(lease, "_machine", lambda: "another machine")
         message = r"writes there \(process \d+ on"
-        with pytest.raises(files.StorageError, match=message):
+        with pytest.raises(UserError, match=message):
             lease.only_writer(f"{bucket}/held").__enter__()
 
 
@@ -177,14 +178,14 @@ def test_a_bucket_that_does_not_answer_is_one_message(
 
     monkeypatch.setattr(retry.DEFAULT_RETRY, "_timeout", 1)
     store.faults = [object_store.Fault(".", status=status)]
-    with pytest.raises(gcs.UnreachableError, match="its bucket does not answer"):
+    with pytest.raises(TryAgainError, match="its bucket does not answer"):
         files.exists(f"{bucket}/x")
 
 
 def test_a_bucket_that_is_not_there_is_one_message(bucket):
-    with pytest.raises(files.StorageError, match="gs://nowhere/x must exist"):
+    with pytest.raises(UserError, match="gs://nowhere/x must exist"):
         files.read("gs://nowhere/x")
-    with pytest.raises(files.StorageError, match=r"answered 404"):
+    with pytest.raises(UserError, match=r"answered 404"):
         files.stat(f"{bucket}/absent")
 
 
@@ -194,7 +195,7 @@ def test_what_is_refused_while_it_is_read_is_one_message(store, bucket):
     (file,) = sources.find_files(path, "input")
     store.faults = [object_store.Fault("GET .*alt=media", status=403)]
     reading = readers.read(sources.Piece(file, 0, 4), DataConfig())
-    with pytest.raises(files.StorageError, match=r"refused\.txt must exist"):
+    with pytest.raises(UserError, match=r"refused\.txt must exist"):
         list(reading)
 
 
@@ -261,12 +262,12 @@ def test_what_another_writer_wrote_meanwhile_is_not_overwritten(store, bucket):
     url = "/upload/storage/v1/b/corpus/o?uploadType=media&name=shared"
     write = functools.partial(store.ask, "POST", url, {}, b"theirs")
     store.faults = [object_store.Fault("POST .*upload", before=write, times=1)]
-    with pytest.raises(files.StorageError, match="written by another program"):
+    with pytest.raises(UserError, match="written by another program"):
         files.write(f"{bucket}/shared", b"ours")
     assert files.read(f"{bucket}/shared") == b"theirs"
 
 
 def test_a_disk_without_room_is_told_of_before(root):
     files.check_room(root, 1)
-    with pytest.raises(files.StorageError, match="MB free for what goes to"):
+    with pytest.raises(UserError, match="MB free for what goes to"):
         files.check_room(root, 1 << 60)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from configs.errors import DataError
 from tests.conftest import VOCABULARY_SIZE, write_dataset
 from tfrecords import manifest
-from tfrecords.manifest import DatasetError
 from tfrecords.windows import Windows
 
 
@@ -84,7 +84,7 @@ def test_hosts_share_the_windows(dataset):
 
 @pytest.mark.parametrize("stride", [0, 9])
 def test_a_stride_that_leaves_tokens_out_is_refused(dataset, stride):
-    with pytest.raises(DatasetError, match=f"from 1 to the context length.*{stride}"):
+    with pytest.raises(DataError, match=f"from 1 to the context length.*{stride}"):
         Windows(*map_path(dataset), split="validation", context_length=8, stride=stride)
 
 
@@ -92,7 +92,7 @@ def test_training_records_are_only_scored_as_they_are(dataset):
     folder, written = map_path(dataset)
     whole = {"split": "train", "context_length": 8}
     assert Windows(folder, written, **whole, stride=8).count == 30
-    with pytest.raises(DatasetError, match="random order"):
+    with pytest.raises(DataError, match="random order"):
         Windows(folder, written, **whole, stride=4)
 
 

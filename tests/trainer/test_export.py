@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 from tests import hub_server, programs
 from tests.conftest import run_program, tiny_model
 from tests.trainer.generation.test_sampling import tokenizer  # noqa: F401
@@ -143,7 +143,7 @@ def test_weights_of_other_types(tokenizer, tmp_path, dtype, atol):  # noqa: F811
 def test_a_type_too_small_for_the_weights_is_refused(tokenizer, tmp_path):  # noqa: F811
     gpt2 = tiny_model()
     gpt2.transformer.ln_f.gamma.assign(tf.fill([16], 1e5))
-    with pytest.raises(ConfigError, match=r"ln_f\.weight is not finite"):
+    with pytest.raises(UserError, match=r"ln_f\.weight is not finite"):
         export.to_huggingface(gpt2, tokenizer, tmp_path, tf.float16)
 
 
@@ -303,7 +303,7 @@ def test_what_the_hub_refuses(hub, tmp_path, monkeypatch, token, repository, mes
     monkeypatch.setenv("HF_TOKEN", token)
     hub.repositories["other/theirs"] = {}
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         uploads.Uploader(repository).push(tmp_path, private=False)
     assert message in str(caught.value)
     assert not token.strip() or token.strip() not in str(caught.value)

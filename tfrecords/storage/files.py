@@ -19,16 +19,11 @@ from typing import Any, BinaryIO
 
 import google_crc32c
 
+from configs.errors import RunError, UserError
 from tfrecords.storage import gcs
-from tfrecords.storage.gcs import StorageError, is_remote
+from tfrecords.storage.gcs import is_remote
 
 _BLOCK_BYTES = 8 << 20
-
-
-class NoRoomError(StorageError):
-    """A disk that is too small for what is to come."""
-
-    exit_code = 1
 
 
 def join(folder: str, name: str) -> str:
@@ -147,7 +142,7 @@ def sizes_and_versions(folder: str) -> dict[str, tuple[int, str]]:
     """Returns size, and what changes when it is written again, of a folder's files.
 
     Raises:
-      StorageError: the bucket is not there or does not let this account read.
+      UserError: the bucket is not there or does not let this account read.
     """
     if not is_remote(folder):
         files = [p for p in pathlib.Path(folder).glob("*") if p.is_file()]
@@ -168,13 +163,13 @@ def check_room(folder: str, num_bytes: int) -> None:
     Of a folder in a bucket, it is the disk where its files are staged.
 
     Raises:
-      NoRoomError: it has not so many bytes free.
+      RunError: it has not so many bytes free.
     """
     local = tempfile.gettempdir() if is_remote(folder) else folder
     os.makedirs(local, exist_ok=True)
     free = shutil.disk_usage(local).free
     if free < num_bytes:
-        raise NoRoomError(
+        raise RunError(
             f"The disk is full: {local} must have {num_bytes / 1e6:,.1f} MB free for "
             f"what goes to {folder}. It has {free / 1e6:,.1f} MB. Make room"
             + (", or set TMPDIR to another disk." if is_remote(folder) else ".")
@@ -199,7 +194,7 @@ def _upload(name: str, path: str) -> None:
     except PreconditionFailed:
         # The answer to our own write may have been lost, and the write repeated.
         if checksum(path) != checksum(name):
-            raise StorageError(
+            raise UserError(
                 f"{path} was written by another program meanwhile. A dataset and a run "
                 "must have one writer: wait for the other, or give another folder."
             ) from None

@@ -8,20 +8,10 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from configs.errors import TryAgainError, UserError
+
 if TYPE_CHECKING:
     from google.cloud.storage import Blob
-
-
-class StorageError(ValueError):
-    """A file that cannot be reached; the message names it and what to do."""
-
-    exit_code = 2
-
-
-class UnreachableError(RuntimeError):
-    """A bucket that does not answer now, and may later."""
-
-    exit_code = 75  # EX_TEMPFAIL: try again
 
 
 def is_remote(path: str) -> bool:
@@ -98,19 +88,19 @@ def clear_errors(path: str) -> Iterator[None]:
         requests.exceptions.Timeout,
         TransportError,
     ) as error:
-        raise UnreachableError(
+        raise TryAgainError(
             f"{path} cannot be reached: its bucket does not answer, also when it is "
             f"asked again ({type(error).__name__}). The same command continues when it "
             "does."
         ) from None
     except (exceptions.NotFound, exceptions.Forbidden, exceptions.Unauthorized) as e:
-        raise StorageError(
+        raise UserError(
             f"{path} must exist, and its bucket must let this account read and write. "
             f"The bucket answered {e.code} {type(e).__name__}. Correct the path, or "
             "give the account the role Storage Object Admin."
         ) from None
     except GoogleAuthError as error:
-        raise StorageError(
+        raise UserError(
             f"{path} needs credentials: {type(error).__name__}. Run `gcloud auth "
             "application-default login`, or use a machine with a service account."
         ) from None

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from configs.errors import UserError
 from tfrecords.storage import files, gcs
-from tfrecords.storage.gcs import StorageError
 
 # A writer in a bucket says that it is alive; one that is silent for longer is dead.
 _HEARTBEAT_SECONDS = 30
@@ -27,7 +27,7 @@ def only_writer(folder: str) -> Iterator[None]:
     """Holds a folder for this process.
 
     Raises:
-      StorageError: another process holds it. One that died does not: the operating
+      UserError: another process holds it. One that died does not: the operating
         system releases a local folder; a lease in a bucket ends at once for this
         machine. Others wait until it is renewed, or 150 s old.
     """
@@ -201,8 +201,8 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _in_use(folder: str, who: str) -> StorageError:
-    return StorageError(
+def _in_use(folder: str, who: str) -> UserError:
+    return UserError(
         f"{folder} must have one writer. Another process writes there{who}. Wait until "
         "it has ended, or give another folder."
     )

@@ -10,6 +10,7 @@ import tf_keras
 from absl import logging
 from tqdm import tqdm
 
+from configs.errors import RunError
 from tfrecords.manifest import Watch
 from trainer.checkpoints.run_checkpoints import Checkpoints
 from trainer.evaluation.scoring import Scorer
@@ -20,12 +21,6 @@ from trainer.runtime.preemption import Notice
 from trainer.tasks import memorization
 
 _NUM_RECORDS = 16  # that a message lists
-
-
-class DivergenceError(ValueError):
-    """Loss or gradients are no finite numbers any more; the weights still are."""
-
-    exit_code = 1
 
 
 class Metrics(tf_keras.callbacks.Callback):
@@ -126,7 +121,7 @@ class Guard(tf_keras.callbacks.Callback):
             f"\n  {name}, record {number}"
             for name, number in self._batch_records(step=step - 1)[:_NUM_RECORDS]
         )
-        raise DivergenceError(
+        raise RunError(
             f"The last {int(logs['skipped_in_a_row'])} updates, up to step {step}, "
             f"were skipped: the loss is {float(logs['loss'])}, the gradient's norm "
             f"{float(logs['gradient_norm'])}. Start again in a new --workdir with a "

@@ -7,7 +7,7 @@ import re
 from absl import flags
 from transformers import TFGPT2LMHeadModel
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 from tfrecords import manifest as manifests
 from tfrecords.manifest import TOKENIZER_FOLDER
 from tfrecords.storage import files
@@ -53,15 +53,15 @@ def from_flags() -> Pretrained:
     """Loads what `--workdir` or `--checkpoint` names, under the strategy's scope.
 
     Raises:
-      ConfigError: not exactly one of them is given, or it does not load.
-      CheckpointError: the workdir has no checkpoint.
+      UserError: not exactly one of them is given, or it does not load.
+      DataError: the workdir has no checkpoint.
     """
     workdir, folder = FLAGS.workdir, FLAGS.checkpoint
     if bool(workdir) == bool(folder):
-        raise ConfigError("Give either `--workdir` or `--checkpoint`.")
+        raise UserError("Give either `--workdir` or `--checkpoint`.")
     if folder:
         if FLAGS.step:
-            raise ConfigError("`--step` is of a `--workdir`: leave it out.")
+            raise UserError("`--step` is of a `--workdir`: leave it out.")
         known = re.fullmatch(_PUBLISHED, folder) and not os.path.exists(folder)
         origin = "as published" if known else "of a folder"
         return Pretrained(weights.load(folder), folder, "float32", folder, None, origin)

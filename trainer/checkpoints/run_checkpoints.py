@@ -18,8 +18,9 @@ from absl import logging
 from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import schema
+from configs.errors import DataError, RunError, TryAgainError
 from tfrecords.manifest import Manifest
-from tfrecords.storage import files, gcs
+from tfrecords.storage import files
 from trainer.checkpoints import tensor_file
 from trainer.models.gpt2 import weights
 from trainer.tasks.causal_lm import LanguageModelTask
@@ -41,18 +42,6 @@ _FREE_FIELDS = {
     "training.early_stopping_patience",
     "training.max_skipped_in_a_row",
 }
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used here; the message says why and what to do."""
-
-    exit_code = 2
-
-
-class SaveError(RuntimeError):
-    """The run's state could not be saved."""
-
-    exit_code = 1
 
 
 class _DamagedError(ValueError):
@@ -118,7 +107,7 @@ class Checkpoints:
         return f"{crc:08x}"
 
     def check_room(self) -> None:
-        """Raises StorageError where the disk has no room for what is to be saved."""
+        """Raises UserError where the disk has no room for what is to be saved."""
         settings, num = self._config.training, 1
         if not files.is_remote(self._folder):
             # The best one; and a new one is whole before the oldest goes.
@@ -140,7 +129,7 @@ class Checkpoints:
           best_step: whose checkpoint stays in any case.
 
         Raises:
-          SaveError: the save before this one failed.
+          RunError: the save before this one failed.
         """
         step = int(self._optimizer.iterations.numpy())
         if step == self._saved_step or not self._writes:
@@ -154,14 +143,14 @@ class Checkpoints:
         """Waits until what was saved is there.
 
         Raises:
-          SaveError: it could not be written.
+          RunError: it could not be written.
         """
         saving, self._saving = self._saving, None
         if saving:
             saving.result()
 
     def raise_failure(self) -> None:
-        """Raises SaveError where the save that goes on has failed already."""
+        """Raises RunError where the save that goes on has failed already."""
         if self._saving and self._saving.done():
             self.close()
 
@@ -185,11 +174,11 @@ class Checkpoints:
         except Exception as error:  # whatever it is, the run must hear of it
             # The address of an upload that goes on is as good as a key.
             said = re.sub(r"upload_id=[^&\s]+", "upload_id=…", str(error))
-            failure = SaveError(
+            failure = RunError(
                 f"Step {step} could not be saved to {folder}: {said}. What was saved "
                 "before is there; the same command continues from it."
             )
-            if isinstance(error, gcs.UnreachableError):
+            if isinstance(error, TryAgainError):
                 failure.exit_code = error.exit_code
             raise failure from error
 
@@ -208,7 +197,7 @@ class Checkpoints:
           Its step; 0 where there is none.
 
         Raises:
-          CheckpointError: it is of another config, dataset or tokenizer, or there are
+          DataError: it is of another config, dataset or tokenizer, or there are
             checkpoints, and all of them are damaged.
         """
         found = _newest_whole(_folders(self._folder), set_aside=self._writes)
@@ -227,7 +216,7 @@ class Checkpoints:
 
     def _check_same_run(self, record: Record) -> None:
         if record.dataset_fingerprint != self._manifest.fingerprint:
-            raise CheckpointError(
+            raise DataError(
                 "`--workdir` must belong to the dataset of `--data_dir`. Received: a "
                 f"run on dataset {record.dataset_fingerprint[:12]}, and dataset "
                 f"{self._manifest.fingerprint[:12]}. Give a new --workdir, or the "
@@ -243,7 +232,7 @@ class Checkpoints:
             and stored[name] != value
         ]
         if different:
-            raise CheckpointError(
+            raise DataError(
                 "`--workdir` holds a run of another config:\n  "
                 + "\n  ".join(different)
                 + "\nGive a new --workdir, or the values that the run began with."
@@ -258,20 +247,20 @@ def load_model(workdir: str, step: int = 0) -> tuple[TFGPT2LMHeadModel, Record]:
       step: of the checkpoint; 0: the newest whole one.
 
     Raises:
-      CheckpointError: the workdir has no checkpoint, not this one, or only damaged
+      DataError: the workdir has no checkpoint, not this one, or only damaged
         ones.
     """
     there = _folders(_folder(workdir))
     wanted = [folder for folder in there if step in (0, _step(folder))]
     if there and not wanted:
         steps = ", ".join(str(_step(folder)) for folder in there)
-        raise CheckpointError(
+        raise DataError(
             f"`--step` must be that of a checkpoint in {workdir}: {steps}. "
             f"Received: {step}."
         )
     found = _newest_whole(wanted, set_aside=False)
     if not found:
-        raise CheckpointError(
+        raise DataError(
             f"`--workdir` must hold a run with a checkpoint. Received: {workdir}, "
             "which has none. Train there first, or correct the folder."
         )
@@ -309,7 +298,7 @@ def _newest_whole(folders: list[str], *, set_aside: bool) -> tuple[str, Record] 
         way and still can be looked at.
 
     Raises:
-      CheckpointError: all are damaged, or one is of another format.
+      DataError: all are damaged, or one is of another format.
     """
     problems: dict[str, str] = {}
     for path in reversed(folders):
@@ -324,7 +313,7 @@ def _newest_whole(folders: list[str], *, set_aside: bool) -> tuple[str, Record] 
                 _set_aside(damaged)
         return path, record
     if problems:
-        raise CheckpointError(
+        raise DataError(
             "All checkpoints are damaged:\n  "
             + "\n  ".join(problems.values())
             + "\nGive a new --workdir to begin anew, or bring back a checkpoint."
@@ -373,7 +362,7 @@ def _read_record(folder: str) -> Record:
             return Record(**values)
     except (ValueError, TypeError, KeyError) as error:
         raise _DamagedError(f"{path} is damaged: {error!r}.") from error
-    raise CheckpointError(
+    raise DataError(
         f"{path} must have format version {FORMAT_VERSION}. Received: {version!r}. Use "
         "the version of gpt2-tpu that wrote it, or a new --workdir."
     )
@@ -382,8 +371,8 @@ def _read_record(folder: str) -> Record:
 def _assign(folder: str, variables: dict[str, Any], *, whole: bool) -> None:
     try:
         tensor_file.read(f"{folder}/{_STATE}", variables, whole=whole)
-    except (tensor_file.StateError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
+    except (DataError, safetensors.SafetensorError) as error:
+        raise DataError(
             f"{folder} does not hold this model and optimizer: {error}. Give a new "
             "--workdir, or what the run began with."
         ) from error

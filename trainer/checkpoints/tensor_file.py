@@ -12,16 +12,13 @@ import safetensors
 import safetensors.numpy
 import tensorflow as tf
 
+from configs.errors import DataError
 from tfrecords.storage import files
 from trainer.runtime import strategy as strategies
 
 # Keras numbers the models of a process.
 _SCOPE = re.compile(r"tfgpt2lm_head_model(_\d+)?/")
 _NUM_NAMES = 5  # that a message lists
-
-
-class StateError(ValueError):
-    """What a file holds is not what these variables need."""
 
 
 def named(owner: str, variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
@@ -67,8 +64,8 @@ def write(values: dict[str, np.ndarray], path: str) -> tuple[int, str]:
       Its size in bytes and SHA-256.
 
     Raises:
-      StateError: a value is not finite.
-      OSError, SafetensorError, StorageError: it cannot be written.
+      DataError: a value is not finite.
+      OSError, SafetensorError, UserError: it cannot be written.
     """
     _check_finite(values)
     with files.writing(path) as name:
@@ -95,7 +92,7 @@ def read(path: str, variables: dict[str, tf.Variable], *, whole: bool) -> None:
       whole: the file may hold nothing else.
 
     Raises:
-      StateError: names, shapes or types differ, or a value is not finite.
+      DataError: names, shapes or types differ, or a value is not finite.
     """
     with _opened(path) as file:
         stored = set(file.keys())
@@ -109,7 +106,7 @@ def read(path: str, variables: dict[str, tf.Variable], *, whole: bool) -> None:
             problems += _differences(name, values[name], variables[name])
     if problems:
         more = f", and {len(problems) - _NUM_NAMES} more" * (len(problems) > _NUM_NAMES)
-        raise StateError("; ".join(problems[:_NUM_NAMES]) + more)
+        raise DataError("; ".join(problems[:_NUM_NAMES]) + more)
     _check_finite(values)
     for name, value in values.items():
         variables[name].assign(value)
@@ -128,7 +125,7 @@ def _differences(name: str, value: np.ndarray, variable: tf.Variable) -> list[st
 def _check_finite(values: dict[str, np.ndarray]) -> None:
     bad = [name for name, value in values.items() if not np.isfinite(value).all()]
     if bad:
-        raise StateError(f"not finite: {', '.join(bad[:_NUM_NAMES])}")
+        raise DataError(f"not finite: {', '.join(bad[:_NUM_NAMES])}")
 
 
 @contextlib.contextmanager

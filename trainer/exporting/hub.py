@@ -6,27 +6,21 @@ import huggingface_hub
 import requests
 from huggingface_hub.errors import HFValidationError
 
-from configs.schema import ConfigError
-
-
-class HubError(RuntimeError):
-    """The hub is not there, or failed."""
-
-    exit_code = 1
+from configs.errors import RunError, UserError
 
 
 class Uploader:
     """Uploads to one repository, of which name and token are checked at once.
 
     Raises:
-      ConfigError: the name is none, or there is no usable token.
+      UserError: the name is none, or there is no usable token.
     """
 
     def __init__(self, repository: str):
         token = (huggingface_hub.get_token() or "").strip()
         # Anything else would be in the message of what refuses it.
         if not token or not token.isascii() or not token.isprintable():
-            raise ConfigError(
+            raise UserError(
                 "`--push_to_hub` must have a token: set HF_TOKEN, or run "
                 "`huggingface-cli login`. Received: "
                 f"{'none' if not token else 'one with characters that no token has'}."
@@ -34,7 +28,7 @@ class Uploader:
         try:
             huggingface_hub.utils.validate_repo_id(repository)
         except HFValidationError as error:
-            raise ConfigError(
+            raise UserError(
                 f"`--push_to_hub` must be USER/NAME. Received: {repository!r}."
             ) from error
         self._repository = repository
@@ -44,8 +38,8 @@ class Uploader:
         """Uploads all files of a folder as one commit; returns the address.
 
         Raises:
-          ConfigError: token, name or rights are not right.
-          HubError: the hub cannot be reached, or failed.
+          UserError: token, name or rights are not right.
+          RunError: the hub cannot be reached, or failed.
         """
         try:
             made = self._api.create_repo(
@@ -69,13 +63,13 @@ class Uploader:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         where = f"{self._repository} at {self._api.endpoint}"
         if status == 401:
-            return ConfigError(
+            return UserError(
                 "The token of `--push_to_hub` must be one that the hub knows. It "
                 f"refused to write {where}. Set HF_TOKEN, or run `huggingface-cli "
                 "login`."
             )
         if status in (403, 404):
-            return ConfigError(
+            return UserError(
                 "The token of `--push_to_hub` must have the right to write to "
                 f"{where}. The hub answered {status}. Name a repository of your own, "
                 "or take a token with write access."
@@ -85,7 +79,7 @@ class Uploader:
             str(error).strip().partition("\n")[0] if type(error) is ValueError else ""
         )
         said = str(status or words or type(cause).__name__)
-        return HubError(
+        return RunError(
             f"The hub did not take {where}: {said}. The export is in `--output_dir`; "
             f"`huggingface-cli upload {self._repository} OUTPUT_DIR` tries again."
         )

@@ -12,7 +12,7 @@ from transformers import (
     TFTopPLogitsWarper,
 )
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 from trainer.models.layers import noise
 
 
@@ -38,17 +38,17 @@ class Settings:
     num_beams: int = 1
 
     def check(self, num_return_sequences: int) -> None:
-        """Raises ConfigError where settings exclude each other."""
+        """Raises UserError where settings exclude each other."""
         samples = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
         if self.num_beams > 1 and samples:
-            raise ConfigError(
+            raise UserError(
                 "`--num_beams` searches and does not sample: it excludes "
                 "`--temperature`, `--top_k` and `--top_p`. Received: "
                 f"{self.num_beams} beams. Leave either out."
             )
         at_most = self.num_beams if self.num_beams > 1 else int(self.greedy) or None
         if at_most and num_return_sequences > at_most:
-            raise ConfigError(
+            raise UserError(
                 "`--num_return_sequences` must be at most `--num_beams`, and 1 with "
                 "`--temperature=0`, which gives the same each time. Received: "
                 f"{num_return_sequences}. Use {at_most}, or sample."

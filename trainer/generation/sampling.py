@@ -18,7 +18,7 @@ from transformers import (
     TFLogitsProcessorList,
 )
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 from trainer.generation.decoding import Settings
 
 # Prompts are padded to a power of two, not below this, so that prompts of about the
@@ -77,7 +77,7 @@ class Sampler:
         """Returns for each prompt its continuations, each with the prompt before it.
 
         Raises:
-          ConfigError: settings exclude each other, or a prompt and its new tokens are
+          UserError: settings exclude each other, or a prompt and its new tokens are
             more than the model's positions.
         """
         self._settings.check(num_return_sequences)
@@ -113,11 +113,11 @@ class Sampler:
         Not compiled: the first token is there at once.
 
         Raises:
-          ConfigError: as `__call__`, and for beam search, which has no text before its
+          UserError: as `__call__`, and for beam search, which has no text before its
             end.
         """
         if self._settings.num_beams > 1:
-            raise ConfigError("`--stream` excludes `--num_beams`. Leave either out.")
+            raise UserError("`--stream` excludes `--num_beams`. Leave either out.")
         ids = self._encode(prompt)
         self._bucket(ids)
         streamer = TextStreamer(
@@ -147,7 +147,7 @@ class Sampler:
     def _bucket(self, ids: list[int]) -> int:
         """Returns to how many tokens a prompt is padded."""
         if len(ids) > self._room:
-            raise ConfigError(
+            raise UserError(
                 "The prompt and what follows (`--max_new_tokens`; of a run, "
                 "`tracking.sample_tokens`) must fit into the model's "
                 f"{self._gpt2.config.n_positions} positions. Received: {len(ids)} and "

@@ -20,16 +20,11 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from transformers import GPT2Config
 
 from configs import tpu
+from configs.errors import UserError
 from configs.schema import Config
 from trainer.checkpoints import tensor_file
 from trainer.models.gpt2 import forward, weights
 from trainer.tasks import causal_lm as tasks
-
-
-class CompilationError(ValueError):
-    """The step cannot run on a TPU, or the compiler is not there."""
-
-    exit_code = 2
 
 
 def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
@@ -44,7 +39,7 @@ def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
       `optimizer_state_bytes`.
 
     Raises:
-      CompilationError: the step cannot be compiled whole, or there is no compiler.
+      UserError: the step cannot be compiled whole, or there is no compiler.
     """
     hlo, sizes = apart(lower_run, num_replicas=tpu_type.num_replicas, **run)
     return {**sizes, **compile_hlo(hlo, tpu_type)}
@@ -57,14 +52,14 @@ def apart(function: Callable[..., Any], **arguments: Any) -> Any:
     the compiler needs next.
 
     Raises:
-      CompilationError: the process was killed.
+      UserError: the process was killed.
     """
     spawn = multiprocessing.get_context("spawn")
     try:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
             return pool.submit(function, **arguments).result()
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise CompilationError(
+        raise UserError(
             "The process that lowers the step was killed: take a machine with more "
             "memory."
         ) from error
@@ -110,7 +105,7 @@ def lower(
       sequence_length: tokens of a record.
 
     Raises:
-      CompilationError: some of it would run on the host.
+      UserError: some of it would run on the host.
     """
 
     @tf.function(jit_compile=True, autograph=False)
@@ -125,7 +120,7 @@ def lower(
     except (ValueError, tf.errors.OpError) as error:
         if "unsupported operations" not in str(error):
             raise
-        raise CompilationError(
+        raise UserError(
             "The whole step must be compiled: nothing of it may run on the host. "
             f"TensorFlow said: {str(error).strip().splitlines()[0]}"
         ) from error
@@ -156,7 +151,7 @@ def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
             remedy = "Install it by `pip install -e '.[plan]'`"
         elif process.returncode == -signal.SIGKILL:
             remedy = "It was killed: take a machine with more memory"
-        raise CompilationError(
+        raise UserError(
             f"The TPU's compiler stopped with exit code {process.returncode}. It said: "
             f"{last}. {remedy}."
         )

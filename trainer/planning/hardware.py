@@ -12,7 +12,8 @@ from absl import logging
 from transformers import GPT2Config
 
 from configs import tpu
-from configs.schema import Config, ConfigError
+from configs.errors import UserError
+from configs.schema import Config
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 from trainer.models.gpt2 import weights
@@ -37,7 +38,7 @@ def settle(config: Config, manifest: Manifest, found: Found, workdir: str) -> Co
       than expected the microbatch may be smaller or larger, by that TPU's plan.
 
     Raises:
-      ConfigError: the hardware is another, or a plan is missing or says no.
+      UserError: the hardware is another, or a plan is missing or says no.
     """
     config = dataclasses.replace(config, training=dataclasses.replace(config.training))
     if not check(config, found):
@@ -52,7 +53,7 @@ def check(config: Config, found: Found) -> bool:
     """Tells whether the hardware is the one expected, or of no known type.
 
     Raises:
-      ConfigError: it is another, and the run cannot or shall not adapt.
+      UserError: it is another, and the run cannot or shall not adapt.
     """
     expected = config.hardware.tpu_type
     if not expected or found.name == expected:
@@ -63,7 +64,7 @@ def check(config: Config, found: Found) -> bool:
         return True
     if config.hardware.on_mismatch == "adapt" and found.tpu_type:
         return False
-    raise ConfigError(
+    raise UserError(
         f"`hardware.tpu_type` expects {_describe(tpu.parse(expected))}. Received: "
         f"{_describe(found.tpu_type) if found.tpu_type else found.name}. Start on a "
         f"{expected}; or set `--config.hardware.tpu_type=` to what is there; or, on "
@@ -108,7 +109,7 @@ def _adapt(config: Config, manifest: Manifest, found: Found, workdir: str) -> No
     limit = _load_plan(config, manifest, found.name, workdir)["max_microbatch_size"]
     size = largest_share(training.global_batch_size, found.num_replicas, limit or 0)
     if not size:
-        raise ConfigError(
+        raise UserError(
             f"No microbatch that fits a {found.name} keeps "
             f"`training.global_batch_size`. Received: {training.global_batch_size} for "
             f"{found.num_replicas} replicas, of which each can take {limit} sequences "
@@ -145,7 +146,7 @@ def _remat(config: Config, manifest: Manifest, found: Found, workdir: str) -> st
         return plan["remat"]
     if size <= (plan["max_microbatch_size"] or 0):
         return REMAT_POLICIES[-1]
-    raise ConfigError(
+    raise UserError(
         f"The plan for {name} must say that the microbatch fits. Received: {size}"
         f"{', accumulated' if accumulates else ''}; and a plan for "
         f"{plan['microbatch_size']} x {plan['accumulation_steps']} accumulation steps "
@@ -158,7 +159,7 @@ def _remat(config: Config, manifest: Manifest, found: Found, workdir: str) -> st
 def _load_plan(
     config: Config, manifest: Manifest, name: str, workdir: str
 ) -> dict[str, Any]:
-    """Returns the plan for a TPU type; of this run, or raises ConfigError."""
+    """Returns the plan for a TPU type; of this run, or raises UserError."""
     path = _plan_path(workdir, name)
     shape = weights.shape(config.model, manifest)
     key = plan_key(config, shape, manifest.sequence_length)
@@ -171,13 +172,13 @@ def _load_plan(
             for field, value in key.items()
             if planned.get(field) != value
         ]
-    except files.StorageError:
+    except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
         different = ["it is damaged" if files.exists(path) else "it is not there"]
     if not different:
         return plan
-    raise ConfigError(
+    raise UserError(
         f"A plan for {name or 'the TPU'} is needed in {path}: {', '.join(different)}. "
         f"Make it with `python -m trainer.plan --tpu_type={name or 'TYPE'} "
         f"--workdir={workdir} --find_max_microbatch` and the config and data of this "

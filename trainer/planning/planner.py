@@ -9,7 +9,8 @@ from absl import logging
 from transformers import GPT2Config
 
 from configs import tpu
-from configs.schema import Config, ConfigError, TrainingConfig
+from configs.errors import UserError
+from configs.schema import Config, TrainingConfig
 from tfrecords.manifest import Manifest
 from trainer.models.gpt2 import flops, weights
 from trainer.optimizers import schedule
@@ -37,8 +38,8 @@ def make(
       the compiler did not say, because it refused, is None.
 
     Raises:
-      ConfigError: the batch sizes do not divide, or the records are too long.
-      CompilationError: the step cannot be compiled.
+      UserError: the batch sizes do not divide, or the records are too long.
+      UserError: the step cannot be compiled.
     """
     settings = config.training
     num_replicas = tpu_type.num_replicas
@@ -56,7 +57,7 @@ def make(
         num_steps = schedule.total_steps(settings, manifest)
     shape, unsure = _shape(config, manifest)
     if length > shape.n_positions:
-        raise ConfigError(
+        raise UserError(
             "`data.sequence_length` must not exceed the model's positions. Received: "
             f"{length} > {shape.n_positions}."
         )

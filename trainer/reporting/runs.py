@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 from tfrecords import manifest as manifests
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
@@ -69,12 +69,12 @@ def read(workdir: str, name: str) -> Run:
     """Reads a run's folder.
 
     Raises:
-      ConfigError: it has no `run.json`, or a file in it is damaged.
-      DatasetError: its manifest is damaged.
+      UserError: it has no `run.json`, or a file in it is damaged.
+      DataError: its manifest is damaged.
     """
     path = files.join(workdir, journal.RUN_NAME)
     if not files.exists(path):
-        raise ConfigError(
+        raise UserError(
             f"`--workdir` must be the folder of a run. Received: {workdir}, which has "
             f"no {journal.RUN_NAME}. Correct the folder, or start the run again with "
             "`trainer.train` of this version, which writes it."
@@ -103,6 +103,6 @@ def names(workdirs: Sequence[str]) -> list[str]:
         found = ["/".join(path[-count:]) for path in paths]
         if len(set(found)) == len(found):
             return found
-    raise ConfigError(
+    raise UserError(
         f"`--workdirs` must name each run once. Received: {', '.join(workdirs)}."
     )

@@ -19,10 +19,10 @@ from typing import Any
 
 from absl import logging as absl_logging
 
-from configs.schema import Config, ConfigError
+from configs.errors import TryAgainError, UserError
+from configs.schema import Config
 from tfrecords import manifest as manifests
 from tfrecords.storage import files
-from tfrecords.storage.gcs import StorageError, UnreachableError
 
 RUN_NAME = "run.json"
 EVENTS_NAME = "events.jsonl"
@@ -30,7 +30,7 @@ EVENTS_NAME = "events.jsonl"
 METRICS_NAME = "metrics.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 _PACKAGES = ("gpt2-tpu", "tensorflow", "tensorflow-tpu", "tf-keras", "transformers")
-_NOT_WRITTEN = (OSError, StorageError, UnreachableError)
+_NOT_WRITTEN = (OSError, UserError, TryAgainError)
 # What `logging.info` takes for a message that is an event.
 EVENT = {"is_event": True}
 
@@ -75,7 +75,7 @@ def lines(workdir: str, name: str, *, needed: str) -> list[dict[str, Any]]:
       needed: a field that each line has.
 
     Raises:
-      ConfigError: the file is damaged.
+      UserError: the file is damaged.
     """
     path = files.join(workdir, name)
     if not files.exists(path):
@@ -106,7 +106,7 @@ def parse(line: str, path: str, needed: str = "") -> dict[str, Any]:
         reason = f"no object with {needed!r}" if needed else "no object"
     except ValueError as error:
         reason = str(error)
-    raise ConfigError(f"{path} is damaged: {reason}. Mend or remove it.")
+    raise UserError(f"{path} is damaged: {reason}. Mend or remove it.")
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import TryAgainError, UserError
 from tfrecords.storage import files
-from tfrecords.storage.gcs import StorageError, UnreachableError
 from trainer.run_dir import journal
 from trainer.run_dir.journal import METRICS_NAME, SAMPLES_NAME
 from trainer.run_dir.trackers import Tracker
@@ -103,7 +103,7 @@ class MetricsLog:
     def close(self) -> None:
         """Writes the rest, if the bucket takes it, and ends the trackers."""
         # What a run that failed has written after its checkpoint, the next one drops.
-        with contextlib.suppress(StorageError, UnreachableError):
+        with contextlib.suppress(UserError, TryAgainError):
             self.flush()
         for tracker in self._trackers:
             tracker.close()

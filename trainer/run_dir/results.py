@@ -26,6 +26,6 @@ def load(workdir: str) -> list[dict[str, Any]]:
     """Returns all results, by step.
 
     Raises:
-      ConfigError: one is damaged.
+      UserError: one is damaged.
     """
     return journal.folder(files.join(workdir, _FOLDER))

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-from configs.schema import Config, ConfigError, flatten
+from configs.errors import UserError
+from configs.schema import Config, flatten
 from tfrecords.storage import files
 
 
@@ -63,14 +64,14 @@ class WeightsAndBiases:
     """Writes a run of Weights & Biases; a workdir that continues is the same run.
 
     Raises:
-      ConfigError: its package is not there, or it refuses.
+      UserError: its package is not there, or it refuses.
     """
 
     def __init__(self, workdir: str, config: Config):
         try:
             import wandb
         except ImportError as error:
-            raise ConfigError(
+            raise UserError(
                 "`tracking.wandb` needs a package: pip install 'gpt2-tpu[wandb]', or "
                 "`pip install -e '.[wandb]'` in this folder."
             ) from error
@@ -88,7 +89,7 @@ class WeightsAndBiases:
                 config=flatten(config),
             )
         except wandb.errors.Error as error:
-            raise ConfigError(
+            raise UserError(
                 "`tracking.wandb` must reach Weights & Biases with your account: run "
                 f"`wandb login`, or set WANDB_MODE=offline. It said: {error}"
             ) from error

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import tensorflow as tf
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 from trainer.runtime import strategy as strategies
 
 _T = TypeVar("_T")
@@ -71,11 +71,11 @@ class Cluster:
         """Checks that a setting leads every machine to the same.
 
         Raises:
-          ConfigError: on every machine, when one has another value.
+          UserError: on every machine, when one has another value.
         """
         values = self.gather(zlib.crc32(value.encode()))
         if len(set(values)) > 1:
-            raise ConfigError(
+            raise UserError(
                 f"`{setting}` must lead all {self.num_machines} machines to the same. "
                 f"Received: {value[:1000]} here, and another elsewhere. Give all the "
                 "same command, with folders that all of them reach."

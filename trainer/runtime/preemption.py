@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from configs.errors import TryAgainError
 from tfrecords import reader
 from trainer.runtime import cloud_metadata
 from trainer.runtime.cluster import Cluster
@@ -29,10 +30,6 @@ class PreemptedError(RuntimeError):
     """The run has to stop; the same command continues it."""
 
     exit_code = 75  # EX_TEMPFAIL: try again
-
-
-class LostError(PreemptedError):
-    """A TPU, another machine or a bucket is gone, or does not answer any more."""
 
 
 class Notice:
@@ -71,7 +68,7 @@ def naming_loss() -> Iterator[None]:
             restarted and "TF_CONFIG" in os.environ
         ):
             raise
-        raise LostError(
+        raise TryAgainError(
             "The TPU, another machine of this run, or a bucket does not answer any "
             f"more: {reader.cause(error)}\nThe same command continues from the last "
             "checkpoint, when they are back; of several machines, start all again."

@@ -13,7 +13,8 @@ import tensorflow as tf
 from absl import flags, logging
 
 from configs import tpu
-from configs.schema import ConfigError, TrainingConfig
+from configs.errors import UserError
+from configs.schema import TrainingConfig
 from tfrecords import reader
 from trainer.runtime import cloud_metadata
 
@@ -61,13 +62,13 @@ def from_flags() -> tf.distribute.Strategy:
     """Returns the strategy for the hardware asked for, or found, and logs which.
 
     Raises:
-      ConfigError: the TPU cannot be reached, or two kinds were asked for.
+      UserError: the TPU cannot be reached, or two kinds were asked for.
     """
     name, num_virtual_devices = FLAGS.tpu, FLAGS.num_virtual_devices
     # Its warnings are about Keras callbacks that take longer than a step: ours do.
     tf.get_logger().setLevel("ERROR")
     if name not in ("", "none") and num_virtual_devices:
-        raise ConfigError(
+        raise UserError(
             "`--tpu` and `--num_virtual_devices` exclude each other. Received: "
             f"{name!r} and {num_virtual_devices}."
         )
@@ -107,7 +108,7 @@ def _tpu_type(said: str, num_replicas: int) -> tpu.TpuType | None:
     """Returns the type that a machine says it has, where its replicas agree."""
     try:
         tpu_type = tpu.parse(said)
-    except tpu.UnknownTpuError:
+    except UserError:
         return None
     if tpu_type.num_replicas == num_replicas:
         return tpu_type
@@ -167,12 +168,12 @@ def check_folder(flag: str, path: str) -> None:
     """Checks a folder given by a flag: there is one, and the hardware can reach it.
 
     Raises:
-      ConfigError: it is missing, or local where another machine does the reading.
+      UserError: it is missing, or local where another machine does the reading.
     """
     if not path:
-        raise ConfigError(f"`--{flag}` is missing: a folder, or gs://….")
+        raise UserError(f"`--{flag}` is missing: a folder, or gs://….")
     if FLAGS.tpu not in ("", "none", "local") and not path.startswith("gs://"):
-        raise ConfigError(
+        raise UserError(
             f"`--{flag}` must be gs://… with a remote TPU, whose own machine reads and "
             f"writes it. Received: {path}."
         )
@@ -182,12 +183,12 @@ def accumulation_steps(config: TrainingConfig, num_replicas: int) -> int:
     """Returns global_batch_size / (microbatch_size x num_replicas).
 
     Raises:
-      ConfigError: it is not a whole number.
+      UserError: it is not a whole number.
     """
     at_once = config.microbatch_size * num_replicas
     if config.global_batch_size % at_once:
         nearest = max(config.global_batch_size // at_once, 1) * at_once
-        raise ConfigError(
+        raise UserError(
             "`training.global_batch_size` must be a multiple of microbatch_size x "
             f"num_replicas ({config.microbatch_size} x {num_replicas}). Received: "
             f"{config.global_batch_size}. Use {nearest} or {nearest + at_once}, or "
@@ -212,7 +213,7 @@ def _tpu(name: str) -> tf.distribute.Strategy:
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        raise ConfigError(
+        raise UserError(
             f"`--tpu` must name a TPU that can be reached. Received: {name!r}. "
             f"Connecting said: {reader.cause(error)}\nUse "
             "`--tpu=none` to train on this machine's CPU or GPUs."
@@ -234,7 +235,7 @@ def _several_machines(num_virtual_devices: int) -> tf.distribute.Strategy:
     except (ValueError, TypeError, KeyError):
         understood = False
     if not understood:
-        raise ConfigError(
+        raise UserError(
             'The environment\'s TF_CONFIG must be {"cluster": {"worker": '
             '["HOST:PORT", …]}, "task": {"type": "worker", "index": N}} with '
             "the N of this machine, and excludes `--num_virtual_devices`. Received: "
@@ -244,7 +245,7 @@ def _several_machines(num_virtual_devices: int) -> tf.distribute.Strategy:
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.UnknownError, tf.errors.InvalidArgumentError) as error:
-        raise ConfigError(
+        raise UserError(
             f"{workers[task['index']]} of TF_CONFIG must be an address of this machine "
             f"with a free port. TensorFlow said: {reader.cause(error)}"
         ) from error

@@ -212,7 +212,7 @@ def build(
       num_steps: of the whole run.
 
     Raises:
-      ConfigError: batch sizes do not divide, or model and data do not fit together.
+      UserError: batch sizes do not divide, or model and data do not fit together.
     """
     settings = config.training
     accumulation_steps = strategies.accumulation_steps(

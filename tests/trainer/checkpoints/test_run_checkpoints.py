@@ -12,10 +12,10 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 
+from configs.errors import DataError, RunError, UserError
 from tests.conftest import tiny_config, write_dataset
 from tests.data_pipeline.test_preprocess import run as preprocess
-from tfrecords import manifest, reader, schema
-from tfrecords.storage import gcs
+from tfrecords import reader, schema
 from trainer.callbacks import standard
 from trainer.checkpoints import run_checkpoints
 from trainer.checkpoints import tensor_file as states
@@ -251,7 +251,7 @@ def test_a_torn_save_is_removed_and_the_one_before_it_continues(dataset, tmp_pat
 @pytest.mark.usefixtures("uncompiled")
 def test_a_workdir_of_another_config_is_refused(dataset, tmp_path):
     run(dataset, tmp_path / "run", until=2)
-    with pytest.raises(run_checkpoints.CheckpointError) as error:
+    with pytest.raises(DataError) as error:
         run(dataset, tmp_path / "run", seed=5, num_steps=9)
     assert "training.seed: 0 in the workdir, 5 now" in str(error.value)
     assert "training.num_steps: 8 in the workdir, 9 now" in str(error.value)
@@ -276,7 +276,7 @@ def test_a_workdir_of_another_dataset_is_refused(dataset, tmp_path, tokens):
         validation_tokens=tokens[:83],
         sequence_length=8,
     )
-    with pytest.raises(run_checkpoints.CheckpointError, match="belong to the dataset"):
+    with pytest.raises(DataError, match="belong to the dataset"):
         run((other, written), tmp_path / "run")
 
 
@@ -307,9 +307,9 @@ def test_a_damaged_checkpoint_never_means_a_new_start(
 ):
     run(dataset, tmp_path / "run", until=1)
     damage(tmp_path / "run" / "checkpoints" / "step-00000001")
-    with pytest.raises(run_checkpoints.CheckpointError, match=message):
+    with pytest.raises(DataError, match=message):
         run(dataset, tmp_path / "run")
-    with pytest.raises(run_checkpoints.CheckpointError, match=message):
+    with pytest.raises(DataError, match=message):
         run_checkpoints.load_model(str(tmp_path / "run"))
 
 
@@ -346,9 +346,7 @@ def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(standard, "Saving", InTheWay)
-        with pytest.raises(
-            run_checkpoints.SaveError, match="Step 3 could not be saved"
-        ):
+        with pytest.raises(RunError, match="Step 3 could not be saved"):
             run(dataset, tmp_path / "run", keep_last=8)
     assert run_checkpoints.load_model(str(tmp_path / "run"))[1].step == 2
 
@@ -450,11 +448,11 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_restored(dataset, tmp
     values = state(tmp_path / "run", step=2)
     name = "model/transformer/ln_f/gamma"
     values[name] = np.full_like(values[name], np.nan)
-    with pytest.raises(states.StateError, match=f"not finite: {name}"):
+    with pytest.raises(DataError, match=f"not finite: {name}"):
         states.write(values, str(folder / "state.safetensors"))
     safetensors.numpy.save_file(values, folder / "state.safetensors")
     vouch(folder)
-    with pytest.raises(run_checkpoints.CheckpointError, match=f"not finite: {name}"):
+    with pytest.raises(DataError, match=f"not finite: {name}"):
         run(dataset, tmp_path / "run")
 
 
@@ -468,7 +466,7 @@ def test_other_variables_are_named(dataset, tmp_path):
     values["optimizer/iteration"] = values["optimizer/iteration"].astype(np.int32)
     safetensors.numpy.save_file(values, folder / "state.safetensors")
     vouch(folder)
-    with pytest.raises(run_checkpoints.CheckpointError) as error:
+    with pytest.raises(DataError) as error:
         run(dataset, tmp_path / "run")
     for problem in (
         "model/transformer/ln_f/beta is missing",
@@ -494,7 +492,7 @@ def test_another_format_version_is_refused(dataset, tmp_path):
     run(dataset, tmp_path / "run", until=2)
     path = tmp_path / "run" / "checkpoints" / "step-00000002" / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
-    with pytest.raises(run_checkpoints.CheckpointError, match="Received: 9"):
+    with pytest.raises(DataError, match="Received: 9"):
         run(dataset, tmp_path / "run")
 
 
@@ -502,7 +500,7 @@ def test_another_format_version_is_refused(dataset, tmp_path):
 def test_a_diverged_run_stops_and_keeps_what_was_good(dataset, tmp_path):
     """The first update is absurd; all that follow are skipped."""
     options = {"optimizer": "sgd", "learning_rate": 1e30, "max_skipped_in_a_row": 3}
-    with pytest.raises(standard.DivergenceError, match="smaller `optimizer") as error:
+    with pytest.raises(RunError, match="smaller `optimizer") as error:
         run(dataset, tmp_path / "run", keep_last=8, **options)
     assert "The last 3 updates, up to step 4, were skipped" in str(error.value)
     batch = reader.training_batches(
@@ -557,12 +555,12 @@ def test_a_model_of_an_earlier_step_loads(dataset, tmp_path):
     stored = state(tmp_path / "run", step=7)
     for name, variable in states.named("model", gpt2.variables).items():
         np.testing.assert_array_equal(variable, stored[name], err_msg=name)
-    with pytest.raises(run_checkpoints.CheckpointError, match=r"6, 7, 8\. Received: 2"):
+    with pytest.raises(DataError, match=r"6, 7, 8\. Received: 2"):
         run_checkpoints.load_model(str(tmp_path / "run"), step=2)
 
 
 def test_a_workdir_without_checkpoint(tmp_path):
-    with pytest.raises(run_checkpoints.CheckpointError, match="which has none"):
+    with pytest.raises(DataError, match="which has none"):
         run_checkpoints.load_model(str(tmp_path))
 
 
@@ -580,7 +578,7 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_noticed(dataset, tmp_path)
         patch.setattr(standard.Guard, "on_train_begin", replace)
         patch.setattr(standard.Guard, "on_train_batch_end", lambda *_, **__: None)
         message = "Changed since its start: train-00001-of-00003.tfrecord"
-        with pytest.raises(manifest.DatasetError, match=message):
+        with pytest.raises(DataError, match=message):
             run(dataset, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
@@ -591,7 +589,7 @@ def test_a_disk_without_room_stops_the_run_before_it_starts(
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(gcs.StorageError, match="MB free for what goes to"):
+    with pytest.raises(UserError, match="MB free for what goes to"):
         run(dataset, tmp_path / "run")
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tokenizers
 from transformers import GPT2TokenizerFast
 
-from configs.schema import ConfigError
+from configs.errors import UserError
 from tests.conftest import VOCABULARY_SIZE, tiny_model
 from trainer import export
 from trainer.generation.decoding import Settings
@@ -197,7 +197,7 @@ def test_only_the_likeliest_are_drawn(gpt2, tokenizer, limit):
 def test_a_prompt_that_leaves_no_room_is_refused(gpt2, tokenizer):
     sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=60))
     sampler(["w1 w2 w3 w4"])
-    with pytest.raises(ConfigError, match="Received: 5 and 60"):
+    with pytest.raises(UserError, match="Received: 5 and 60"):
         sampler(["w1 w2 w3 w4 w5"])
 
 
@@ -210,7 +210,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(gpt2, tokenizer):
     ],
 )
 def test_settings_that_exclude_each_other(settings, count, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         Settings(**settings).check(count)
 
 

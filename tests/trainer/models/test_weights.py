@@ -11,7 +11,8 @@ import safetensors.numpy
 import tensorflow as tf
 from transformers import GPT2Config
 
-from configs.schema import ConfigError, ModelConfig
+from configs.errors import UserError
+from configs.schema import ModelConfig
 from tests import programs
 from tests.conftest import VOCABULARY_SIZE, assert_refused, shared, tiny_model
 from tfrecords import manifest as manifests
@@ -73,14 +74,14 @@ def test_missing_weights_are_named(tmp_path):
     folder = pytorch_folder(tmp_path / "hf", tiny_model(n_layer=1))
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "n_layer": 2}))
-    with pytest.raises(ConfigError, match=r"Missing: .*h\.1\.attn\.c_attn\.weight"):
+    with pytest.raises(UserError, match=r"Missing: .*h\.1\.attn\.c_attn\.weight"):
         weights.load(folder)
 
 
 def test_weights_that_are_no_safetensors_are_refused(tmp_path):
     folder = pytorch_folder(tmp_path / "hf", tiny_model(n_layer=1))
     (tmp_path / "hf" / "model.safetensors").write_bytes(b"\x80\x04pickle")
-    with pytest.raises(ConfigError, match="must be a Hugging Face GPT-2 folder"):
+    with pytest.raises(UserError, match="must be a Hugging Face GPT-2 folder"):
         weights.load(folder)
 
 
@@ -89,17 +90,17 @@ def test_a_variant_of_gpt2_is_refused(tmp_path):
     path = tmp_path / "hf" / "config.json"
     values = {**json.loads(path.read_text()), "scale_attn_by_inverse_layer_idx": True}
     path.write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="scale_attn_by_inverse_layer_idx=False"):
+    with pytest.raises(UserError, match="scale_attn_by_inverse_layer_idx=False"):
         weights.load(folder)
 
 
 def test_a_missing_tokenizer_is_one_message(tmp_path):
-    with pytest.raises(ConfigError, match="must hold a tokenizer"):
+    with pytest.raises(UserError, match="must hold a tokenizer"):
         weights.load_tokenizer(str(tmp_path))
 
 
 def test_a_folder_without_weights_is_one_message(tmp_path):
-    with pytest.raises(ConfigError, match="must be a Hugging Face GPT-2 folder"):
+    with pytest.raises(UserError, match="must be a Hugging Face GPT-2 folder"):
         weights.load(str(tmp_path))
 
 
@@ -108,10 +109,10 @@ def test_data_beyond_the_model_is_refused(dataset):
     gpt2 = tiny_model()
     weights.check_fits(gpt2, written)
     wide = dataclasses.replace(written, vocabulary_size=VOCABULARY_SIZE + 1)
-    with pytest.raises(ConfigError, match="98 > 97"):
+    with pytest.raises(UserError, match="98 > 97"):
         weights.check_fits(gpt2, wide)
     long = dataclasses.replace(written, sequence_length=17)
-    with pytest.raises(ConfigError, match="17 > 16"):
+    with pytest.raises(UserError, match="17 > 16"):
         weights.check_fits(gpt2, long)
 
 
@@ -122,7 +123,7 @@ def test_data_of_another_tokenizer_is_refused(dataset, tmp_path):
     same = manifests.tokenizer_fingerprint(vocabulary)
     matching = dataclasses.replace(dataset[1], tokenizer_fingerprint=same)
     weights.create(config, matching, seed=0)
-    with pytest.raises(ConfigError, match="tokenized with the model's tokenizer"):
+    with pytest.raises(UserError, match="tokenized with the model's tokenizer"):
         weights.create(config, dataset[1], seed=0)
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from configs import tpu
-from configs.schema import Config, ConfigError, validate
+from configs.errors import UserError
+from configs.schema import Config, validate
 from tests import programs
 from tfrecords import schema
 from tfrecords.manifest import Manifest
@@ -68,7 +69,7 @@ def test_the_expected_hardware_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("found", [V2, CPU])
 def test_other_hardware_stops_with_both_names(tmp_path, found):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         settle(config(), found, tmp_path)
     assert "v3-8 (8 replicas of 15.48 GiB)" in str(error.value)
     assert found.name in str(error.value)
@@ -78,7 +79,7 @@ def test_other_hardware_stops_with_both_names(tmp_path, found):
 def test_no_run_adapts_to_a_cpu(tmp_path):
     made = config()
     made.hardware.on_mismatch = "adapt"
-    with pytest.raises(ConfigError, match="CPU x 2"):
+    with pytest.raises(UserError, match="CPU x 2"):
         settle(made, CPU, tmp_path)
 
 
@@ -96,11 +97,11 @@ def test_a_smaller_tpu_gets_smaller_microbatches_of_the_same_global_batch(tmp_pa
 def test_adapting_needs_a_plan_of_this_model(tmp_path):
     made = config()
     made.hardware.on_mismatch = "adapt"
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(UserError, match="is not there"):
         settle(made, V2, tmp_path)
     save_plan(tmp_path, made, "v2-8", max_microbatch_size=20)
     made.model.n_layer = 24
-    with pytest.raises(ConfigError, match="n_layer 12, not 24"):
+    with pytest.raises(UserError, match="n_layer 12, not 24"):
         settle(made, V2, tmp_path)
 
 
@@ -109,14 +110,14 @@ def test_a_damaged_plan_is_one_message(tmp_path, text):
     made = config(remat="auto")
     save_plan(tmp_path, made, "v3-8")
     (tmp_path / "plans" / "v3-8.json").write_text(text)
-    with pytest.raises(ConfigError, match="it is damaged"):
+    with pytest.raises(UserError, match="it is damaged"):
         settle(made, V3, tmp_path)
 
 
 def test_a_plan_without_accumulation_is_not_one_with(tmp_path):
     made = config(remat="auto")
     save_plan(tmp_path, made, "v3-8", accumulation_steps=1)
-    with pytest.raises(ConfigError, match="32, accumulated; and a plan for 32 x 1"):
+    with pytest.raises(UserError, match="32, accumulated; and a plan for 32 x 1"):
         settle(made, V3, tmp_path)
 
 
@@ -124,13 +125,13 @@ def test_adapting_stops_where_nothing_fits(tmp_path):
     made = config()
     made.hardware.on_mismatch = "adapt"
     save_plan(tmp_path, made, "v2-8", fits=False)
-    with pytest.raises(ConfigError, match="No microbatch that fits a v2-8"):
+    with pytest.raises(UserError, match="No microbatch that fits a v2-8"):
         settle(made, V2, tmp_path)
 
 
 def test_auto_takes_what_the_plan_chose(tmp_path):
     made = config(remat="auto")
-    with pytest.raises(ConfigError, match="A plan for v3-8 is needed"):
+    with pytest.raises(UserError, match="A plan for v3-8 is needed"):
         settle(made, V3, tmp_path)
     save_plan(tmp_path, made, "v3-8", remat="attention")
     assert settle(made, V3, tmp_path).remat == "attention"
@@ -138,7 +139,7 @@ def test_auto_takes_what_the_plan_chose(tmp_path):
     save_plan(tmp_path, made, "v3-8", microbatch_size=16, max_microbatch_size=40)
     assert settle(made, V3, tmp_path).remat == "block"
     save_plan(tmp_path, made, "v3-8", microbatch_size=16)
-    with pytest.raises(ConfigError, match="must say that the microbatch fits"):
+    with pytest.raises(UserError, match="must say that the microbatch fits"):
         settle(made, V3, tmp_path)
 
 
@@ -150,7 +151,7 @@ def test_auto_without_a_tpu_recomputes_nothing(tmp_path):
 
 def test_a_tpu_that_does_not_tell_its_type_is_accepted(tmp_path):
     assert settle(config(), Found("TPU", 8), tmp_path) == config().training
-    with pytest.raises(ConfigError, match="TPU x 4"):
+    with pytest.raises(UserError, match="TPU x 4"):
         settle(config(), Found("TPU", 4), tmp_path)
 
 
@@ -188,9 +189,9 @@ def test_every_type_has_a_name_that_leads_back_to_it():
 
 @pytest.mark.parametrize("name", ["v3-9", "v1-8", "v3", "", "v3-8x"])
 def test_unknown_types_are_refused(name):
-    with pytest.raises(tpu.UnknownTpuError, match="v3-8, v3-32"):
+    with pytest.raises(UserError, match="v3-8, v3-32"):
         tpu.parse(name)
     made = Config()
     made.hardware.tpu_type = name or "none"
-    with pytest.raises(ConfigError, match=r"hardware\.tpu_type"):
+    with pytest.raises(UserError, match=r"hardware\.tpu_type"):
         validate(made)

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from configs import tpu
-from configs.schema import Config, ConfigError
+from configs.errors import UserError
+from configs.schema import Config
 from tests import programs
 from tests.conftest import SMALL
 from trainer.callbacks import standard
@@ -228,5 +229,5 @@ def test_wandb_offline_has_the_run(small_run, tmp_path):
 
 def test_without_its_package_wandb_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"pip install 'gpt2-tpu\[wandb\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gpt2-tpu\[wandb\]'"):
         trackers.WeightsAndBiases(str(tmp_path), Config())

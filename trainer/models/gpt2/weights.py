@@ -19,10 +19,10 @@ from transformers.modeling_tf_pytorch_utils import (
 )
 from transformers.utils import cached_file
 
-from configs.schema import ConfigError, ModelConfig
+from configs.errors import TryAgainError, UserError
+from configs.schema import ModelConfig
 from tfrecords.manifest import Manifest, tokenizer_fingerprint
 from tfrecords.storage import files
-from tfrecords.storage.gcs import StorageError, UnreachableError
 
 
 def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadModel:
@@ -34,7 +34,7 @@ def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadMo
       seed: of random weights.
 
     Raises:
-      ConfigError: model and data do not fit together.
+      UserError: model and data do not fit together.
     """
     if config.initial_checkpoint:
         model = load(config.initial_checkpoint)
@@ -59,14 +59,14 @@ def shape(config: ModelConfig, manifest: Manifest) -> GPT2Config:
     """Returns the shape of the model that `create` builds, without building it.
 
     Raises:
-      ConfigError: the checkpoint's config.json cannot be read.
+      UserError: the checkpoint's config.json cannot be read.
     """
     if not config.initial_checkpoint:
         return shape_of(config, manifest.vocabulary_size)
     try:
         found = GPT2Config.from_pretrained(config.initial_checkpoint)
     except (OSError, ValueError) as error:
-        raise ConfigError(
+        raise UserError(
             "`model.initial_checkpoint` must be a Hugging Face folder or name with "
             f"config.json. Received: {config.initial_checkpoint!r}."
         ) from error
@@ -91,7 +91,7 @@ def load(checkpoint: str) -> TFGPT2LMHeadModel:
     """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch.
 
     Raises:
-      ConfigError: there is no such checkpoint, or it is not a GPT-2's.
+      UserError: there is no such checkpoint, or it is not a GPT-2's.
     """
     try:
         path = str(cached_file(checkpoint, "model.safetensors"))
@@ -103,7 +103,7 @@ def load(checkpoint: str) -> TFGPT2LMHeadModel:
         else:
             model = TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ConfigError(
+        raise UserError(
             "The checkpoint must be a Hugging Face GPT-2 folder or name, with "
             f"config.json and model.safetensors. Received: {checkpoint!r}. Loading "
             f"said: {str(error).strip().splitlines()[0]}"
@@ -115,7 +115,7 @@ def load(checkpoint: str) -> TFGPT2LMHeadModel:
 
 
 def _check_variant(model: TFGPT2LMHeadModel, checkpoint: str) -> None:
-    """Raises ConfigError where TensorFlow's GPT-2 would ignore what the config asks."""
+    """Raises UserError where TensorFlow's GPT-2 would ignore what the config asks."""
     usual = {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
@@ -125,7 +125,7 @@ def _check_variant(model: TFGPT2LMHeadModel, checkpoint: str) -> None:
     for name, value in usual.items():
         found = getattr(model.config, name, value)
         if found != value:
-            raise ConfigError(
+            raise UserError(
                 f"The config.json of {checkpoint} must have {name}={value}: GPT-2 as "
                 f"published. Received: {found}."
             )
@@ -149,12 +149,12 @@ def _assign_pytorch(
             skip_logger_warnings=True,
         )
     except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise ConfigError(
+        raise UserError(
             f"The weights of {checkpoint} do not have the shapes of its config.json: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
     if found["missing_keys"]:
-        raise ConfigError(
+        raise UserError(
             f"The weights of {checkpoint} must be a GPT-2's. Missing: "
             f"{', '.join(sorted(found['missing_keys']))}."
         )
@@ -215,9 +215,9 @@ def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
 
 
 def check_vocabulary(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
-    """Raises ConfigError where the data has ids that the model lacks."""
+    """Raises UserError where the data has ids that the model lacks."""
     if manifest.vocabulary_size > model.config.vocab_size:
-        raise ConfigError(
+        raise UserError(
             "The dataset's vocabulary must not be larger than the model's. Received: "
             f"{manifest.vocabulary_size} > {model.config.vocab_size}. Preprocess "
             "with the model's tokenizer."
@@ -225,10 +225,10 @@ def check_vocabulary(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
 
 
 def check_fits(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
-    """Raises ConfigError where the data has ids or positions that the model lacks."""
+    """Raises UserError where the data has ids or positions that the model lacks."""
     check_vocabulary(model, manifest)
     if manifest.sequence_length > model.config.n_positions:
-        raise ConfigError(
+        raise UserError(
             "The dataset's sequence length must not exceed the model's positions. "
             f"Received: {manifest.sequence_length} > {model.config.n_positions}. "
             "Preprocess with a smaller `data.sequence_length`."
@@ -247,18 +247,18 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
                     path = files.join(source, name)
                     files.download(path, os.path.join(folder, name))
             return GPT2TokenizerFast.from_pretrained(folder)
-    except (StorageError, UnreachableError):
+    except (UserError, TryAgainError):
         raise
     except Exception as error:  # `tokenizers` raises nothing more special
         said = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise ConfigError(
+        raise UserError(
             f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
             f"merges.txt. Copy that of the model's training there. Loading said: {said}"
         ) from error
 
 
 def check_tokenizer(source: str, manifest: Manifest) -> None:
-    """Raises ConfigError where a checkpoint's tokenizer is not the dataset's."""
+    """Raises UserError where a checkpoint's tokenizer is not the dataset's."""
     names: set[str] | None = None  # of a name of the hub, which loading tells
     if files.is_remote(source) or os.path.isdir(source):
         names = set(files.sizes_and_versions(source))
@@ -273,7 +273,7 @@ def check_tokenizer(source: str, manifest: Manifest) -> None:
         tokenizer.save_pretrained(folder)
         found = tokenizer_fingerprint(folder)
     if found != manifest.tokenizer_fingerprint:
-        raise ConfigError(
+        raise UserError(
             "The dataset must be tokenized with the model's tokenizer. Received: "
             f"tokenizer {manifest.tokenizer_fingerprint[:12]} in the dataset, "
             f"{str(found)[:12]} in {source}. Preprocess with "

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from configs import cli
 from configs.errors import DataError, UserError
-from configs.schema import validate
+from configs.validation import validate
 from data_pipeline import (
     chunks,
     dataset_folder,

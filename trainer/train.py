@@ -18,7 +18,8 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from configs import cli
-from configs.schema import Config, flatten, validate
+from configs.schema import Config, flatten
+from configs.validation import validate
 from tfrecords import manifest as manifests
 from tfrecords import reader
 from tfrecords.storage import files, lease

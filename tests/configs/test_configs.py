@@ -7,21 +7,21 @@ import sys
 
 import pytest
 
-from configs import schema
+from configs import schema, validation
 from configs.errors import UserError
 from tests.conftest import ROOT, assert_refused, run_program
 
 FILES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "schema", "cli", "tpu")
+    if path.stem not in ("__init__", "cli", "errors", "schema", "tpu", "validation")
 )
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_config_is_valid_and_explains_itself(name):
     module = importlib.import_module(f"configs.{name}")
-    schema.validate(module.get_config())
+    validation.validate(module.get_config())
     assert "Command" in module.__doc__
     assert "Hardware" in module.__doc__
 
@@ -52,7 +52,7 @@ def test_all_problems_are_told_at_once():
     config.training.num_epochs = 0
     config.training.evaluation_interval = 15
     with pytest.raises(UserError) as error:
-        schema.validate(config)
+        validation.validate(config)
     message = str(error.value)
     assert len(message.splitlines()) == 6
     for expected in (
@@ -66,14 +66,14 @@ def test_all_problems_are_told_at_once():
         assert expected in message
 
 
-@pytest.mark.parametrize("field", sorted(schema._RANGES))
+@pytest.mark.parametrize("field", sorted(validation.RANGES))
 def test_each_range_is_checked(field):
     concern, name = field.split(".")
     config = schema.Config()
-    low, _ = schema._RANGES[field]
+    low, _ = validation.RANGES[field]
     setattr(getattr(config, concern), name, low - 1)
     with pytest.raises(UserError, match=f"`{field}` must be"):
-        schema.validate(config)
+        validation.validate(config)
 
 
 def test_a_config_survives_json():

@@ -1,6 +1,6 @@
-"""Checks a config: choices, ranges, and the rules between fields.
+"""Checks a config: the choices and ranges of fields, and the rules between fields.
 
-All problems are collected and raised at once, each with what to change.
+All problems are collected and raised as one error that says what to change.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from configs import tpu
 from configs.errors import UserError
 from configs.schema import Config, flatten
 
+# Field -> allowed values.
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.document": ("file", "line", "paragraph"),
     "data.detokenizer": ("none", "wikitext"),
@@ -30,7 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "hardware.tpu_type": ("", *tpu.names()),
     "hardware.on_mismatch": ("stop", "adapt"),
 }
-# Field -> smallest and largest value allowed; None is open.
+# Field -> smallest and largest allowed value; None: no limit.
 RANGES: dict[str, tuple[float, Optional[float]]] = {
     "data.sequence_length": (2, None),
     "data.vocab_size": (257, None),
@@ -74,7 +75,7 @@ def validate(config: Config) -> None:
     """Checks every field and every rule between fields.
 
     Raises:
-      UserError: lists all problems at once, each with what to change.
+      UserError: lists all problems and what to change.
     """
     problems = [
         *_field_problems(flatten(config)),
@@ -112,8 +113,8 @@ def _data_problems(config: Config) -> Iterator[str]:
         )
     if data.padding_side == "left" and data.mode == "packed":
         yield (
-            "`data.padding_side` must be right where `data.mode` is packed: only its "
-            "last record is padded. Received: left."
+            "`data.padding_side` must be right if `data.mode` is packed: only the last "
+            "record is padded. Received: left. Set it to right."
         )
 
 
@@ -129,31 +130,33 @@ def _model_problems(config: Config) -> Iterator[str]:
         if model.n_head > 0 and model.n_embd % model.n_head:
             yield (
                 "`model.n_embd` must be a multiple of `model.n_head`. Received: "
-                f"{model.n_embd} and {model.n_head}."
+                f"{model.n_embd} and {model.n_head}. Change either."
             )
 
 
 def _training_problems(config: Config) -> Iterator[str]:
     training = config.training
-    if training.microbatch_size > 0:
-        lower = training.global_batch_size // training.microbatch_size
-        if training.global_batch_size % training.microbatch_size:
-            nearest = training.microbatch_size * max(lower, 1)
-            yield (
-                "`training.global_batch_size` must be a multiple of "
-                "`training.microbatch_size`. Received: "
-                f"{training.global_batch_size} and {training.microbatch_size}. "
-                f"Use {nearest} or {nearest + training.microbatch_size}."
-            )
+    global_batch_size, microbatch_size = (
+        training.global_batch_size,
+        training.microbatch_size,
+    )
+    if microbatch_size > 0 and global_batch_size % microbatch_size:
+        lower = microbatch_size * max(global_batch_size // microbatch_size, 1)
+        yield (
+            "`training.global_batch_size` must be a multiple of "
+            f"`training.microbatch_size`. Received: {global_batch_size} and "
+            f"{microbatch_size}. Use {lower} or {lower + microbatch_size}."
+        )
     if training.num_epochs <= 0 and training.num_steps <= 0:
         yield (
             "`training.num_epochs` or `training.num_steps` must be positive. "
-            f"Received: {training.num_epochs} and {training.num_steps}."
+            f"Received: {training.num_epochs} and {training.num_steps}. Set one."
         )
     if 0 < training.num_steps <= config.optimizer.warmup_steps:
         yield (
             "`optimizer.warmup_steps` must be less than `training.num_steps`. "
-            f"Received: {config.optimizer.warmup_steps} and {training.num_steps}."
+            f"Received: {config.optimizer.warmup_steps} and {training.num_steps}. "
+            "Lower the first or raise the second."
         )
     for name, interval in (
         ("training.evaluation_interval", training.evaluation_interval),

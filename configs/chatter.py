@@ -51,17 +51,19 @@ def filter_stderr() -> None:
         return
     sys.stderr.flush()
     terminal = os.dup(2)
+    end, start = os.pipe()
     # In a session of its own, Ctrl-C and signals to the group do not reach it. It ends
-    # with the last process that holds the pipe.
+    # with the last process that holds the start of the pipe.
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
-        stdin=subprocess.PIPE,
+        stdin=end,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
     process.returncode = 0  # no warning that it still runs when Python ends
-    os.dup2(process.stdin.fileno(), 2)
-    process.stdin.close()
+    os.dup2(start, 2)
+    os.close(start)
+    os.close(end)
     sys.stderr = os.fdopen(
         terminal,
         "w",

@@ -31,19 +31,19 @@ def progress(description: str, total: int, unit: str, **options: Any) -> Iterato
       description: what is done, such as "evaluate".
       total: units of the whole work.
       unit: of `total`, in the singular.
-      **options: of tqdm, such as `initial` and `unit_scale`.
+      **options: of tqdm, such as `initial`, `unit_scale`, `delay` and `leave`.
     """
     options |= {"desc": description, "total": total, "unit": unit}
     if not sys.stderr.isatty():
-        with _LogProgress(
-            delay=_LOG_SECONDS,
-            mininterval=_LOG_SECONDS,
-            miniters=1,
-            file=io.StringIO(),  # the log takes its place
-            bar_format="{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, "
+        options |= {
+            "delay": _LOG_SECONDS,
+            "mininterval": _LOG_SECONDS,
+            "miniters": 1,
+            "file": io.StringIO(),  # the log takes its place
+            "bar_format": "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, "
             "{rate_fmt}, {remaining} left{postfix}",
-            **options,
-        ) as bar:
+        }
+        with _LogProgress(**options) as bar:
             yield bar
         return
     # A bar inside another finds stderr replaced already.

@@ -107,6 +107,6 @@ def test_private_jax_and_xla_stand_where_the_tpu_compiler_is_used():
     for path in (ROOT / "trainer").rglob("*.py"):
         text = path.read_text()
         if "jax" in text.replace("jaxlib", ""):
-            assert path.stem in ("tpu_compiler", "doctor"), path
+            assert path.stem in ("tpu_compiler", "preflight"), path
         if "tensorflow.compiler" in text or "tensorflow.python" in text:
             assert path.stem in ("compilation", "recompute"), path

@@ -77,12 +77,12 @@ def protocol(
 
 def evaluate() -> list[dict[str, Any]]:
     """Loads what the flags name, and scores it with each context length."""
-    strategies.check_folder("data_dir", FLAGS.data_dir)
+    cli.check_folder("data_dir", FLAGS.data_dir, FLAGS.tpu)
     manifest = manifests.load(FLAGS.data_dir)
     split = manifest.split(FLAGS.split)
     manifests.verify_shards(FLAGS.data_dir, manifest, FLAGS.split)
 
-    strategy = strategies.from_flags()
+    strategy = strategies.create(FLAGS.tpu, FLAGS.num_virtual_devices)
     with strategy.scope():
         trained = pretrained.from_flags()
         weights.check_tokenizer(trained.tokenizer, manifest)
@@ -155,7 +155,7 @@ def _scorer(
 
 def define_flags() -> None:
     pretrained.define_flags()
-    strategies.define_flags()
+    cli.define_hardware()
     flags.DEFINE_string("data_dir", "", "folder of the dataset")
     flags.DEFINE_string("split", "validation", "split to score")
     flags.DEFINE_list(
@@ -181,7 +181,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    with preemption.naming_loss():
+    with preemption.translate_unavailable_errors():
         found = evaluate()
     if FLAGS.json:
         print(json.dumps(found[0] if len(found) == 1 else {"results": found}))

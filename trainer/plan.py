@@ -16,6 +16,7 @@ from tfrecords import manifest as manifests
 from tfrecords.storage import files
 from trainer.planning import hardware, planner
 from trainer.planning.planner import gib
+from trainer.run_dir import plans
 
 FLAGS = flags.FLAGS
 
@@ -57,7 +58,7 @@ def _table(plan: dict[str, Any]) -> list[tuple[str, str]]:
     largest = plan["max_microbatch_size"]
     if largest is not None:
         rows.append(("largest microbatch", str(largest)))
-        size = hardware.largest_share(
+        size = hardware.largest_dividing_microbatch(
             plan["global_batch_size"], plan["num_replicas"], largest
         )
         if size:
@@ -95,7 +96,7 @@ def main() -> None:
         for warning in plan["warnings"]:
             print(f"warning: {warning}")
     if FLAGS.workdir and plan["planned_for"]:
-        hardware.save_plan(FLAGS.workdir, plan)
+        plans.save(FLAGS.workdir, plan)
     if not (plan["fits"] or plan["max_microbatch_size"]):
         raise UserError(
             f"This step does not fit a {tpu_type.name}. The compiler said: "

@@ -30,7 +30,7 @@ from trainer.evaluation.scoring import Scorer
 from trainer.models.gpt2 import flops
 from trainer.optimizers import schedule
 from trainer.planning import hardware
-from trainer.run_dir import journal, metrics, summary, trackers
+from trainer.run_dir import journal, metrics, plans, summary, trackers
 from trainer.runtime import cloud_metadata, preemption
 from trainer.runtime import strategy as strategies
 from trainer.runtime.cluster import Cluster
@@ -48,7 +48,7 @@ class _Run:
     workdir: str
     manifest: manifests.Manifest
     strategy: tf.distribute.Strategy
-    found: strategies.Found
+    found: strategies.DetectedHardware
     num_steps: int
 
     @property
@@ -79,8 +79,10 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
 
     # -- hardware: the one expected, and what of the run depends on it
     strategy = cluster.strategy
-    found = strategies.find(strategy)
-    config = hardware.settle(config, manifest, found, workdir)
+    found = strategies.detect_hardware(strategy)
+    config = hardware.resolve_hardware_config(
+        config, manifest, found, functools.partial(plans.load, workdir)
+    )
     cluster.check_same("--config", json.dumps(flatten(config)))
 
     # -- model, optimizer and step
@@ -93,11 +95,11 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     checkpoints = Checkpoints(
         workdir, task=task, config=config, manifest=manifest, writes=cluster.is_chief
     )
-    step = cluster.chief_first(checkpoints.restore)
+    step = cluster.run_on_chief_first(checkpoints.restore)
     cluster.check_same("--workdir", f"step {step}")
     if cluster.num_machines > 1:
         cluster.check_same("model.initial_checkpoint", checkpoints.fingerprint())
-    log = cluster.chief_first(
+    log = cluster.run_on_chief_first(
         lambda: metrics.MetricsLog(workdir, step, writes=cluster.is_chief)
     )
     if _is_finished(run, step, log):
@@ -145,10 +147,10 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
             log.flush()
             checkpoints.save(log.best_step)
             checkpoints.close()
-            cluster.leave_together()
+            cluster.exit_barrier()
             raise
         checkpoints.close()
-        cluster.leave_together()
+        cluster.exit_barrier()
 
 
 def _is_finished(run: _Run, step: int, log: metrics.MetricsLog) -> bool:
@@ -200,7 +202,7 @@ def _batches(run: _Run, start_step: int) -> tf.distribute.DistributedDataset:
             host_index=context.input_pipeline_id,
             num_hosts=context.num_input_pipelines,
         )
-        return strategies.counted(found)
+        return strategies.mark_infinite(found)
 
     return run.strategy.distribute_datasets_from_function(host_batches)
 
@@ -297,7 +299,7 @@ def _print_result(data_dir: str, workdir: str) -> None:
 
 def define_flags() -> None:
     cli.define_config()
-    strategies.define_flags()
+    cli.define_hardware()
     flags.DEFINE_string("data_dir", "", "folder of the dataset")
     flags.DEFINE_string("workdir", "", "folder of the run")
 
@@ -305,12 +307,12 @@ def define_flags() -> None:
 def main() -> None:
     config = FLAGS.config
     validate(config)
-    strategies.check_folder("data_dir", FLAGS.data_dir)
-    strategies.check_folder("workdir", FLAGS.workdir)
+    cli.check_folder("data_dir", FLAGS.data_dir, FLAGS.tpu)
+    cli.check_folder("workdir", FLAGS.workdir, FLAGS.tpu)
     for folder in (FLAGS.data_dir, FLAGS.workdir):
         cloud_metadata.warn_of_distance(folder)
-    with preemption.naming_loss(), contextlib.ExitStack() as held:
-        cluster = Cluster(strategies.from_flags())
+    with preemption.translate_unavailable_errors(), contextlib.ExitStack() as held:
+        cluster = Cluster(strategies.create(FLAGS.tpu, FLAGS.num_virtual_devices))
         if cluster.is_chief:
             held.enter_context(lease.only_writer(FLAGS.workdir))
             held.enter_context(journal.recorded(FLAGS.workdir))

@@ -280,7 +280,7 @@ def test_a_wrong_token_is_one_message(exported, hub, tmp_path, monkeypatch):
     assert found.returncode == 2, found.stderr
     errors = [n for n in found.stderr.splitlines() if n.startswith("error:")]
     assert len(errors) == 1
-    assert "must be one that the hub knows" in errors[0]
+    assert "must be known to the hub" in errors[0]
     assert "Traceback" not in found.stderr
     assert "hf_wrong" not in found.stdout + found.stderr
     assert not hub.repositories.get("someone/wise")
@@ -289,8 +289,8 @@ def test_a_wrong_token_is_one_message(exported, hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("token", "repository", "message"),
     [
-        ("hf_wrong\n", "someone/wise", "must be one that the hub knows"),
-        ("hf_wröng", "someone/wise", "characters that no token has"),
+        ("hf_wrong\n", "someone/wise", "must be known to the hub"),
+        ("hf_wröng", "someone/wise", "one with invalid characters"),
         ("", "someone/wise", "Received: none"),
         ("hf_right", "other/wise", "the right to write to other/wise"),
         ("hf_right", "other/theirs", "the right to write to other/theirs"),

@@ -56,7 +56,7 @@ class Scorer:
                 host_index=context.input_pipeline_id,
                 num_hosts=context.num_input_pipelines,
             )
-            return strategies.counted(found)
+            return strategies.mark_infinite(found)
 
         @tf.function
         def score_batch(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

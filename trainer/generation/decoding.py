@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits: settings, noise, penalties."""
+"""Chooses the next token from the logits: settings, noise, penalties."""
 
 import dataclasses
 from typing import Any
@@ -18,16 +18,16 @@ from trainer.models.layers import noise
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the next token is chosen.
+    """Settings of the choice of tokens.
 
     Attributes:
-      max_new_tokens: tokens to add, fewer where end-of-text comes first.
-      temperature: divides the logits; 0 takes the likeliest token each time.
-      top_k: sample among so many of the likeliest; 0: all.
-      top_p: sample among the likeliest that hold this much probability.
-      repetition_penalty: divides positive logits of tokens that are there already, and
+      max_new_tokens: tokens to add; fewer where end-of-text comes first.
+      temperature: divides the logits; 0 always takes the likeliest token.
+      top_k: sample among so many of the likeliest tokens; 0: among all.
+      top_p: sample among the likeliest tokens that hold this probability together.
+      repetition_penalty: divides positive logits of tokens that the text contains, and
         multiplies negative ones.
-      num_beams: with more than 1, beam search, which samples nothing.
+      num_beams: above 1, beam search, without sampling.
     """
 
     max_new_tokens: int = 50
@@ -44,7 +44,7 @@ class Settings:
             raise UserError(
                 "`--num_beams` searches and does not sample: it excludes "
                 "`--temperature`, `--top_k` and `--top_p`. Received: "
-                f"{self.num_beams} beams. Leave either out."
+                f"{self.num_beams} beams and sampling. Leave either out."
             )
         at_most = self.num_beams if self.num_beams > 1 else int(self.greedy) or None
         if at_most and num_return_sequences > at_most:
@@ -56,45 +56,47 @@ class Settings:
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
 
     def processors(
         self, mask: tf.Tensor, seed: tf.Tensor, sample: tf.Tensor
     ) -> TFLogitsProcessorList:
-        """Returns what turns logits into scores, of which the highest is taken.
+        """Returns the processors of logits; the token with the highest score is taken.
 
         Args:
-          mask: int32 [B, prompt length], 0 where padding stands.
+          mask: int32 [B, prompt length], 0 for padding.
           seed: int32 [].
-          sample: int32 [B], the number of each sample of its prompt.
+          sample: int32 [B], the number of each row among its prompt's samples.
         """
-        found: list[Any] = []
+        processors: list[Any] = []
         if self.repetition_penalty != 1.0:
             rows = tf.repeat(mask, self.num_beams, axis=0)
-            found.append(_Penalize(self.repetition_penalty, rows))
+            processors.append(_PenalizeRepetition(self.repetition_penalty, rows))
         if self.greedy or self.num_beams > 1:
-            return TFLogitsProcessorList(found)
+            return TFLogitsProcessorList(processors)
         if self.temperature != 1.0:
-            found.append(TFTemperatureLogitsWarper(self.temperature))
+            processors.append(TFTemperatureLogitsWarper(self.temperature))
         if self.top_k:
-            found.append(TFTopKLogitsWarper(self.top_k))
+            processors.append(TFTopKLogitsWarper(self.top_k))
         if self.top_p < 1.0:
-            found.append(TFTopPLogitsWarper(self.top_p))
-        found.append(Noise(seed, sample, tf.shape(mask)[1]))
-        return TFLogitsProcessorList(found)
+            processors.append(TFTopPLogitsWarper(self.top_p))
+        processors.append(Noise(seed, sample, tf.shape(mask)[1]))
+        return TFLogitsProcessorList(processors)
 
 
 class Noise(TFLogitsProcessor):
     """Adds Gumbel noise to the scores: their argmax is then a sample of the softmax.
 
-    transformers' own sampling uses the same noise for every token where it is given a
-    seed; here it depends on (seed, number of the sample, number of the new token).
+    transformers' own sampling with a seed uses the same noise for every token. Here it
+    depends on (seed, number of the sample, number of the new token).
 
     Args:
       seed: int32 [].
-      sample: int32 [B], the number of each sample of its prompt.
+      sample: int32 [B], the number of each row among its prompt's samples.
       prompt_length: int32 [].
-      temperature: float32 []; as if it had divided the scores. 0: no noise.
+      temperature: float32 []; scales the noise, which is the same as dividing the
+        scores. 0: no noise.
 
     Source: Maddison, Tarlow, Minka, "A* Sampling" (2014), section 2.
     """
@@ -114,13 +116,13 @@ class Noise(TFLogitsProcessor):
     def __call__(
         self, input_ids: tf.Tensor, scores: tf.Tensor, cur_len: tf.Tensor
     ) -> tf.Tensor:
-        number = cur_len - self._prompt_length
-        keys = noise.row_keys(self._seed, number, self._sample)
+        token_number = cur_len - self._prompt_length
+        keys = noise.row_keys(self._seed, token_number, self._sample)
         return scores + self._temperature * noise.gumbel(keys, scores.shape[1])
 
 
-class _Penalize(TFLogitsProcessor):
-    """Makes tokens that are there already less likely; padding does not count.
+class _PenalizeRepetition(TFLogitsProcessor):
+    """Makes tokens that the text contains less likely; padding does not count.
 
     Source: Keskar et al., "CTRL" (2019), section 4.1.
     """
@@ -137,8 +139,8 @@ class _Penalize(TFLogitsProcessor):
         real = tf.concat([self._mask, tf.ones([num_rows, num_new], tf.int32)], axis=1)
         real *= tf.cast(tf.range(length) < cur_len, tf.int32)
         rows = tf.repeat(tf.range(num_rows)[:, None], length, axis=1)
-        times = tf.scatter_nd(
+        occurrences = tf.scatter_nd(
             tf.stack([rows, input_ids], axis=2), real, tf.shape(scores)
         )
-        less = tf.where(scores > 0, scores / self._penalty, scores * self._penalty)
-        return tf.where(times > 0, less, scores)
+        lowered = tf.where(scores > 0, scores / self._penalty, scores * self._penalty)
+        return tf.where(occurrences > 0, lowered, scores)

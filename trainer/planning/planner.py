@@ -45,7 +45,7 @@ def make(
     num_replicas = tpu_type.num_replicas
     if find_max:
         # The microbatch is looked for: this one only has to be possible.
-        size = hardware.largest_share(
+        size = hardware.largest_dividing_microbatch(
             settings.global_batch_size, num_replicas, settings.microbatch_size
         )
         size = size or settings.microbatch_size

@@ -116,6 +116,8 @@ class OptimizerConfig:
 class TrainingConfig:
     """Batches, length, numerics. A step is an optimizer update."""
 
+    # What is learnt: "causal_lm" predicts each token from those before it.
+    task: str = "causal_lm"
     # global_batch_size = microbatch_size x num_replicas x accumulation_steps
     global_batch_size: int = 8
     # Sequences that one replica holds at once. The rest is accumulated.
@@ -199,7 +201,6 @@ _CHOICES = {
     "data.encoding_errors": ("stop", "replace", "skip"),
     "data.mode": ("packed", "document", "labelled"),
     "data.padding_side": ("right", "left"),
-    "model.architecture": ("gpt2",),
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": (
         "linear",

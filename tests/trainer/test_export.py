@@ -62,7 +62,7 @@ def succeed(*command: str) -> subprocess.CompletedProcess:
 
 
 def our_logits(workdir: pathlib.Path) -> np.ndarray:
-    gpt2, _ = run_checkpoints.load_model(str(workdir))
+    gpt2 = run_checkpoints.load_model(str(workdir)).model
     return gpt2(tf.constant(TOKENS)).logits.numpy()
 
 
@@ -178,7 +178,7 @@ def test_tensorflow_alone_scores_and_generates(exported, tmp_path):
         "--max_new_tokens=6",
     )
     assert (folder / "assets.extra" / "tokenizer.json").exists()
-    gpt2, _ = run_checkpoints.load_model(str(workdir))
+    gpt2 = run_checkpoints.load_model(str(workdir)).model
     words = weights.load_tokenizer(str(workdir / "tokenizer"))
     prompts = ["The quick brown fox jumps", "It did"]
     encoded = [words(prompt)["input_ids"] for prompt in prompts]

@@ -32,10 +32,10 @@ def write(trained: Pretrained, workdir: str) -> str:
       trained: the model.
       workdir: of its run; empty: it is no run's.
     """
-    shape = trained.gpt2.config
+    shape = trained.model.config
     sections = [
         f"# {PurePosixPath(trained.name).name}",
-        f"GPT-2 with {trained.gpt2.num_parameters():,} parameters: {shape.n_layer} "
+        f"GPT-2 with {trained.model.num_parameters():,} parameters: {shape.n_layer} "
         f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
         f"positions, a vocabulary of {shape.vocab_size:,}.",
     ]

@@ -17,10 +17,13 @@ from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import tpu
 from configs.schema import Config
-from trainer.models.gpt2 import forward, weights
+from trainer.models.architecture import Options
+from trainer.models.gpt2 import weights
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 from trainer.models.layers import cross_entropy
 from trainer.planning import compilation, planner
-from trainer.tasks import causal_lm as tasks
+from trainer.tasks import causal_lm
+from trainer.tasks.create import assemble
 
 FLAGS = flags.FLAGS
 LENGTH = 1024
@@ -100,7 +103,7 @@ def plain_step(gpt2: TFGPT2LMHeadModel, optimizer: str) -> Callable:
     }
     rule = rules[optimizer](1e-4, jit_compile=False)
     rule.build(gpt2.trainable_variables)
-    add_up = compilation.sum_over(8)
+    add_up = compilation.all_reduce_over(8)
 
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         tokens = batch["tokens"]
@@ -123,13 +126,15 @@ def plain_step(gpt2: TFGPT2LMHeadModel, optimizer: str) -> Callable:
 def our_step(gpt2: TFGPT2LMHeadModel, case: dict[str, Any]) -> Callable:
     config = Config()
     config.optimizer.name = case["optimizer"]
-    return tasks.assemble(
+    return assemble(
         gpt2,
+        GPT2,
+        causal_lm.TASK,
         config,
         10**6,
         accumulation_steps=case.get("accumulation", 1),
-        options=forward.Options("bfloat16", case["remat"], compiled=True),
-        all_reduce=compilation.sum_over(8),
+        options=Options("bfloat16", case["remat"], compiled=True),
+        all_reduce=compilation.all_reduce_over(8),
     ).train_step
 
 
@@ -146,7 +151,9 @@ def lower(case: dict[str, Any], size: int) -> bytes:
         step = plain_step(gpt2, case["optimizer"])
     else:
         step = our_step(gpt2, case)
-    return compilation.lower(step, size * case.get("accumulation", 1), LENGTH)
+    return compilation.lower(
+        step, causal_lm.TASK.signature(size * case.get("accumulation", 1), LENGTH)
+    )
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     tpu_type = tpu.parse(case.get("tpu", "v3-8"))
 
     def compiled(size: int) -> dict[str, Any]:
-        hlo = compilation.apart(lower, case=case, size=size)
+        hlo = compilation.run_in_process(lower, case=case, size=size)
         found = compilation.compile_hlo(hlo, tpu_type)
         print(size, found["message"] or found["peak_bytes"], file=sys.stderr)
         return found

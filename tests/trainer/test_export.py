@@ -16,10 +16,11 @@ from tests import hub_server, programs
 from tests.conftest import run_program, tiny_model
 from tests.trainer.generation.test_sampling import tokenizer  # noqa: F401
 from tfrecords.storage import files
-from trainer import export
 from trainer.checkpoints import run_checkpoints
 from trainer.exporting import hub as uploads
-from trainer.generation import decoding, sampling
+from trainer.exporting import huggingface
+from trainer.generation import sampling
+from trainer.generation.settings import Settings
 from trainer.models.gpt2 import weights
 
 TOKENS = [[5, 17, 300, 2, 2, 99, 250, 31], [7, 7, 1, 40, 41, 42, 43, 44]]
@@ -62,7 +63,7 @@ def succeed(*command: str) -> subprocess.CompletedProcess:
 
 
 def our_logits(workdir: pathlib.Path) -> np.ndarray:
-    gpt2, _ = run_checkpoints.load_model(str(workdir))
+    gpt2 = run_checkpoints.load_model(str(workdir)).model
     return gpt2(tf.constant(TOKENS)).logits.numpy()
 
 
@@ -128,7 +129,7 @@ def test_weights_of_other_types(tokenizer, tmp_path, dtype, atol):  # noqa: F811
     from transformers import GPT2LMHeadModel
 
     gpt2 = tiny_model()
-    export.to_huggingface(gpt2, tokenizer, tmp_path, tf.as_dtype(dtype))
+    huggingface.save(gpt2, tokenizer, tmp_path, tf.as_dtype(dtype))
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     judge = GPT2LMHeadModel.from_pretrained(tmp_path, dtype="auto")
     assert judge.dtype == getattr(torch, dtype)
@@ -144,7 +145,7 @@ def test_a_type_too_small_for_the_weights_is_refused(tokenizer, tmp_path):  # no
     gpt2 = tiny_model()
     gpt2.transformer.ln_f.gamma.assign(tf.fill([16], 1e5))
     with pytest.raises(UserError, match=r"ln_f\.weight is not finite"):
-        export.to_huggingface(gpt2, tokenizer, tmp_path, tf.float16)
+        huggingface.save(gpt2, tokenizer, tmp_path, tf.float16)
 
 
 def test_the_card_tells_how_the_model_was_made(exported):
@@ -178,7 +179,7 @@ def test_tensorflow_alone_scores_and_generates(exported, tmp_path):
         "--max_new_tokens=6",
     )
     assert (folder / "assets.extra" / "tokenizer.json").exists()
-    gpt2, _ = run_checkpoints.load_model(str(workdir))
+    gpt2 = run_checkpoints.load_model(str(workdir)).model
     words = weights.load_tokenizer(str(workdir / "tokenizer"))
     prompts = ["The quick brown fox jumps", "It did"]
     encoded = [words(prompt)["input_ids"] for prompt in prompts]
@@ -223,7 +224,7 @@ def test_tensorflow_alone_scores_and_generates(exported, tmp_path):
 
     assert greedy == same
     assert sampled != other
-    settings = decoding.Settings(max_new_tokens=6, temperature=0.0)
+    settings = Settings(max_new_tokens=6, temperature=0.0)
     for prompt, (text,), new in zip(
         prompts, sampling.Sampler(gpt2, words, settings)(prompts), greedy, strict=True
     ):

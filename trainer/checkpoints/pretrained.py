@@ -4,27 +4,17 @@ import dataclasses
 import os
 import re
 
-from absl import flags
-from transformers import TFGPT2LMHeadModel
+import tf_keras
 
-from configs.errors import UserError
 from tfrecords import manifest as manifests
 from tfrecords.manifest import TOKENIZER_FOLDER
 from tfrecords.storage import files
 from trainer.checkpoints import run_checkpoints
-from trainer.models.gpt2 import weights
+from trainer.models import registry
+from trainer.models.architecture import Architecture
 
-FLAGS = flags.FLAGS
 # By OpenAI, and by Hugging Face.
 _PUBLISHED = r"(openai-community/)?gpt2(-medium|-large|-xl)?|(distilbert/)?distilgpt2"
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", "", "folder of a run")
-    flags.DEFINE_integer(
-        "step", 0, "of the run's checkpoint; 0: the newest", lower_bound=0
-    )
-    flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +22,9 @@ class Pretrained:
     """A model and what is known of it.
 
     Attributes:
-      gpt2: the model.
+      model: owns the weights.
+      architecture: of the model.
+      task: the value of `training.task`.
       tokenizer: where its tokenizer loads from.
       precision: that it was trained in.
       name: for people.
@@ -41,7 +33,9 @@ class Pretrained:
         "fine-tuned on 1 x 2,051,910 words": epochs and words.
     """
 
-    gpt2: TFGPT2LMHeadModel
+    model: tf_keras.Model
+    architecture: Architecture
+    task: str
     tokenizer: str
     precision: str
     name: str
@@ -49,25 +43,40 @@ class Pretrained:
     origin: str
 
 
-def from_flags() -> Pretrained:
-    """Loads what `--workdir` or `--checkpoint` names, under the strategy's scope.
+def load(workdir: str, step: int, folder: str) -> Pretrained:
+    """Loads a trained model, under the strategy's scope.
+
+    Args:
+      workdir: of a run; empty: load `folder`.
+      step: of the run's checkpoint; 0: the newest.
+      folder: a Hugging Face folder or name.
 
     Raises:
-      UserError: not exactly one of them is given, or it does not load.
+      UserError: the model does not load.
       DataError: the workdir has no checkpoint.
     """
-    workdir, folder = FLAGS.workdir, FLAGS.checkpoint
-    if bool(workdir) == bool(folder):
-        raise UserError("Give either `--workdir` or `--checkpoint`.")
     if folder:
-        if FLAGS.step:
-            raise UserError("`--step` is of a `--workdir`: leave it out.")
         known = re.fullmatch(_PUBLISHED, folder) and not os.path.exists(folder)
         origin = "as published" if known else "of a folder"
-        return Pretrained(weights.load(folder), folder, "float32", folder, None, origin)
-    gpt2, record = run_checkpoints.load_model(workdir, FLAGS.step)
+        # A Hugging Face folder of another architecture says so itself: see `load`.
+        architecture = registry.get("gpt2")
+        model = architecture.load(folder)
+        return Pretrained(
+            model,
+            architecture,
+            "causal_lm",
+            folder,
+            precision="float32",
+            name=folder,
+            step=None,
+            origin=origin,
+        )
+    loaded = run_checkpoints.load_model(workdir, step)
+    record = loaded.record
     return Pretrained(
-        gpt2,
+        loaded.model,
+        loaded.architecture,
+        record.config["training"].get("task", "causal_lm"),
         files.join(workdir, TOKENIZER_FOLDER),
         precision=record.config["training"]["precision"],
         name=workdir,

@@ -1,6 +1,5 @@
-"""Chooses the next token from the logits: settings, noise, penalties."""
+"""Chooses the next token from the logits: noise and penalties."""
 
-import dataclasses
 from typing import Any
 
 import tensorflow as tf
@@ -12,77 +11,35 @@ from transformers import (
     TFTopPLogitsWarper,
 )
 
-from configs.errors import UserError
+from trainer.generation.settings import Settings
 from trainer.models.layers import noise
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of the choice of tokens.
+def processors(
+    settings: Settings, mask: tf.Tensor, seed: tf.Tensor, sample: tf.Tensor
+) -> TFLogitsProcessorList:
+    """Returns the processors of logits; the token with the highest score is taken.
 
-    Attributes:
-      max_new_tokens: tokens to add; fewer where end-of-text comes first.
-      temperature: divides the logits; 0 always takes the likeliest token.
-      top_k: sample among so many of the likeliest tokens; 0: among all.
-      top_p: sample among the likeliest tokens that hold this probability together.
-      repetition_penalty: divides positive logits of tokens that the text contains, and
-        multiplies negative ones.
-      num_beams: above 1, beam search, without sampling.
+    Args:
+      settings: of the choice.
+      mask: int32 [B, prompt length], 0 for padding.
+      seed: int32 [].
+      sample: int32 [B], the number of each row among its prompt's samples.
     """
-
-    max_new_tokens: int = 50
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    num_beams: int = 1
-
-    def check(self, num_return_sequences: int) -> None:
-        """Raises UserError where settings exclude each other."""
-        samples = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
-        if self.num_beams > 1 and samples:
-            raise UserError(
-                "`--num_beams` searches and does not sample: it excludes "
-                "`--temperature`, `--top_k` and `--top_p`. Received: "
-                f"{self.num_beams} beams and sampling. Leave either out."
-            )
-        at_most = self.num_beams if self.num_beams > 1 else int(self.greedy) or None
-        if at_most and num_return_sequences > at_most:
-            raise UserError(
-                "`--num_return_sequences` must be at most `--num_beams`, and 1 with "
-                "`--temperature=0`, which gives the same each time. Received: "
-                f"{num_return_sequences}. Use {at_most}, or sample."
-            )
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature == 0.0
-
-    def processors(
-        self, mask: tf.Tensor, seed: tf.Tensor, sample: tf.Tensor
-    ) -> TFLogitsProcessorList:
-        """Returns the processors of logits; the token with the highest score is taken.
-
-        Args:
-          mask: int32 [B, prompt length], 0 for padding.
-          seed: int32 [].
-          sample: int32 [B], the number of each row among its prompt's samples.
-        """
-        processors: list[Any] = []
-        if self.repetition_penalty != 1.0:
-            rows = tf.repeat(mask, self.num_beams, axis=0)
-            processors.append(_PenalizeRepetition(self.repetition_penalty, rows))
-        if self.greedy or self.num_beams > 1:
-            return TFLogitsProcessorList(processors)
-        if self.temperature != 1.0:
-            processors.append(TFTemperatureLogitsWarper(self.temperature))
-        if self.top_k:
-            processors.append(TFTopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            processors.append(TFTopPLogitsWarper(self.top_p))
-        processors.append(Noise(seed, sample, tf.shape(mask)[1]))
-        return TFLogitsProcessorList(processors)
+    chosen: list[Any] = []
+    if settings.repetition_penalty != 1.0:
+        rows = tf.repeat(mask, settings.num_beams, axis=0)
+        chosen.append(_PenalizeRepetition(settings.repetition_penalty, rows))
+    if settings.greedy or settings.num_beams > 1:
+        return TFLogitsProcessorList(chosen)
+    if settings.temperature != 1.0:
+        chosen.append(TFTemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        chosen.append(TFTopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1.0:
+        chosen.append(TFTopPLogitsWarper(settings.top_p))
+    chosen.append(Noise(seed, sample, tf.shape(mask)[1]))
+    return TFLogitsProcessorList(chosen)
 
 
 class Noise(TFLogitsProcessor):

@@ -20,7 +20,8 @@ from transformers import (
 
 from configs.errors import UserError
 from configs.progress import progress
-from trainer.generation.decoding import Settings
+from trainer.generation import decoding
+from trainer.generation.settings import Settings
 
 # Prompts are padded to a power of two, not below this, so that prompts of about the
 # same length share one compiled program.
@@ -130,8 +131,8 @@ class Sampler:
         streamer.put(np.array(ids))
         stream_tokens = _StreamTokens(streamer, len(ids))
         mask = tf.ones([1, len(ids)], tf.int32)
-        processors = self._settings.processors(
-            mask, tf.constant(seed), tf.constant([sample])
+        processors = decoding.processors(
+            self._settings, mask, tf.constant(seed), tf.constant([sample])
         )
         output = self._model.generate(
             tf.constant([ids], tf.int32),
@@ -202,7 +203,7 @@ class Sampler:
         return self._model.generate(
             tokens,
             attention_mask=mask,
-            logits_processor=self._settings.processors(mask, seed, sample),
+            logits_processor=decoding.processors(self._settings, mask, seed, sample),
             num_return_sequences=num_return_sequences,
             **self._arguments(self._num_generated),
         )

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import logging
-from transformers import GPT2Config
 
 from configs import tpu
 from configs.errors import UserError
 from configs.schema import Config
 from tfrecords.manifest import Manifest
-from trainer.models.gpt2 import weights
+from trainer.models.create import model_configuration
 from trainer.runtime.strategy import DetectedHardware
 
 PLAN_FORMAT_VERSION = 1
@@ -88,14 +87,12 @@ def check(config: Config, hardware: DetectedHardware) -> bool:
     )
 
 
-def plan_key(
-    config: Config, model_config: GPT2Config, sequence_length: int
-) -> dict[str, Any]:
+def plan_key(config: Config, model_config: Any, sequence_length: int) -> dict[str, Any]:
     """Returns what a plan depends on besides the TPU type and the batch sizes."""
     names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
     return {
         "format_version": PLAN_FORMAT_VERSION,
-        **{name: getattr(model_config, name) for name in names},
+        **{name: getattr(model_config, name, None) for name in names},
         "sequence_length": sequence_length,
         "optimizer": config.optimizer.name,
         "beta_1": config.optimizer.beta_1,
@@ -187,7 +184,7 @@ def _matching_plan(
     config: Config, manifest: Manifest, tpu_type: str, load_plan: PlanLoader
 ) -> dict[str, Any]:
     """Returns the plan for a TPU type; raises UserError unless it is of this run."""
-    model_config = weights.shape(config.model, manifest)
+    model_config = model_configuration(config.model, manifest)
     key = plan_key(config, model_config, manifest.sequence_length)
     plan = load_plan(tpu_type)
     if plan is None:

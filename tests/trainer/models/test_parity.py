@@ -5,12 +5,11 @@ import pytest
 import tensorflow as tf
 
 from configs.schema import OptimizerConfig
-from tests.conftest import VOCABULARY_SIZE, tiny_model
+from tests.conftest import VOCABULARY_SIZE, tiny_model, training_step
 from tests.trainer.models.test_weights import pytorch_folder
 from trainer.models.gpt2 import flops, forward, weights
 from trainer.optimizers import factory
 from trainer.optimizers.schedule import Schedule
-from trainer.tasks.causal_lm import LanguageModelTask
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 pytest.importorskip("torch.utils.flop_counter")
@@ -47,7 +46,7 @@ def test_logits_agree(both):
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
 def test_twenty_adamw_steps_agree(both, accumulation_steps):
     ours, judge = both
-    task = LanguageModelTask(ours, accumulation_steps=accumulation_steps)
+    task = training_step(ours, accumulation_steps=accumulation_steps)
     config = OptimizerConfig(
         name="adamw",
         learning_rate=1e-3,

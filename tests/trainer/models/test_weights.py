@@ -16,6 +16,7 @@ from configs.schema import ModelConfig
 from tests import programs
 from tests.conftest import VOCABULARY_SIZE, assert_refused, shared, tiny_model
 from tfrecords import manifest as manifests
+from trainer.models.create import check_fits, create_model
 from trainer.models.gpt2 import weights
 
 
@@ -107,13 +108,13 @@ def test_a_folder_without_weights_is_one_message(tmp_path):
 def test_data_beyond_the_model_is_refused(dataset):
     written = dataset[1]
     gpt2 = tiny_model()
-    weights.check_fits(gpt2, written)
+    check_fits(gpt2, written)
     wide = dataclasses.replace(written, vocabulary_size=VOCABULARY_SIZE + 1)
     with pytest.raises(UserError, match="98 > 97"):
-        weights.check_fits(gpt2, wide)
+        check_fits(gpt2, wide)
     long = dataclasses.replace(written, sequence_length=17)
     with pytest.raises(UserError, match="17 > 16"):
-        weights.check_fits(gpt2, long)
+        check_fits(gpt2, long)
 
 
 def test_data_of_another_tokenizer_is_refused(dataset, tmp_path):
@@ -122,16 +123,16 @@ def test_data_of_another_tokenizer_is_refused(dataset, tmp_path):
     config = ModelConfig(initial_checkpoint=folder)
     same = manifests.tokenizer_fingerprint(vocabulary)
     matching = dataclasses.replace(dataset[1], tokenizer_fingerprint=same)
-    weights.create(config, matching, seed=0)
+    create_model(config, matching, seed=0)
     with pytest.raises(UserError, match="tokenized with the model's tokenizer"):
-        weights.create(config, dataset[1], seed=0)
+        create_model(config, dataset[1], seed=0)
 
 
 def test_a_checkpoint_without_tokenizer_is_taken_with_a_warning(
     dataset, tmp_path, caplog
 ):
     folder = pytorch_folder(tmp_path / "hf", tiny_model())
-    weights.create(ModelConfig(initial_checkpoint=folder), dataset[1], seed=0)
+    create_model(ModelConfig(initial_checkpoint=folder), dataset[1], seed=0)
     assert "has no tokenizer" in caplog.text
 
 

@@ -6,8 +6,8 @@ import tensorflow as tf
 from transformers import GPT2Config
 
 from configs.schema import OptimizerConfig
-from trainer.checkpoints import tensor_file
 from trainer.models.gpt2 import weights
+from trainer.models.variables import num_bytes as num_bytes_of
 from trainer.optimizers import factory
 from trainer.optimizers.adafactor import Adafactor
 from trainer.optimizers.schedule import Schedule
@@ -124,7 +124,7 @@ def test_state_of_gpt2_small_is_under_one_percent_of_its_weights():
     rule = factory.create(config, Schedule(config, 10), variables)
     num_bytes = 4 * sum(v.shape.num_elements() for v in variables)
     assert num_bytes == 4 * 124_439_808
-    assert tensor_file.num_bytes(rule.variables) < num_bytes / 100
+    assert num_bytes_of(rule.variables) < num_bytes / 100
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw", "sgd"])

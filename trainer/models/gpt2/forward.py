@@ -9,7 +9,6 @@ Dimensions: B sequences, T tokens, C channels, H heads, V ids of the vocabulary;
 queries of a block, and the K keys that they may see.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import tensorflow as tf
 import tf_keras
 from transformers import TFGPT2LMHeadModel
 
-from trainer.models.layers import cross_entropy
+from trainer.models.architecture import DEFAULT_OPTIONS, Options
 from trainer.models.layers.attention import attention
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
 from trainer.models.layers.recompute import hold, recomputed
@@ -28,31 +27,6 @@ from trainer.models.layers.recompute import hold, recomputed
 QUERY_BLOCK = 256
 # A block's places of dropout: attention's weights, and two projections.
 _SITES_PER_BLOCK = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How the network is computed; what it computes is the same.
-
-    Attributes:
-      precision: "float32" or "bfloat16", of the matrix products and of what lies
-        between the layers.
-      remat: what is computed again for the gradient instead of being kept. "none": only
-        what costs no matrix product. "attention": scores and probabilities, too.
-        "block": whole blocks, of which only the input is kept.
-      compiled: whether XLA compiles this.
-    """
-
-    precision: str = "float32"
-    remat: str = "none"
-    compiled: bool = False
-
-    @property
-    def dtype(self) -> tf.DType:
-        return tf.as_dtype(self.precision)
-
-
-DEFAULT_OPTIONS = Options()
 
 
 class Affine(NamedTuple):
@@ -114,64 +88,6 @@ def hidden_states(
 def embedding_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
     """Returns float32 [V, C], which looks tokens up and makes the logits."""
     return tf.convert_to_tensor(model.transformer.wte.embeddings)
-
-
-def summed_loss(
-    model: TFGPT2LMHeadModel,
-    tokens: tf.Tensor,
-    length: tf.Tensor,
-    options: Options = DEFAULT_OPTIONS,
-    dropout: Dropout = NO_DROPOUT,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the cross-entropy summed over loss-bearing tokens, and their number.
-
-    Args:
-      length: int32 [B], the real tokens of each record.
-      (others as in `hidden_states`)
-
-    Returns:
-      float32 [] in nats, float32 [].
-    """
-    hidden = hidden_states(model, tokens, options, dropout)
-    labels, weights = _shift(tokens, length)
-    table = embedding_table(model)
-    loss = cross_entropy.summed_loss(hidden, table, labels, weights)
-    return loss, tf.reduce_sum(weights)
-
-
-def token_losses(
-    model: TFGPT2LMHeadModel,
-    tokens: tf.Tensor,
-    length: tf.Tensor,
-    first: tf.Tensor | int = 1,
-    options: Options = DEFAULT_OPTIONS,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the loss of predicting each position's next token, for evaluation.
-
-    Args:
-      first: int32 [B], the first token of each row that bears loss.
-      (others as in `summed_loss`)
-
-    Returns:
-      float32 [B, T] in nats, and float32 [B, T]: 1 where the loss counts.
-    """
-    hidden = hidden_states(model, tokens, options)
-    labels, weights = _shift(tokens, length, first)
-    table = embedding_table(model)
-    return cross_entropy.token_losses(hidden, table, labels), weights
-
-
-def _shift(
-    tokens: tf.Tensor, length: tf.Tensor, first: tf.Tensor | int = 1
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns each position's label, int32 [B, T], and whether it counts, float32.
-
-    The labels are the inputs; here, and nowhere else, they are shifted. A token bears
-    loss when it is real and not before `first`, nor the first of its record.
-    """
-    place = tf.range(1, tokens.shape[1] + 1)
-    counts = (place < length[:, None]) & (place >= tf.reshape(first, [-1, 1]))
-    return tf.roll(tokens, -1, axis=1), tf.cast(counts, tf.float32)
 
 
 @tf.custom_gradient

@@ -6,7 +6,6 @@ import tempfile
 import safetensors
 import safetensors.tensorflow
 import tensorflow as tf
-from absl import logging
 from transformers import (
     GPT2Config,
     GPT2TokenizerFast,
@@ -21,58 +20,22 @@ from transformers.utils import cached_file
 
 from configs.errors import TryAgainError, UserError
 from configs.schema import ModelConfig
-from tfrecords.manifest import Manifest, tokenizer_fingerprint
 from tfrecords.storage import files
 
 
-def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadModel:
-    """Builds the model, under the strategy's scope, for a dataset.
-
-    Args:
-      config: a shape, or `initial_checkpoint`, which brings shape and weights.
-      manifest: vocabulary, tokenizer and sequence length of the data.
-      seed: of random weights.
+def load_configuration(checkpoint: str) -> GPT2Config:
+    """Reads the configuration of a Hugging Face folder or name.
 
     Raises:
-      UserError: model and data do not fit together.
+      UserError: its config.json cannot be read.
     """
-    if config.initial_checkpoint:
-        model = load(config.initial_checkpoint)
-        check_tokenizer(config.initial_checkpoint, manifest)
-        if manifest.added_tokens and manifest.vocabulary_size > model.config.vocab_size:
-            model = _with_new_tokens(model, manifest.vocabulary_size)
-    else:
-        model = from_shape(
-            shape_of(
-                config,
-                manifest.vocabulary_size,
-                bos_token_id=manifest.end_of_text_id,
-                eos_token_id=manifest.end_of_text_id,
-            )
-        )
-        initialize(model, seed)
-    check_fits(model, manifest)
-    return model
-
-
-def shape(config: ModelConfig, manifest: Manifest) -> GPT2Config:
-    """Returns the shape of the model that `create` builds, without building it.
-
-    Raises:
-      UserError: the checkpoint's config.json cannot be read.
-    """
-    if not config.initial_checkpoint:
-        return shape_of(config, manifest.vocabulary_size)
     try:
-        found = GPT2Config.from_pretrained(config.initial_checkpoint)
+        return GPT2Config.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise UserError(
             "`model.initial_checkpoint` must be a Hugging Face folder or name with "
-            f"config.json. Received: {config.initial_checkpoint!r}."
+            f"config.json. Received: {checkpoint!r}."
         ) from error
-    if manifest.added_tokens:
-        found.vocab_size = max(found.vocab_size, manifest.vocabulary_size)
-    return found
 
 
 def shape_of(config: ModelConfig, vocabulary_size: int, **ids: int) -> GPT2Config:
@@ -180,7 +143,7 @@ def from_shape(config: PretrainedConfig) -> TFGPT2LMHeadModel:
     return model
 
 
-def _with_new_tokens(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
+def resize_vocabulary(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
     """Returns the model with rows for new tokens, each the mean of all others.
 
     So a new token begins as likely as the average one, and the loss does not jump.
@@ -214,27 +177,6 @@ def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
         )
 
 
-def check_vocabulary(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
-    """Raises UserError where the data has ids that the model lacks."""
-    if manifest.vocabulary_size > model.config.vocab_size:
-        raise UserError(
-            "The dataset's vocabulary must not be larger than the model's. Received: "
-            f"{manifest.vocabulary_size} > {model.config.vocab_size}. Preprocess "
-            "with the model's tokenizer."
-        )
-
-
-def check_fits(model: TFGPT2LMHeadModel, manifest: Manifest) -> None:
-    """Raises UserError where the data has ids or positions that the model lacks."""
-    check_vocabulary(model, manifest)
-    if manifest.sequence_length > model.config.n_positions:
-        raise UserError(
-            "The dataset's sequence length must not exceed the model's positions. "
-            f"Received: {manifest.sequence_length} > {model.config.n_positions}. "
-            "Preprocess with a smaller `data.sequence_length`."
-        )
-
-
 def load_tokenizer(source: str) -> GPT2TokenizerFast:
     """Loads the tokenizer of a checkpoint, a Hugging Face folder or name, or gs://…."""
     try:
@@ -255,27 +197,3 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
             f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
             f"merges.txt. Copy that of the model's training there. Loading said: {said}"
         ) from error
-
-
-def check_tokenizer(source: str, manifest: Manifest) -> None:
-    """Raises UserError where a checkpoint's tokenizer is not the dataset's."""
-    names: set[str] | None = None  # of a name of the hub, which loading tells
-    if files.is_remote(source) or os.path.isdir(source):
-        names = set(files.sizes_and_versions(source))
-    if names is not None and not names & {"tokenizer.json", "vocab.json"}:
-        logging.warning(
-            "%s has no tokenizer: only the size of its vocabulary is compared.", source
-        )
-        return
-    tokenizer = load_tokenizer(source)
-    tokenizer.add_tokens(list(manifest.added_tokens), special_tokens=True)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        found = tokenizer_fingerprint(folder)
-    if found != manifest.tokenizer_fingerprint:
-        raise UserError(
-            "The dataset must be tokenized with the model's tokenizer. Received: "
-            f"tokenizer {manifest.tokenizer_fingerprint[:12]} in the dataset, "
-            f"{str(found)[:12]} in {source}. Preprocess with "
-            f"`--config.data.tokenizer={source}`."
-        )

@@ -44,6 +44,7 @@ MIDDLE = {
 }
 BASE = {
     "model",
+    "pretrained_weights",
     "forward",
     "layers",
     "adafactor",

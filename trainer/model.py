@@ -3,8 +3,6 @@
 import os
 import tempfile
 
-import safetensors
-import safetensors.tensorflow
 import tensorflow as tf
 from absl import logging
 from transformers import (
@@ -15,14 +13,13 @@ from transformers import (
 )
 from transformers.modeling_tf_pytorch_utils import (
     convert_tf_weight_name_to_pt_weight_name,
-    load_pytorch_state_dict_in_tf2_model,
 )
-from transformers.utils import cached_file
 
 from configs.schema import ConfigError, ModelConfig
 from tfrecords import storage
 from tfrecords.gcs import StorageError, UnreachableError
 from tfrecords.manifest import Manifest, tokenizer_fingerprint
+from trainer import pretrained_weights
 
 
 def create(config: ModelConfig, manifest: Manifest, seed: int) -> TFGPT2LMHeadModel:
@@ -59,17 +56,11 @@ def shape(config: ModelConfig, manifest: Manifest) -> GPT2Config:
     """Returns the shape of the model that `create` builds, without building it.
 
     Raises:
-      ConfigError: the checkpoint's config.json cannot be read.
+      ConfigError: the checkpoint's config.json cannot be read or is no GPT-2's.
     """
     if not config.initial_checkpoint:
         return shape_of(config, manifest.vocabulary_size)
-    try:
-        found = GPT2Config.from_pretrained(config.initial_checkpoint)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            "`model.initial_checkpoint` must be a Hugging Face folder or name with "
-            f"config.json. Received: {config.initial_checkpoint!r}."
-        ) from error
+    found = pretrained_weights.read_config(config.initial_checkpoint)
     if manifest.added_tokens:
         found.vocab_size = max(found.vocab_size, manifest.vocabulary_size)
     return found
@@ -91,73 +82,11 @@ def load(checkpoint: str) -> TFGPT2LMHeadModel:
     """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch.
 
     Raises:
-      ConfigError: there is no such checkpoint, or it is not a GPT-2's.
+      ConfigError: there is no such checkpoint, or it is not wholly a GPT-2's.
     """
-    try:
-        path = str(cached_file(checkpoint, "model.safetensors"))
-        with safetensors.safe_open(path, framework="numpy") as file:
-            from_pytorch = (file.metadata() or {}).get("format") == "pt"
-        if from_pytorch:
-            model = from_shape(GPT2Config.from_pretrained(checkpoint))
-            weights = safetensors.tensorflow.load_file(path)
-        else:
-            model = TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ConfigError(
-            "The checkpoint must be a Hugging Face GPT-2 folder or name, with "
-            f"config.json and model.safetensors. Received: {checkpoint!r}. Loading "
-            f"said: {str(error).strip().splitlines()[0]}"
-        ) from error
-    _check_variant(model, checkpoint)
-    if from_pytorch:
-        _assign_pytorch(model, weights, checkpoint)
+    model = from_shape(pretrained_weights.read_config(checkpoint))
+    pretrained_weights.assign(pytorch_weights(model), checkpoint)
     return model
-
-
-def _check_variant(model: TFGPT2LMHeadModel, checkpoint: str) -> None:
-    """Raises ConfigError where TensorFlow's GPT-2 would ignore what the config asks."""
-    usual = {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "tie_word_embeddings": True,
-        "add_cross_attention": False,
-    }
-    for name, value in usual.items():
-        found = getattr(model.config, name, value)
-        if found != value:
-            raise ConfigError(
-                f"The config.json of {checkpoint} must have {name}={value}: GPT-2 as "
-                f"published. Received: {found}."
-            )
-
-
-def _assign_pytorch(
-    model: TFGPT2LMHeadModel, weights: dict[str, tf.Tensor], checkpoint: str
-) -> None:
-    """Assigns weights with PyTorch's names.
-
-    `from_pretrained` would do it, but iterates over a file that cannot be iterated:
-    https://github.com/huggingface/transformers/issues/40028.
-    """
-    try:
-        _, found = load_pytorch_state_dict_in_tf2_model(
-            model,
-            weights,
-            tf_inputs=False,
-            allow_missing_keys=True,
-            output_loading_info=True,
-            skip_logger_warnings=True,
-        )
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise ConfigError(
-            f"The weights of {checkpoint} do not have the shapes of its config.json: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
-    if found["missing_keys"]:
-        raise ConfigError(
-            f"The weights of {checkpoint} must be a GPT-2's. Missing: "
-            f"{', '.join(sorted(found['missing_keys']))}."
-        )
 
 
 def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:

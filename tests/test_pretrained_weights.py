@@ -1,5 +1,6 @@
 """Checkpoints of every layout and damage: loaded as PyTorch does, or one message."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -385,6 +386,17 @@ def test_every_replica_gets_the_weights(folder):
     for ours, theirs in zip(loaded.variables, folder.gpt2.variables, strict=True):
         for value in ours.values:
             np.testing.assert_array_equal(value, theirs)
+
+
+@pytest.mark.parametrize("added", [(), ("<|new|>",)])
+def test_a_folder_is_known_by_its_absolute_path(folder, dataset, monkeypatch, added):
+    """So that nobody takes "hf" for a name on the hub."""
+    monkeypatch.chdir(folder.path.parent)
+    size = VOCABULARY_SIZE + len(added)
+    written = dataclasses.replace(dataset[1], added_tokens=added, vocabulary_size=size)
+    created = model.create(ModelConfig(initial_checkpoint="hf"), written, seed=0)
+    assert created.config.vocab_size == size
+    assert created.config.to_dict()["_name_or_path"] == str(folder.path)
 
 
 def test_the_shape_is_refused_before_anything_is_built(folder, dataset):

@@ -420,6 +420,20 @@ def test_the_trainer_refuses_in_one_message(folder, dataset, tmp_path, name):
     assert_refused(found, str(folder.path))
 
 
+def test_a_plan_refuses_in_one_message(folder, dataset):
+    llama(folder)
+    for data in (f"--data_dir={dataset[0]}", "--data_dir="):
+        found = programs.run(
+            "trainer.plan",
+            "--config=configs/quickstart.py",
+            "--tpu_type=v3-8",
+            "--config.training.global_batch_size=8",
+            f"--config.model.initial_checkpoint={folder.path}",
+            data,
+        )
+        assert_refused(found, "`model_type` must be 'gpt2'")
+
+
 @pytest.mark.parametrize("name", ["missing matrix", "fewer layers", "n_head does not "])
 def test_generation_refuses_in_one_message(folder, name):
     change, _ = next(value for key, value in REFUSED.items() if key.startswith(name))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,14 @@ from transformers import GPT2Config
 from configs import tpu
 from configs.schema import Config, ConfigError, TrainingConfig
 from tfrecords.manifest import Manifest
-from trainer import flops, hardware, memorisation, model, schedule
+from trainer import (
+    flops,
+    hardware,
+    memorisation,
+    model,
+    pretrained_weights,
+    schedule,
+)
 from trainer import strategy as strategies
 from trainer.compiler import compilation
 
@@ -225,8 +233,10 @@ def _shape(config: Config, manifest: Manifest | None) -> tuple[GPT2Config, list[
     checkpoint = config.model.initial_checkpoint
     if checkpoint:
         try:
-            return GPT2Config.from_pretrained(checkpoint), []
-        except (OSError, ValueError):
+            return pretrained_weights.read_config(checkpoint), []
+        except ConfigError:
+            if os.path.isdir(checkpoint):
+                raise
             what = (
                 f"{checkpoint} cannot be read here: this is for the shape in `model`."
             )

@@ -442,3 +442,16 @@ def test_generation_refuses_in_one_message(folder, name):
         "trainer.generate", f"--checkpoint={folder.path}", "--prompt=a"
     )
     assert_refused(found, str(folder.path))
+
+
+def test_a_loss_that_is_not_finite_is_one_message(folder, dataset):
+    """Never NaN in what `--json` prints: the weights are finite, the network is not."""
+    folder.save({name: value * 1e30 for name, value in folder.tensors.items()})
+    found = programs.run(
+        "trainer.evaluate",
+        f"--checkpoint={folder.path}",
+        f"--data_dir={dataset[0]}",
+        "--json",
+    )
+    assert_refused(found, "must be finite. Received: nan", "overflows")
+    assert "NaN" not in found.stdout

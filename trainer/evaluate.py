@@ -109,6 +109,7 @@ def evaluate() -> list[dict[str, Any]]:
     for stamp, scorer in zip(stamps, scorers, strict=True):
         with reader.naming_damage(FLAGS.data_dir, manifest):
             score = scorer()
+        _check_finite(score, trained.name)
         result: dict[str, Any] = {
             "model": trained.name,
             "step": trained.step,
@@ -122,6 +123,15 @@ def evaluate() -> list[dict[str, Any]]:
         if FLAGS.workdir:
             results.keep(FLAGS.workdir, result)
     return found
+
+
+def _check_finite(score: Score, name: str) -> None:
+    if not math.isfinite(score.loss_sum):
+        raise ConfigError(
+            f"The loss of {name} must be finite. Received: {score.loss_sum}. Its "
+            "weights are finite, but so large that the network overflows: its training "
+            "has diverged. Evaluate an earlier `--step`, or another checkpoint."
+        )
 
 
 def _context_lengths(manifest: manifests.Manifest, n_positions: int) -> list[int]:
@@ -181,7 +191,8 @@ def main() -> None:
     with preemption.naming_loss():
         found = evaluate()
     if FLAGS.json:
-        print(json.dumps(found[0] if len(found) == 1 else {"results": found}))
+        shown = found[0] if len(found) == 1 else {"results": found}
+        print(json.dumps(shown, allow_nan=False))
         return
     for number, result in enumerate(found):
         if number:

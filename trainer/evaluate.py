@@ -6,13 +6,14 @@ has its protocol with it, and one of a run is kept in `WORKDIR/evaluations/`.
 """
 
 import json
+import math
 from typing import Any
 
 import tensorflow as tf
 from absl import flags
 
 from configs import cli
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from tfrecords import manifest as manifests
 from tfrecords import reader
 from tfrecords.windows import Windows
@@ -95,6 +96,7 @@ def evaluate() -> list[dict[str, Any]]:
     for stamp, scorer in zip(stamps, scorers, strict=True):
         with reader.naming_damage(FLAGS.data_dir, manifest):
             sums = scorer()
+        _check_finite(sums, trained.name)
         result: dict[str, Any] = {
             "model": trained.name,
             "step": trained.step,
@@ -110,6 +112,15 @@ def evaluate() -> list[dict[str, Any]]:
         if FLAGS.workdir:
             results.keep(FLAGS.workdir, result)
     return found
+
+
+def _check_finite(sums: dict[str, float], name: str) -> None:
+    if not all(map(math.isfinite, sums.values())):
+        raise DataError(
+            f"The loss of {name} must be finite. Received: {sums}. Its "
+            "weights are finite, but so large that the network overflows: its training "
+            "has diverged. Evaluate an earlier `--step`, or another checkpoint."
+        )
 
 
 def _context_lengths(manifest: manifests.Manifest, n_positions: int) -> list[int]:
@@ -169,7 +180,8 @@ def main() -> None:
     with preemption.naming_loss():
         found = evaluate()
     if FLAGS.json:
-        print(json.dumps(found[0] if len(found) == 1 else {"results": found}))
+        shown = found[0] if len(found) == 1 else {"results": found}
+        print(json.dumps(shown, allow_nan=False))
         return
     for number, result in enumerate(found):
         if number:

@@ -3,13 +3,13 @@
 from transformers import GPT2Config
 
 from trainer.models.architecture import Architecture
-from trainer.models.gpt2 import flops, forward, weights
+from trainer.models.gpt2 import configuration, flops, forward, weights
 
 ARCHITECTURE = Architecture(
     name="gpt2",
     configuration_class=GPT2Config,
-    configure=weights.shape_of,
-    load_configuration=weights.load_configuration,
+    configure=configuration.configure,
+    load_configuration=configuration.load_configuration,
     build=weights.from_shape,
     initialize=weights.initialize,
     load=weights.load,

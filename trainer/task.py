@@ -161,6 +161,14 @@ class LanguageModelTask(tf_keras.Model):
 
         def body(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
             loss, count, gradients = microbatch(*(rows[index] for rows in parts))
+            # Uncompiled, TensorFlow's optimizer merges `sum + (a + b)`, where the tied
+            # embedding has two gradients, and adds large tensors in a temporary
+            # variable. What creates it waits for `sum` by a control edge only, which
+            # also fires when the loop ends: this variable is not removed, and the next
+            # execution fails, since its name is taken (tensorflow#23780). Additions
+            # that wait for another tensor, too, are not merged; XLA ignores the edge.
+            with tf.control_dependencies([loss]):
+                gradients = [tf.identity(gradient) for gradient in gradients]
             more = (loss, count, *gradients)
             return (index + 1, *(a + b for a, b in zip(sums, more, strict=True)))
 

@@ -49,6 +49,7 @@ BASE = {
     "adafactor",
     "schedule",
     "flops",
+    "host_memory",
     "memorisation",
     "cloud",
 }

@@ -22,7 +22,16 @@ from configs.schema import Config, flatten, validate
 from tfrecords import lease, reader, storage
 from tfrecords import manifest as manifests
 from tfrecords.windows import Windows
-from trainer import callbacks, cloud, flops, hardware, preemption, schedule
+from trainer import (
+    callbacks,
+    cloud,
+    flops,
+    hardware,
+    host_memory,
+    model,
+    preemption,
+    schedule,
+)
 from trainer import strategy as strategies
 from trainer import task as tasks
 from trainer.checkpoint import Checkpoints
@@ -78,6 +87,13 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     cluster.check_same("--config", json.dumps(flatten(config)))
 
     # -- model, optimizer and step
+    if found.kind == "CPU":
+        host_memory.report(
+            model.shape(config.model, manifest),
+            config,
+            manifest.sequence_length,
+            strategy.num_replicas_in_sync // cluster.num_machines,
+        )
     num_steps = schedule.total_steps(config.training, manifest)
     run = _Run(config, data_dir, workdir, manifest, strategy, found, num_steps)
     with strategy.scope():

@@ -76,6 +76,10 @@ def step_flops(configuration, sequence_length, num_sequences):
     return 6 * configuration.n_embd**2 * sequence_length * num_sequences
 
 
+def activation_values(configuration, *_):
+    return configuration.n_embd
+
+
 def not_needed(*_):
     raise NotImplementedError
 
@@ -93,6 +97,7 @@ ARCHITECTURE = Architecture(
     hidden_states=hidden_states,
     output_table=output_table,
     step_flops=step_flops,
+    activation_values=activation_values,
     generates=False,
 )
 

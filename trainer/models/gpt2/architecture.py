@@ -3,7 +3,7 @@
 from transformers import GPT2Config
 
 from trainer.models.architecture import Architecture
-from trainer.models.gpt2 import configuration, flops, forward, weights
+from trainer.models.gpt2 import configuration, costs, forward, weights
 
 ARCHITECTURE = Architecture(
     name="gpt2",
@@ -17,5 +17,6 @@ ARCHITECTURE = Architecture(
     load_tokenizer=weights.load_tokenizer,
     hidden_states=forward.hidden_states,
     output_table=forward.embedding_table,
-    step_flops=flops.step_flops,
+    step_flops=costs.step_flops,
+    activation_values=costs.activation_values,
 )

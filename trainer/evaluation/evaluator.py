@@ -1,11 +1,12 @@
 """Evaluates a trained model on a split, with one or several context lengths."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from tfrecords import manifest as manifests
 from tfrecords import reader
 from tfrecords.windows import Windows
@@ -72,6 +73,7 @@ def evaluate(
 
     Raises:
       UserError: model and dataset do not fit, or a length exceeds the positions.
+      DataError: the loss is not finite.
     """
     manifest = manifests.load(data_dir)
     manifests.verify_shards(data_dir, manifest, split)
@@ -100,6 +102,7 @@ def evaluate(
     for stamp, scorer in zip(stamps, scorers, strict=True):
         with reader.naming_damage(data_dir, manifest):
             sums = scorer()
+        _check_finite(sums, trained.name)
         figures = step.task.split_figures(sums, manifest.split(split))
         yield _result(trained, figures, stamp)
 
@@ -134,6 +137,15 @@ def _result(
             result, trained.model.config, trained.origin
         )
     return result
+
+
+def _check_finite(sums: dict[str, float], name: str) -> None:
+    if not all(map(math.isfinite, sums.values())):
+        raise DataError(
+            f"The loss of {name} must be finite. Received: {sums}. Its "
+            "weights are finite, but so large that the network overflows: its training "
+            "has diverged. Evaluate an earlier `--step`, or another checkpoint."
+        )
 
 
 def _check_context_lengths(lengths: Sequence[int], num_positions: int) -> None:

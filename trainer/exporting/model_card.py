@@ -1,6 +1,5 @@
 """Writes the README.md of an exported model from the records of its run."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -45,10 +44,10 @@ def write(trained: Pretrained, workdir: str) -> str:
         if files.exists(path):
             run = journal.parse(journal.text(path), path)
             sections += _of_run(run, trained.step)
-            initial = run["config"]["model"]["initial_checkpoint"]
-            # A folder on a disk is not a model of the hub.
-            if _HUB_NAME.fullmatch(initial) and not os.path.exists(initial):
-                base = f"base_model: {initial}\n"
+            # Of a folder, loading has recorded the absolute path.
+            source = run.get("model_config", {}).get("_name_or_path", "")
+            if _HUB_NAME.fullmatch(source):
+                base = f"base_model: {source}\n"
         path = files.join(workdir, manifests.FILE_NAME)
         if files.exists(path):
             sections += _of_data(manifests.from_json(journal.text(path), path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -262,6 +263,8 @@ def _model_config(config: Config, manifest: Manifest | None) -> tuple[Any, list[
         try:
             return architecture.load_configuration(checkpoint), []
         except UserError:
+            if os.path.isdir(checkpoint):
+                raise
             assumptions.append(
                 f"{checkpoint} cannot be read here: the shape in `model` is assumed."
             )

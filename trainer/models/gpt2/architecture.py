@@ -3,13 +3,13 @@
 from transformers import GPT2Config
 
 from trainer.models.architecture import Architecture
-from trainer.models.gpt2 import flops, forward, weights
+from trainer.models.gpt2 import configuration, costs, forward, weights
 
 ARCHITECTURE = Architecture(
     name="gpt2",
     configuration_class=GPT2Config,
-    configure=weights.shape_of,
-    load_configuration=weights.load_configuration,
+    configure=configuration.configure,
+    load_configuration=configuration.load_configuration,
     build=weights.from_shape,
     initialize=weights.initialize,
     load=weights.load,
@@ -17,5 +17,6 @@ ARCHITECTURE = Architecture(
     load_tokenizer=weights.load_tokenizer,
     hidden_states=forward.hidden_states,
     output_table=forward.embedding_table,
-    step_flops=flops.step_flops,
+    step_flops=costs.step_flops,
+    activation_values=costs.activation_values,
 )

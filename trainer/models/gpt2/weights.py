@@ -3,8 +3,6 @@
 import os
 import tempfile
 
-import safetensors
-import safetensors.tensorflow
 import tensorflow as tf
 from transformers import (
     GPT2Config,
@@ -14,113 +12,22 @@ from transformers import (
 )
 from transformers.modeling_tf_pytorch_utils import (
     convert_tf_weight_name_to_pt_weight_name,
-    load_pytorch_state_dict_in_tf2_model,
 )
-from transformers.utils import cached_file
 
 from configs.errors import TryAgainError, UserError
-from configs.schema import ModelConfig
 from tfrecords.storage import files
-
-
-def load_configuration(checkpoint: str) -> GPT2Config:
-    """Reads the configuration of a Hugging Face folder or name.
-
-    Raises:
-      UserError: its config.json cannot be read.
-    """
-    try:
-        return GPT2Config.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "`model.initial_checkpoint` must be a Hugging Face folder or name with "
-            f"config.json. Received: {checkpoint!r}."
-        ) from error
-
-
-def shape_of(config: ModelConfig, vocabulary_size: int, **ids: int) -> GPT2Config:
-    """Returns the shape that a config's own fields describe."""
-    return GPT2Config(
-        vocab_size=vocabulary_size,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        **ids,
-    )
+from trainer.models.gpt2 import configuration, pretrained_weights
 
 
 def load(checkpoint: str) -> TFGPT2LMHeadModel:
     """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch.
 
     Raises:
-      UserError: there is no such checkpoint, or it is not a GPT-2's.
+      UserError: there is no such checkpoint, or it is not wholly a GPT-2's.
     """
-    try:
-        path = str(cached_file(checkpoint, "model.safetensors"))
-        with safetensors.safe_open(path, framework="numpy") as file:
-            from_pytorch = (file.metadata() or {}).get("format") == "pt"
-        if from_pytorch:
-            model = from_shape(GPT2Config.from_pretrained(checkpoint))
-            weights = safetensors.tensorflow.load_file(path)
-        else:
-            model = TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(
-            "The checkpoint must be a Hugging Face GPT-2 folder or name, with "
-            f"config.json and model.safetensors. Received: {checkpoint!r}. Loading "
-            f"said: {str(error).strip().splitlines()[0]}"
-        ) from error
-    _check_variant(model, checkpoint)
-    if from_pytorch:
-        _assign_pytorch(model, weights, checkpoint)
+    model = from_shape(configuration.load_configuration(checkpoint))
+    pretrained_weights.assign(pytorch_weights(model), checkpoint)
     return model
-
-
-def _check_variant(model: TFGPT2LMHeadModel, checkpoint: str) -> None:
-    """Raises UserError where TensorFlow's GPT-2 would ignore what the config asks."""
-    usual = {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "tie_word_embeddings": True,
-        "add_cross_attention": False,
-    }
-    for name, value in usual.items():
-        found = getattr(model.config, name, value)
-        if found != value:
-            raise UserError(
-                f"The config.json of {checkpoint} must have {name}={value}: GPT-2 as "
-                f"published. Received: {found}."
-            )
-
-
-def _assign_pytorch(
-    model: TFGPT2LMHeadModel, weights: dict[str, tf.Tensor], checkpoint: str
-) -> None:
-    """Assigns weights with PyTorch's names.
-
-    `from_pretrained` would do it, but iterates over a file that cannot be iterated:
-    https://github.com/huggingface/transformers/issues/40028.
-    """
-    try:
-        _, found = load_pytorch_state_dict_in_tf2_model(
-            model,
-            weights,
-            tf_inputs=False,
-            allow_missing_keys=True,
-            output_loading_info=True,
-            skip_logger_warnings=True,
-        )
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(
-            f"The weights of {checkpoint} do not have the shapes of its config.json: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
-    if found["missing_keys"]:
-        raise UserError(
-            f"The weights of {checkpoint} must be a GPT-2's. Missing: "
-            f"{', '.join(sorted(found['missing_keys']))}."
-        )
 
 
 def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:

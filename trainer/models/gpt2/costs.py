@@ -1,4 +1,4 @@
-"""Floating-point operations of a step, counted from shapes."""
+"""What a step costs, counted from shapes."""
 
 from transformers import PretrainedConfig
 
@@ -24,3 +24,25 @@ def step_flops(
     block = 2 * length * weights + 2 * 2 * pairs * channels
     logits = 2 * length * channels * shape.vocab_size
     return 3 * num_sequences * (shape.n_layer * block + logits)
+
+
+def activation_values(
+    shape: PretrainedConfig, sequence_length: int, remat: str
+) -> float:
+    """Returns how many values the backward pass keeps of each token.
+
+    Of a block: 11 C in and between its parts, and of each head's exponentials half of
+    T. With `remat` "attention" only the exponentials of one block exist at a time, with
+    "block" only one whole block and the inputs of the others.
+
+    Args:
+      shape: of the model.
+      sequence_length: T, tokens of a record.
+      remat: "none", "attention" or "block".
+    """
+    layers, channels = shape.n_layer, shape.n_embd
+    between = 11 * channels
+    scores = shape.n_head * sequence_length / 2
+    if remat == "block":
+        return layers * channels + between + scores
+    return layers * between + scores * (1 if remat == "attention" else layers)

@@ -144,7 +144,7 @@ def lower(case: dict[str, Any], size: int) -> bytes:
         tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     if not case.get("loop", True):
         cross_entropy.CHUNK_TOKENS = size * LENGTH
-    gpt2 = weights.from_shape(
+    gpt2 = weights.build(
         GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
     )
     if case["step"] == "plain":

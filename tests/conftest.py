@@ -228,7 +228,7 @@ def tiny_model(seed: int = 0, **overrides):
     """A GPT-2 whose every weight is random, biases and layer norms included."""
     shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16}
     shape |= {"vocab_size": VOCABULARY_SIZE, **overrides}
-    gpt2 = weights.from_shape(GPT2Config(**shape))
+    gpt2 = weights.build(GPT2Config(**shape))
     weights.initialize(gpt2, seed)
     for index, variable in enumerate(gpt2.trainable_variables):
         noise = tf.random.stateless_normal(variable.shape, [seed, index], stddev=0.1)

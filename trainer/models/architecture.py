@@ -34,6 +34,7 @@ class Options:
 
     @property
     def dtype(self) -> tf.DType:
+        """The precision as a TensorFlow type."""
         return tf.as_dtype(self.precision)
 
 

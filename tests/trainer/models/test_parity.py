@@ -39,7 +39,7 @@ def test_logits_agree(both):
     with torch.no_grad():
         expected = judge.eval()(torch.tensor(tokens)).logits.numpy()
     hidden = forward.hidden_states(ours, tf.constant(tokens))
-    found = tf.matmul(hidden, forward.embedding_table(ours), transpose_b=True)
+    found = tf.matmul(hidden, forward.output_table(ours), transpose_b=True)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

@@ -138,7 +138,7 @@ def outcome(path, values, generator):
     with torch.no_grad():
         expected = judge(torch.tensor(tokens)).logits.numpy()
     hidden = forward.hidden_states(ours, tf.constant(tokens, tf.int32))
-    table = forward.embedding_table(ours)
+    table = forward.output_table(ours)
     # What trains and evaluates, and what generates.
     for found in (tf.matmul(hidden, table, transpose_b=True), ours(tokens).logits):
         error = np.abs(found - expected).max() / np.abs(expected).max()

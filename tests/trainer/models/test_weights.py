@@ -48,7 +48,7 @@ def pytorch_folder(folder: pathlib.Path, gpt2, vocabulary: str = "") -> str:
 
 def test_initial_weights_are_gpt2s_and_depend_on_the_seed_alone():
     first, again, other = (
-        weights.from_shape(GPT2Config(vocab_size=999, n_embd=64, n_layer=8, n_head=4))
+        weights.build(GPT2Config(vocab_size=999, n_embd=64, n_layer=8, n_head=4))
         for _ in range(3)
     )
     weights.initialize(first, 3)

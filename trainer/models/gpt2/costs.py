@@ -6,11 +6,11 @@ from transformers import PretrainedConfig
 def step_flops(
     shape: PretrainedConfig, sequence_length: int, num_sequences: int
 ) -> int:
-    """Returns the FLOPs that a training step needs, of matrix products alone.
+    """Returns the FLOPs of the matrix products of a training step.
 
-    A product of [n, m] and [m, k] is 2nmk. The backward pass has two products for each
-    of the forward pass. Of attention, the pairs that the causal mask leaves count; what
-    is computed a second time to save memory does not.
+    A product of [n, m] and [m, k] takes 2nmk. The backward pass has two products for
+    each one of the forward pass. Attention counts only the pairs that the causal mask
+    allows. Recomputation does not count.
 
     Args:
       shape: of the model.

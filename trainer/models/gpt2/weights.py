@@ -1,4 +1,4 @@
-"""Config -> TFGPT2LMHeadModel. Weights, names and checkpoints are Hugging Face's."""
+"""Builds, initializes and loads TFGPT2LMHeadModel, with Hugging Face's names."""
 
 import os
 import tempfile
@@ -23,17 +23,18 @@ def load(checkpoint: str) -> TFGPT2LMHeadModel:
     """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch.
 
     Raises:
-      UserError: there is no such checkpoint, or it is not wholly a GPT-2's.
+      UserError: the checkpoint does not exist, or is not that of a whole GPT-2.
     """
-    model = from_shape(configuration.load_configuration(checkpoint))
+    model = build(configuration.load_configuration(checkpoint))
     pretrained_weights.assign(pytorch_weights(model), checkpoint)
     return model
 
 
 def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
-    """Returns the weights by PyTorch's names; a bias is [1, n], where PyTorch has [n].
+    """Returns the variables by PyTorch's names.
 
-    The matrices are as PyTorch's GPT-2 has them: none is to be transposed.
+    A bias is [1, n] where PyTorch's is [n]. The matrices have PyTorch's layout: none
+    needs to be transposed.
     """
     return {
         convert_tf_weight_name_to_pt_weight_name(
@@ -43,20 +44,20 @@ def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
     }
 
 
-def from_shape(config: PretrainedConfig) -> TFGPT2LMHeadModel:
-    """Builds a model with its variables; their values are arbitrary."""
+def build(config: PretrainedConfig) -> TFGPT2LMHeadModel:
+    """Builds a model with all variables; their values are arbitrary."""
     model = TFGPT2LMHeadModel(config)
     model.build_in_name_scope()
     return model
 
 
 def resize_vocabulary(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
-    """Returns the model with rows for new tokens, each the mean of all others.
+    """Returns a model with embeddings for new tokens, each the mean of the old ones.
 
-    So a new token begins as likely as the average one, and the loss does not jump.
+    A new token starts as likely as the average token, and the loss does not jump.
     """
     values = model.config.to_dict()
-    extended = from_shape(GPT2Config.from_dict({**values, "vocab_size": size}))
+    extended = build(GPT2Config.from_dict({**values, "vocab_size": size}))
     for new, old in zip(extended.variables, model.variables, strict=True):
         value = tf.convert_to_tensor(old)
         if new is extended.transformer.wte.embeddings:
@@ -67,7 +68,7 @@ def resize_vocabulary(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
 
 
 def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
-    """Draws all weights from `seed`, the same under every strategy.
+    """Assigns random weights that depend on `seed` alone, not on the strategy.
 
     Source: Radford et al. (2019), section 2.3: N(0, 0.02), and projections into the
     residual stream scaled by 1/sqrt(number of residual layers); biases are 0.
@@ -85,7 +86,14 @@ def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
 
 
 def load_tokenizer(source: str) -> GPT2TokenizerFast:
-    """Loads the tokenizer of a checkpoint, a Hugging Face folder or name, or gs://…."""
+    """Loads the tokenizer of a checkpoint.
+
+    Args:
+      source: a folder, a Hugging Face name, or gs://….
+
+    Raises:
+      UserError: there is no tokenizer that loads.
+    """
     try:
         if not files.is_remote(source):
             return GPT2TokenizerFast.from_pretrained(source)
@@ -99,8 +107,9 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
     except (UserError, TryAgainError):
         raise
     except Exception as error:  # `tokenizers` raises nothing more special
-        said = [*str(error).strip().splitlines(), type(error).__name__][0]
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise UserError(
             f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
-            f"merges.txt. Copy that of the model's training there. Loading said: {said}"
+            f"merges.txt. Copy the tokenizer that the model was trained with. Loading "
+            f"failed: {reason}"
         ) from error

@@ -71,6 +71,9 @@ def filter_stderr() -> None:
         encoding=sys.stderr.encoding,
         errors="backslashreplace",
     )
+    from absl import logging  # not at the top: the filter process does not have it
+
+    logging.get_absl_handler().python_handler.setStream(sys.stderr)
 
 
 def main() -> None:

@@ -4,11 +4,10 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from absl import logging
 from tqdm import tqdm
-from tqdm.contrib import DummyTqdmFile
 
 _LOG_SECONDS = 60
 
@@ -46,10 +45,26 @@ def progress(description: str, total: int, unit: str, **options: Any) -> Iterato
         with _LogProgress(**options) as bar:
             yield bar
         return
-    # A bar inside another finds stderr replaced already.
-    terminal = getattr(sys.stderr, "_wrapped", sys.stderr)
     with (
-        contextlib.redirect_stderr(DummyTqdmFile(terminal)),
+        _lines_above_bars() as terminal,
         tqdm(file=terminal, dynamic_ncols=True, **options) as bar,
     ):
         yield bar
+
+
+@contextlib.contextmanager
+def _lines_above_bars() -> Iterator[IO[str]]:
+    """Moves bars out of the way of what is logged or printed; yields the terminal."""
+    from tqdm.contrib import DummyTqdmFile  # it imports asyncio, which takes time
+
+    if isinstance(sys.stderr, DummyTqdmFile):  # this bar is inside another
+        yield sys.stderr._wrapped
+        return
+    terminal = sys.stderr
+    handler = logging.get_absl_handler().python_handler
+    with contextlib.redirect_stderr(DummyTqdmFile(terminal)):
+        previous = handler.setStream(sys.stderr)
+        try:
+            yield terminal
+        finally:
+            handler.setStream(previous or terminal)

@@ -36,7 +36,7 @@ from data_pipeline import (
     tokenizer,
 )
 from data_pipeline import job as jobs
-from tfrecords import manifest, schema
+from tfrecords import fingerprints, manifest, schema
 from tfrecords.storage import files
 
 FLAGS = flags.FLAGS
@@ -98,7 +98,7 @@ def _make(
         end_of_text_id=vocabulary.end_of_text_id,
         pad_id=vocabulary.pad_id,
         padding_side=job.config.padding_side,
-        tokenizer_fingerprint=manifest.fingerprint_of_tokenizer(
+        tokenizer_fingerprint=fingerprints.of_tokenizer_json(
             files.read(work[0].tokenizer_path).decode()
         ),
         tokenizer_engine=encoder.version(work[0].engine),

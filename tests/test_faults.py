@@ -24,7 +24,7 @@ from configs.errors import DataError
 from tests import programs
 from tests.conftest import ROOT, assert_refused, run_program, shared
 from tests.data_pipeline.test_preprocess import hashes, load_encoder
-from tfrecords import manifest, reader, schema, writer
+from tfrecords import manifest, reader, schema, verify, writer
 from tfrecords.windows import Windows
 
 SIZES = ("--config.data.vocab_size=300", "--config.data.sequence_length=32")
@@ -437,7 +437,7 @@ def test_a_shard_that_is_not_whole_is_refused_before_training(data, damage):
     damage(data)
     found = manifest.load(str(data))
     with pytest.raises(DataError, match=SHARD):
-        manifest.verify_shards(str(data), found, "train")
+        verify.verify_shards(str(data), found, "train")
     inspected = run_program("tfrecords.inspect", f"--data_dir={data}")
     assert inspected.returncode == 2
     assert SHARD in inspected.stderr
@@ -464,7 +464,7 @@ def test_a_record_that_does_not_fit_is_named_while_it_is_read(data, fault):
     message = "outside the vocabulary" if fault == "id" else "must have 32 tokens"
     with (
         pytest.raises(DataError, match=f"{SHARD}, record 2: .*{message}"),
-        reader.naming_damage(str(data), found),
+        reader.translate_data_loss_errors(str(data), found),
     ):
         for _ in batches:
             pass

@@ -30,7 +30,7 @@ def inspect(data_dir: str, *, read_records: bool, show: int) -> dict[str, Any]:
       DataError: lists everything that is not as the manifest says.
     """
     manifest = manifests.load(data_dir)
-    manifests.verify_tokenizer(data_dir, manifest)
+    verify.verify_tokenizer(data_dir, manifest)
     splits = {}
     problems = []
     for name in manifest.splits:
@@ -39,7 +39,7 @@ def inspect(data_dir: str, *, read_records: bool, show: int) -> dict[str, Any]:
             problems += found
             splits[name] = _figures(manifest, name) | _measured(statistics, manifest)
         else:
-            manifests.verify_shards(data_dir, manifest, name)
+            verify.verify_shards(data_dir, manifest, name)
             splits[name] = _figures(manifest, name)
     if read_records:
         problems += [

@@ -8,7 +8,7 @@ import pytest
 
 from configs.errors import DataError
 from tests.conftest import VOCABULARY_SIZE, assert_refused, run_program
-from tfrecords import inspect, manifest, schema, verify, writer
+from tfrecords import fingerprints, inspect, manifest, schema, verify, writer
 
 SHARD = "train-00001-of-00003.tfrecord"
 
@@ -106,7 +106,7 @@ def write_tokenizer(folder):
     path = folder / "tokenizer" / "tokenizer.json"
     path.write_text(json.dumps(values))
     described = json.loads((folder / "manifest.json").read_text())
-    fingerprint = manifest.tokenizer_fingerprint(str(folder / "tokenizer"))
+    fingerprint = fingerprints.of_tokenizer(str(folder / "tokenizer"))
     described["tokenizer_fingerprint"] = fingerprint
     (folder / "manifest.json").write_text(json.dumps(described))
 

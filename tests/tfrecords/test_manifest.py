@@ -8,7 +8,7 @@ import pytest
 from configs.errors import DataError
 from tests import programs
 from tests.conftest import assert_refused, shared
-from tfrecords import manifest
+from tfrecords import fingerprints, manifest, verify
 
 
 def test_load_gives_back_what_was_written(dataset):
@@ -17,7 +17,7 @@ def test_load_gives_back_what_was_written(dataset):
     assert loaded == written
     assert loaded.fingerprint == written.fingerprint
     for split in ("train", "validation"):
-        manifest.verify_shards(str(folder), loaded, split)
+        verify.verify_shards(str(folder), loaded, split)
 
 
 def test_a_folder_without_manifest_is_no_dataset(tmp_path):
@@ -69,7 +69,7 @@ def test_a_shard_of_another_size_is_named(dataset, damage, message):
     folder, written = dataset
     damage(folder / "train-00001-of-00003.tfrecord")
     with pytest.raises(DataError, match=message) as error:
-        manifest.verify_shards(str(folder), written, "train")
+        verify.verify_shards(str(folder), written, "train")
     assert "train-00001-of-00003.tfrecord" in str(error.value)
 
 
@@ -79,16 +79,16 @@ def test_counts_that_do_not_fit_the_sizes_are_refused(dataset):
     values["splits"]["train"]["shards"][0]["num_records"] += 1
     (folder / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="must have 30 records"):
-        manifest.verify_shards(str(folder), manifest.load(str(folder)), "train")
+        verify.verify_shards(str(folder), manifest.load(str(folder)), "train")
 
 
 def test_another_tokenizer_in_the_folder_is_refused(dataset):
     folder, written = dataset
-    manifest.verify_tokenizer(str(folder), written)
+    verify.verify_tokenizer(str(folder), written)
     path = folder / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace("<|endoftext|>", "<|end|>"))
     with pytest.raises(DataError, match="must hold the tokenizer"):
-        manifest.verify_tokenizer(str(folder), written)
+        verify.verify_tokenizer(str(folder), written)
 
 
 def test_the_fingerprint_of_a_tokenizer_does_not_depend_on_its_files(tmp_path):
@@ -99,14 +99,14 @@ def test_the_fingerprint_of_a_tokenizer_does_not_depend_on_its_files(tmp_path):
     GPT2TokenizerFast.from_pretrained(pair).save_pretrained(tmp_path)
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).unlink(missing_ok=True)
-    fingerprint = manifest.tokenizer_fingerprint(pair)
-    assert manifest.tokenizer_fingerprint(str(tmp_path)) == fingerprint
-    assert manifest.tokenizer_fingerprint(str(tmp_path.parent)) is None
+    fingerprint = fingerprints.of_tokenizer(pair)
+    assert fingerprints.of_tokenizer(str(tmp_path)) == fingerprint
+    assert fingerprints.of_tokenizer(str(tmp_path.parent)) is None
 
     changed = json.loads((tmp_path / "tokenizer.json").read_text())
     changed["model"]["merges"].pop()
     (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
-    assert manifest.tokenizer_fingerprint(str(tmp_path)) != fingerprint
+    assert fingerprints.of_tokenizer(str(tmp_path)) != fingerprint
 
 
 def test_the_trainer_stops_before_it_builds_anything(dataset, tmp_path):

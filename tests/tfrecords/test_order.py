@@ -95,5 +95,5 @@ def test_starting_anywhere_equals_skipping(start):
 def test_places_are_read_in_that_order(start, stop):
     sizes = order.shard_sizes(29, 4)
     stream = [r for epoch in range(4) for r in epoch_order(sizes, epoch)]
-    found = list(order.places(sizes, order.phases(sizes, start, stop, seed=3)))
+    found = list(order.locations(sizes, order.phases(sizes, start, stop, seed=3)))
     assert found[: stop - start] == stream[start:stop]

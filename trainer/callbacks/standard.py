@@ -11,7 +11,7 @@ from absl import logging
 from tqdm import tqdm
 
 from configs.errors import RunError
-from tfrecords.manifest import Watch
+from tfrecords.verify import ShardChangeDetector
 from trainer.checkpoints.run_checkpoints import Checkpoints
 from trainer.evaluation.scoring import Scorer
 from trainer.run_dir.journal import EVENT
@@ -253,7 +253,7 @@ class Saving(AtIntervals):
         self,
         log: MetricsLog,
         checkpoints: Checkpoints,
-        watch: Watch,
+        watch: ShardChangeDetector,
         **intervals: int,
     ):
         super().__init__(**intervals)

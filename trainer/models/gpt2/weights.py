@@ -21,7 +21,8 @@ from transformers.utils import cached_file
 
 from configs.errors import TryAgainError, UserError
 from configs.schema import ModelConfig
-from tfrecords.manifest import Manifest, tokenizer_fingerprint
+from tfrecords import fingerprints
+from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 
 
@@ -271,7 +272,7 @@ def check_tokenizer(source: str, manifest: Manifest) -> None:
     tokenizer.add_tokens(list(manifest.added_tokens), special_tokens=True)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        found = tokenizer_fingerprint(folder)
+        found = fingerprints.of_tokenizer(folder)
     if found != manifest.tokenizer_fingerprint:
         raise UserError(
             "The dataset must be tokenized with the model's tokenizer. Received: "

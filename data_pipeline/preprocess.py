@@ -88,7 +88,7 @@ def _make(
         missing = [item for item in all_items if not files.exists(item.path)]
         token_bytes = np.dtype(work[0].token_dtype).itemsize
         num_bytes = sum(item.num_tokens for item in missing) * token_bytes
-        files.check_room(work_dir, num_bytes)
+        files.check_free_space(work_dir, num_bytes)
     written = _write_shards(all_items, runner)
     result = manifest.Manifest(
         format_version=schema.FORMAT_VERSION,

@@ -76,7 +76,7 @@ def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def stat(path: str) -> tuple[int, str]:
-    """Returns the size in bytes, and a version that changes when the file is written."""
+    """Returns size in bytes and a version that changes when the file is written."""
     if is_remote(path):
         blob = gcs.existing_blob(path)
         return int(blob.size or 0), str(blob.generation)

@@ -108,9 +108,8 @@ def epoch_phases(
     """
     num_shards, total = len(sizes), int(sizes.sum())
     shards = permutation(num_shards, seed, epoch)
-    offsets = hash_integers(np.arange(num_shards), seed, epoch, 1) % sizes.astype(
-        np.uint64
-    )
+    hashes = hash_integers(np.arange(num_shards), seed, epoch, 1)
+    offsets = (hashes % sizes.astype(np.uint64)).astype(np.int64)
     num_rounds = total // num_shards
     whole = num_rounds * num_shards
 
@@ -119,7 +118,7 @@ def epoch_phases(
         owned = positions[(epoch * total + positions) % num_hosts == host_index]
         rounds = owned // num_shards
         shard = shards[owned % num_shards]
-        offset = offsets.astype(np.int64)[shard]
+        offset = offsets[shard]
         count = -(-(stop - owned) // (num_shards * stride))
         return Phase(shard, (offset + rounds) % sizes[shard], count, stride)
 

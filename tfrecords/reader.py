@@ -39,8 +39,7 @@ def training_batches(
       manifest: its manifest.
       global_batch_size: records of a step over all hosts, a multiple of
         `num_hosts * batch_size`.
-      batch_size: records of one element, which one replica uses for one step. A step
-        consumes `global_batch_size / num_hosts / batch_size` elements.
+      batch_size: records of one element, which one replica uses for one step.
       start_step: steps completed before.
       num_steps: steps of the whole run.
       seed: seed of the order of each epoch.
@@ -56,39 +55,19 @@ def training_batches(
     Raises:
       DataError: the dataset has fewer shards than hosts.
     """
-    split = manifest.split("train")
-    if len(split.shards) < num_hosts:
-        raise DataError(
-            "The dataset must have at least one shard for each host. Received: "
-            f"{len(split.shards)} shards for {num_hosts} hosts. Preprocess with "
-            f"`--config.data.num_shards={num_hosts}` or a multiple of it."
-        )
-    phases = order.phases(
-        _sizes(split),
-        start_step * global_batch_size,
-        num_steps * global_batch_size,
-        seed=seed,
-        host_index=host_index,
-        num_hosts=num_hosts,
-    )
-    records = _read_phases(paths(data_dir, split), phases)
-    records = records.take((num_steps - start_step) * global_batch_size // num_hosts)
+    start, stop = start_step * global_batch_size, num_steps * global_batch_size
+    host = {"host_index": host_index, "num_hosts": num_hosts}
     batches = (
-        records.batch(batch_size, drop_remainder=True)
-        .map(
-            lambda serialized: parse(serialized, manifest),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        _host_records(data_dir, manifest, start, stop, seed=seed, **host)
+        .batch(batch_size, drop_remainder=True)
+        .map(lambda r: parse(r, manifest), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
         .with_options(options())
     )
-    # A host reads every `num_hosts`-th record of the stream, from `host_index` on.
     # `num_hosts` divides the global batch, so the rows are the same in each step.
     indices = np.arange(host_index, global_batch_size, num_hosts, dtype=np.int32)
     rows = tf.data.Dataset.from_tensor_slices(indices.reshape(-1, batch_size)).repeat()
-    return tf.data.Dataset.zip(batches, rows).map(
-        lambda batch, row: {**batch, "row": row}
-    )
+    return tf.data.Dataset.zip(batches, rows).map(lambda b, row: {**b, "row": row})
 
 
 def batch_records(
@@ -186,6 +165,36 @@ def options() -> tf.data.Options:
         tf.data.experimental.AutoShardPolicy.OFF
     )
     return result
+
+
+def _host_records(
+    data_dir: str,
+    manifest: Manifest,
+    start: int,
+    stop: int,
+    *,
+    seed: int,
+    host_index: int,
+    num_hosts: int,
+) -> tf.data.Dataset:
+    """Returns every `num_hosts`-th record of [start, stop) of the endless stream."""
+    split = manifest.split("train")
+    if len(split.shards) < num_hosts:
+        raise DataError(
+            "The dataset must have at least one shard for each host. Received: "
+            f"{len(split.shards)} shards for {num_hosts} hosts. Preprocess with "
+            f"`--config.data.num_shards={num_hosts}` or a multiple of it."
+        )
+    phases = order.phases(
+        _sizes(split),
+        start,
+        stop,
+        seed=seed,
+        host_index=host_index,
+        num_hosts=num_hosts,
+    )
+    records = _read_phases(paths(data_dir, split), phases)
+    return records.take((stop - start) // num_hosts)
 
 
 def _sizes(split: Split) -> np.ndarray:

@@ -54,10 +54,8 @@ def expand(name: str) -> list[str]:
     folder = f"{pattern.rstrip('/')}/" if pattern else ""
     if any(n.startswith(folder) for n in names):
         pattern = f"{glob.escape(folder)}**"
-    patterns = pattern.split("/")
-    return sorted(
-        f"gs://{bucket}/{n}" for n in names if _matches(n.split("/"), patterns)
-    )
+    parts = pattern.split("/")
+    return sorted(f"gs://{bucket}/{n}" for n in names if _matches(n.split("/"), parts))
 
 
 def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -70,9 +68,8 @@ def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
         return False
     if patterns[0] == "**":
         return _matches(parts[1:], patterns)
-    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(
-        parts[1:], patterns[1:]
-    )
+    is_match = fnmatch.fnmatchcase(parts[0], patterns[0])
+    return is_match and _matches(parts[1:], patterns[1:])
 
 
 def stat(path: str) -> tuple[int, str]:

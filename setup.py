@@ -16,6 +16,7 @@ setup(
         "google-cloud-storage>=3.4,<4",
         "gigatoken>=0.10,<0.11",
         "google-crc32c>=1.7,<2",
+        "h5py>=3.11,<4",
         # tensorflow-datasets needs it to prepare a dataset, and does not say so.
         "importlib-resources>=6.4",
         "matplotlib>=3.10,<4",

@@ -24,12 +24,15 @@ from transformers import GPT2Config
 from configs.schema import Config
 from tfrecords import manifest as manifests
 from tfrecords import reader
+from trainer.models.architecture import Options
 from trainer.models.gpt2 import forward, weights
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 from trainer.models.layers import cross_entropy
 from trainer.optimizers import factory
 from trainer.optimizers.schedule import Schedule
 from trainer.planning.hardware import REMAT_POLICIES
-from trainer.tasks.causal_lm import LanguageModelTask
+from trainer.tasks import causal_lm
+from trainer.tasks.step import TrainingStep
 
 BATCH_SIZE = 8
 # Several blocks of queries, and several chunks of tokens, though the records are short.
@@ -37,25 +40,26 @@ forward.QUERY_BLOCK = 32
 cross_entropy.CHUNK_TOKENS = 256
 
 
-class PlainTask(LanguageModelTask):
+class PlainStep(TrainingStep):
     """The same step around transformers' own forward."""
 
-    def local_gradients(self, tokens, length, keys):
+    def local_gradients(self, batch, keys):
+        tokens, length = batch["tokens"], batch["length"]
         with tf.GradientTape() as tape:
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                tokens[:, 1:], tf.cast(self.gpt2(tokens).logits[:, :-1], tf.float32)
+                tokens[:, 1:], tf.cast(self.model(tokens).logits[:, :-1], tf.float32)
             )
             real = tf.range(1, tokens.shape[1])[None] < length[:, None]
             weights = tf.cast(real, tf.float32)
             loss = tf.reduce_sum(losses * weights)
-        gradients = tape.gradient(loss, self.gpt2.trainable_variables)
+        gradients = tape.gradient(loss, self.model.trainable_variables)
         dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
         return loss, tf.reduce_sum(weights), dense
 
 
-def losses(arguments, manifest, task_class, options):
+def losses(arguments, manifest, step_class, options):
     """Trains anew and returns the loss of each step."""
-    is_mixed = task_class is PlainTask and options.precision == "bfloat16"
+    is_mixed = step_class is PlainStep and options.precision == "bfloat16"
     tf_keras.mixed_precision.set_global_policy(
         "mixed_bfloat16" if is_mixed else "float32"
     )
@@ -65,7 +69,7 @@ def losses(arguments, manifest, task_class, options):
     config.optimizer.name = "sgd"
     config.optimizer.beta_1 = 0.9
     config.optimizer.learning_rate = 0.1
-    gpt2 = weights.from_shape(
+    gpt2 = weights.build(
         GPT2Config(
             vocab_size=manifest.vocabulary_size,
             n_positions=manifest.sequence_length,
@@ -78,10 +82,14 @@ def losses(arguments, manifest, task_class, options):
         )
     )
     weights.initialize(gpt2, seed=0)
-    task = task_class(gpt2, options=options, compile_local=options.compiled)
+    training_step = step_class(
+        gpt2, GPT2, causal_lm.TASK, options=options, compile_local=options.compiled
+    )
     schedule = Schedule(config.optimizer, arguments.steps)
     variables = gpt2.trainable_variables
-    task.compile(optimizer=factory.create(config.optimizer, schedule, variables))
+    training_step.compile(
+        optimizer=factory.create(config.optimizer, schedule, variables)
+    )
     batches = reader.training_batches(
         arguments.data_dir,
         manifest,
@@ -91,7 +99,7 @@ def losses(arguments, manifest, task_class, options):
         num_steps=arguments.steps,
         seed=0,
     )
-    step = tf.function(task.train_step)
+    step = tf.function(training_step.train_step)
     return np.array([float(step(batch)["loss"]) for batch in batches])
 
 
@@ -102,20 +110,18 @@ def main():
     arguments = parser.parse_args()
     manifest = manifests.load(arguments.data_dir)
 
-    plain = losses(
-        arguments, manifest, PlainTask, forward.Options("float32", compiled=True)
-    )
+    plain = losses(arguments, manifest, PlainStep, Options("float32", compiled=True))
     curves = {
         "plain TFGPT2, float32": plain,
         "plain TFGPT2, bfloat16": losses(
-            arguments, manifest, PlainTask, forward.Options("bfloat16")
+            arguments, manifest, PlainStep, Options("bfloat16")
         ),
     }
     for precision in ("float32", "bfloat16"):
         for remat in REMAT_POLICIES:
             # XLA has no fast bfloat16 product on a CPU.
-            options = forward.Options(precision, remat, precision == "float32")
-            curve = losses(arguments, manifest, LanguageModelTask, options)
+            options = Options(precision, remat, precision == "float32")
+            curve = losses(arguments, manifest, TrainingStep, options)
             curves[f"ours, {precision}, {remat}"] = curve
     print(f"{'loss of step':28}{1:>9}{arguments.steps:>9}   largest distance, mean")
     for name, curve in curves.items():

@@ -23,7 +23,7 @@ from configs.schema import Config, ModelConfig
 from trainer.checkpoints import tensor_file
 from trainer.checkpoints.run_checkpoints import Checkpoints
 from trainer.runtime import strategy
-from trainer.tasks import causal_lm
+from trainer.tasks.create import create_training_step
 
 SHAPES = {
     "small": ModelConfig(),
@@ -40,9 +40,9 @@ def main() -> None:
     waits: dict[str, list[float]] = {"whole save": [], "copy only": []}
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_dataset(folder, 16)
-        trained = causal_lm.build(config, manifest, strategy.mirror_cpu(1), 100)
+        trained = create_training_step(config, manifest, strategy.mirror_cpu(1), 100)
         checkpoints = Checkpoints(
-            folder, task=trained, config=config, manifest=manifest
+            folder, training_step=trained, config=config, manifest=manifest
         )
         for _ in range(flags.saves):
             for name, seconds in waits.items():
@@ -53,7 +53,7 @@ def main() -> None:
                     checkpoints.close()
                 seconds.append(time.perf_counter() - start)
                 checkpoints.close()
-    variables = [*trained.gpt2.variables, *trained.optimizer.variables]
+    variables = [*trained.model.variables, *trained.optimizer.variables]
     whole, copy = (statistics.median(seconds) for seconds in waits.values())
     print(f"GPT-2 {flags.size}, {tensor_file.num_bytes(variables) / 1e6:,.0f} MB")
     print(f"the step waits for the whole save {whole:8.2f} s")

@@ -17,10 +17,13 @@ from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import tpu
 from configs.schema import Config
-from trainer.models.gpt2 import forward, weights
+from trainer.models.architecture import Options
+from trainer.models.gpt2 import weights
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 from trainer.models.layers import cross_entropy
 from trainer.planning import compilation, planner
-from trainer.tasks import causal_lm as tasks
+from trainer.tasks import causal_lm
+from trainer.tasks.create import assemble
 
 FLAGS = flags.FLAGS
 LENGTH = 1024
@@ -123,12 +126,14 @@ def plain_step(gpt2: TFGPT2LMHeadModel, optimizer: str) -> Callable:
 def our_step(gpt2: TFGPT2LMHeadModel, case: dict[str, Any]) -> Callable:
     config = Config()
     config.optimizer.name = case["optimizer"]
-    return tasks.assemble(
+    return assemble(
         gpt2,
+        GPT2,
+        causal_lm.TASK,
         config,
         10**6,
         accumulation_steps=case.get("accumulation", 1),
-        options=forward.Options("bfloat16", case["remat"], compiled=True),
+        options=Options("bfloat16", case["remat"], compiled=True),
         all_reduce=compilation.sum_over(8),
     ).train_step
 
@@ -139,14 +144,16 @@ def lower(case: dict[str, Any], size: int) -> bytes:
         tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     if not case.get("loop", True):
         cross_entropy.CHUNK_TOKENS = size * LENGTH
-    gpt2 = weights.from_shape(
+    gpt2 = weights.build(
         GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
     )
     if case["step"] == "plain":
         step = plain_step(gpt2, case["optimizer"])
     else:
         step = our_step(gpt2, case)
-    return compilation.lower(step, size * case.get("accumulation", 1), LENGTH)
+    return compilation.lower(
+        step, causal_lm.TASK.signature(size * case.get("accumulation", 1), LENGTH)
+    )
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.encoding_errors": ("stop", "replace", "skip"),
     "data.mode": ("packed", "document", "labelled"),
     "data.padding_side": ("right", "left"),
-    "model.architecture": ("gpt2",),
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": (
         "linear",

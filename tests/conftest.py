@@ -24,6 +24,9 @@ from tests import object_store, programs
 from tfrecords import fingerprints, manifest, order, schema, writer
 from tfrecords.storage import gcs
 from trainer.models.gpt2 import weights
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
+from trainer.tasks import causal_lm
+from trainer.tasks.step import TrainingStep
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -225,12 +228,23 @@ def tiny_model(seed: int = 0, **overrides):
     """A GPT-2 whose every weight is random, biases and layer norms included."""
     shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16}
     shape |= {"vocab_size": VOCABULARY_SIZE, **overrides}
-    gpt2 = weights.from_shape(GPT2Config(**shape))
+    gpt2 = weights.build(GPT2Config(**shape))
     weights.initialize(gpt2, seed)
     for index, variable in enumerate(gpt2.trainable_variables):
         noise = tf.random.stateless_normal(variable.shape, [seed, index], stddev=0.1)
         variable.assign_add(noise)
     return gpt2
+
+
+def training_step(model, **settings) -> TrainingStep:
+    """The step that trains a GPT-2 as a causal language model."""
+    return TrainingStep(model, GPT2, causal_lm.TASK, **settings)
+
+
+def summed_loss(model, tokens, length, *settings):
+    """The causal language model's loss of a batch, and its number of tokens."""
+    batch = {"tokens": tokens, "length": length}
+    return causal_lm.summed_loss(GPT2, model, batch, *settings)
 
 
 def tiny_config(**training) -> Config:

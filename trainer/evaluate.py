@@ -13,40 +13,22 @@ import tensorflow as tf
 from absl import flags
 
 from configs import cli
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from tfrecords import manifest as manifests
 from tfrecords import reader, verify
 from tfrecords.windows import Windows
 from trainer.checkpoints import pretrained
 from trainer.evaluation import published
-from trainer.evaluation.scoring import Score, Scorer
-from trainer.models.gpt2 import forward, weights
+from trainer.evaluation.scoring import Scorer
+from trainer.models import create
+from trainer.models.architecture import Options
 from trainer.run_dir import results
 from trainer.runtime import preemption
 from trainer.runtime import strategy as strategies
-from trainer.tasks.causal_lm import LanguageModelTask
+from trainer.tasks import registry as tasks
+from trainer.tasks.step import TrainingStep
 
 FLAGS = flags.FLAGS
-
-
-def figures(score: Score, split: manifests.Split) -> dict[str, float]:
-    """Returns loss and perplexities of a scored split.
-
-    The first token of a text has no context and bears no loss; nor does the first of a
-    window, where windows do not overlap. Per word and per byte it counts as much as the
-    others do on average. So do truncated tokens.
-    """
-    nats = score.loss * (split.tokens + split.truncated_tokens)
-    return {
-        "tokens": split.tokens,
-        "tokens_scored": score.num_tokens,
-        "words": split.words,
-        "bytes": split.bytes,
-        "loss": score.loss,
-        "token_perplexity": score.perplexity,
-        "word_perplexity": math.exp(min(nats / split.words, 700.0)),
-        "bits_per_byte": nats / split.bytes / math.log(2),
-    }
 
 
 def protocol(
@@ -85,13 +67,15 @@ def evaluate() -> list[dict[str, Any]]:
     strategy = strategies.from_flags()
     with strategy.scope():
         trained = pretrained.from_flags()
-        weights.check_tokenizer(trained.tokenizer, manifest)
-        weights.check_vocabulary(trained.gpt2, manifest)
-        lengths = _context_lengths(manifest, trained.gpt2.config.n_positions)
+        create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
+        create.check_vocabulary(trained.model, manifest)
+        lengths = _context_lengths(manifest, trained.model.config.n_positions)
         precision = FLAGS.precision or trained.precision
-        task = LanguageModelTask(
-            trained.gpt2,
-            options=forward.Options(
+        training_step = TrainingStep(
+            trained.model,
+            trained.architecture,
+            tasks.get(trained.task),
+            options=Options(
                 precision, compiled=strategies.compiles_everything(strategy)
             ),
             compile_local=strategies.compiles_local_work(strategy, precision),
@@ -107,24 +91,36 @@ def evaluate() -> list[dict[str, Any]]:
         for length in lengths
     ]
     # All of them before the first, which takes its time: one may be impossible.
-    scorers = [_scorer(task, strategy, manifest, stamp) for stamp in stamps]
+    scorers = [_scorer(training_step, strategy, manifest, stamp) for stamp in stamps]
     found = []
     for stamp, scorer in zip(stamps, scorers, strict=True):
         with reader.translate_data_loss_errors(FLAGS.data_dir, manifest):
-            score = scorer()
+            sums = scorer()
+        _check_finite(sums, trained.name)
         result: dict[str, Any] = {
             "model": trained.name,
             "step": trained.step,
-            **figures(score, split),
+            **training_step.task.split_figures(sums, split),
             "protocol": stamp,
         }
-        result["published"] = published.compare(
-            result, trained.gpt2.config, trained.origin
-        )
+        result["published"] = []
+        if "token_perplexity" in result:
+            result["published"] = published.compare(
+                result, trained.model.config, trained.origin
+            )
         found.append(result)
         if FLAGS.workdir:
             results.keep(FLAGS.workdir, result)
     return found
+
+
+def _check_finite(sums: dict[str, float], name: str) -> None:
+    if not all(map(math.isfinite, sums.values())):
+        raise DataError(
+            f"The loss of {name} must be finite. Received: {sums}. Its "
+            "weights are finite, but so large that the network overflows: its training "
+            "has diverged. Evaluate an earlier `--step`, or another checkpoint."
+        )
 
 
 def _context_lengths(manifest: manifests.Manifest, n_positions: int) -> list[int]:
@@ -143,14 +139,14 @@ def _context_lengths(manifest: manifests.Manifest, n_positions: int) -> list[int
 
 
 def _scorer(
-    task: LanguageModelTask,
+    training_step: TrainingStep,
     strategy: tf.distribute.Strategy,
     manifest: manifests.Manifest,
     stamp: dict[str, Any],
 ) -> Scorer:
     cut = {name: stamp[name] for name in ("split", "context_length", "stride")}
     windows = Windows(FLAGS.data_dir, manifest, **cut)
-    return Scorer(task, strategy, windows, batch_size=FLAGS.batch_size)
+    return Scorer(training_step, strategy, windows, batch_size=FLAGS.batch_size)
 
 
 def define_flags() -> None:
@@ -184,7 +180,8 @@ def main() -> None:
     with preemption.naming_loss():
         found = evaluate()
     if FLAGS.json:
-        print(json.dumps(found[0] if len(found) == 1 else {"results": found}))
+        shown = found[0] if len(found) == 1 else {"results": found}
+        print(json.dumps(shown, allow_nan=False))
         return
     for number, result in enumerate(found):
         if number:

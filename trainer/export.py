@@ -139,13 +139,13 @@ def main() -> None:
         raise UserError("`--push_to_hub` needs `--format=huggingface`.")
     uploader = hub.Uploader(FLAGS.push_to_hub) if FLAGS.push_to_hub else None
     trained = pretrained.from_flags()
-    num_positions = trained.gpt2.config.n_positions
+    num_positions = trained.model.config.n_positions
     if FLAGS.format == "saved_model" and FLAGS.max_new_tokens >= num_positions:
         raise UserError(
             "`--max_new_tokens` must leave room for a prompt in the model's "
             f"{num_positions} positions. Received: {FLAGS.max_new_tokens}."
         )
-    tokenizer = weights.load_tokenizer(trained.tokenizer)
+    tokenizer = trained.architecture.load_tokenizer(trained.tokenizer)
     beside = None
     if not files.is_remote(FLAGS.output_dir):
         beside = pathlib.Path(FLAGS.output_dir).absolute().parent
@@ -154,9 +154,9 @@ def main() -> None:
         folder = pathlib.Path(parent) / "model"
         folder.mkdir()
         if FLAGS.format == "saved_model":
-            serving.save(trained.gpt2, tokenizer, folder, FLAGS.max_new_tokens)
+            serving.save(trained.model, tokenizer, folder, FLAGS.max_new_tokens)
         else:
-            to_huggingface(trained.gpt2, tokenizer, folder, tf.as_dtype(FLAGS.dtype))
+            to_huggingface(trained.model, tokenizer, folder, tf.as_dtype(FLAGS.dtype))
             (folder / "README.md").write_text(model_card.write(trained, FLAGS.workdir))
         folder = _place(folder, FLAGS.output_dir)
         names = [path.relative_to(folder).as_posix() for path in _files(folder)]

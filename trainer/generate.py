@@ -11,7 +11,6 @@ from tfrecords.storage import files
 from trainer.checkpoints import pretrained
 from trainer.generation.decoding import Settings
 from trainer.generation.sampling import Sampler
-from trainer.models.gpt2 import weights
 
 FLAGS = flags.FLAGS
 
@@ -110,8 +109,8 @@ def main() -> None:
     settings.check(FLAGS.num_return_sequences)
     trained = pretrained.from_flags()
     sampler = Sampler(
-        trained.gpt2,
-        weights.load_tokenizer(trained.tokenizer),
+        trained.model,
+        trained.architecture.load_tokenizer(trained.tokenizer),
         settings,
         batch_size=FLAGS.batch_size,
     )

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 import tf_keras
@@ -24,17 +24,29 @@ from tfrecords import manifest as manifests
 from tfrecords import reader, verify
 from tfrecords.storage import files, lease
 from tfrecords.windows import Windows
-from trainer.callbacks import showing, standard
+from trainer.callbacks.at_intervals import AtIntervals
+from trainer.callbacks.evaluation import Evaluation
+from trainer.callbacks.guard import DivergenceGuard
+from trainer.callbacks.histograms import Histograms
+from trainer.callbacks.metrics import Metrics
+from trainer.callbacks.samples import Samples
+from trainer.callbacks.saving import Saving
 from trainer.checkpoints.run_checkpoints import Checkpoints
 from trainer.evaluation.scoring import Scorer
-from trainer.models.gpt2 import flops
+from trainer.generation.decoding import Settings
+from trainer.generation.sampling import Sampler
+from trainer.models import registry as architectures
+from trainer.models import variables
+from trainer.models.architecture import Architecture
 from trainer.optimizers import schedule
 from trainer.planning import hardware
 from trainer.run_dir import journal, metrics, summary, trackers
 from trainer.runtime import cloud_metadata, preemption
 from trainer.runtime import strategy as strategies
 from trainer.runtime.cluster import Cluster
-from trainer.tasks import causal_lm as tasks
+from trainer.tasks import registry as tasks
+from trainer.tasks.create import create_training_step
+from trainer.tasks.step import TrainingStep
 
 FLAGS = flags.FLAGS
 
@@ -87,11 +99,15 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     num_steps = schedule.total_steps(config.training, manifest)
     run = _Run(config, data_dir, workdir, manifest, strategy, found, num_steps)
     with strategy.scope():
-        task = tasks.build(config, manifest, strategy, num_steps)
+        training_step = create_training_step(config, manifest, strategy, num_steps)
 
     # -- continue where the workdir stands
     checkpoints = Checkpoints(
-        workdir, task=task, config=config, manifest=manifest, writes=cluster.is_chief
+        workdir,
+        training_step=training_step,
+        config=config,
+        manifest=manifest,
+        writes=cluster.is_chief,
     )
     step = cluster.chief_first(checkpoints.restore)
     cluster.check_same("--workdir", f"step {step}")
@@ -104,7 +120,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         return
     if cluster.is_chief:
         checkpoints.check_room()
-        _describe(run, step, task)
+        _describe(run, step, training_step)
         log.track(trackers.create(workdir, config))
 
     # -- train
@@ -116,9 +132,9 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         tqdm(desc="train", total=num_steps, initial=step, unit="step") as bar,
     ):
         acting = [
-            *_watching(run, log, task, notice, bar),
-            *(_showing(run, log, task) if cluster.is_chief else []),
-            standard.Saving(
+            *_watching(run, log, training_step, notice, bar),
+            *(_showing(run, log, training_step) if cluster.is_chief else []),
+            Saving(
                 log,
                 checkpoints,
                 watch,
@@ -131,10 +147,10 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         ]
         try:
             for callback in acting:
-                if isinstance(callback, standard.AtIntervals):
-                    callback.catch_up(task)
+                if isinstance(callback, AtIntervals):
+                    callback.catch_up(training_step)
             if step < num_steps and not _is_finished(run, step, log):
-                task.fit(
+                training_step.fit(
                     _batches(run, step),
                     steps_per_epoch=num_steps - step,
                     callbacks=acting,
@@ -164,16 +180,16 @@ def _is_finished(run: _Run, step: int, log: metrics.MetricsLog) -> bool:
     return True
 
 
-def _describe(run: _Run, step: int, task: tasks.LanguageModelTask) -> None:
+def _describe(run: _Run, step: int, training_step: TrainingStep) -> None:
     journal.describe(
         run.workdir,
         run.data_dir,
         run.config,
         hardware=run.found.name,
-        parameter_count=task.gpt2.num_parameters(),
+        parameter_count=variables.num_parameters(training_step.model.variables),
         num_steps=run.num_steps,
         tokens_per_step=run.tokens_per_step,
-        model_config=task.gpt2.config.to_dict(),
+        model_config=training_step.model.config.to_dict(),
     )
     logging.info(
         "step %d: training on %s, up to step %d",
@@ -205,7 +221,7 @@ def _batches(run: _Run, start_step: int) -> tf.distribute.DistributedDataset:
     return run.strategy.distribute_datasets_from_function(host_batches)
 
 
-def _scorer(run: _Run, task: tasks.LanguageModelTask) -> Scorer | None:
+def _scorer(run: _Run, training_step: TrainingStep) -> Scorer | None:
     if "validation" not in run.manifest.splits:
         return None
     length = run.manifest.sequence_length
@@ -217,25 +233,30 @@ def _scorer(run: _Run, task: tasks.LanguageModelTask) -> Scorer | None:
         stride=length,
     )
     return Scorer(
-        task, run.strategy, windows, batch_size=run.config.training.microbatch_size
+        training_step,
+        run.strategy,
+        windows,
+        batch_size=run.config.training.microbatch_size,
     )
 
 
 def _watching(
     run: _Run,
     log: metrics.MetricsLog,
-    task: tasks.LanguageModelTask,
+    training_step: TrainingStep,
     notice: preemption.Notice,
     bar: tqdm,
 ) -> Iterator[tf_keras.callbacks.Callback]:
     """Yields what looks at the numbers, in the order in which it acts after a step."""
     config = run.config.training
-    yield standard.Metrics(
+    yield Metrics(
         log,
         bar,
         tokens_per_step=run.tokens_per_step,
-        flops_per_step=flops.step_flops(
-            task.gpt2.config, run.manifest.sequence_length, config.global_batch_size
+        flops_per_step=training_step.architecture.step_flops(
+            training_step.model.config,
+            run.manifest.sequence_length,
+            config.global_batch_size,
         ),
         peak_flops=run.found.peak_flops,
         strategy=run.strategy,
@@ -246,12 +267,13 @@ def _watching(
         global_batch_size=config.global_batch_size,
         seed=config.seed,
     )
-    yield standard.Guard(config.max_skipped_in_a_row, batch_records)
-    if scorer := _scorer(run, task):
-        yield standard.Evaluation(
+    yield DivergenceGuard(config.max_skipped_in_a_row, batch_records)
+    if scorer := _scorer(run, training_step):
+        yield Evaluation(
             log,
             scorer,
-            notice,
+            training_step.task,
+            notice.check,
             patience=config.early_stopping_patience,
             interval=config.evaluation_interval,
             num_steps=run.num_steps,
@@ -259,26 +281,46 @@ def _watching(
 
 
 def _showing(
-    run: _Run, log: metrics.MetricsLog, task: tasks.LanguageModelTask
+    run: _Run, log: metrics.MetricsLog, training_step: TrainingStep
 ) -> Iterator[tf_keras.callbacks.Callback]:
     """Yields what is for people's eyes."""
     config = run.config
     if config.tracking.sample_interval:
-        yield showing.Samples(
+        yield Samples(
             log,
-            task.gpt2,
-            config.tracking,
-            files.join(run.data_dir, manifests.TOKENIZER_FOLDER),
-            config.training.seed,
+            training_step.model,
+            training_step.architecture,
+            functools.partial(_create_sampler, run, training_step.architecture),
+            config.tracking.sample_prompt,
             interval=config.tracking.sample_interval,
             num_steps=run.num_steps,
         )
     if config.tracking.histograms:
-        yield showing.Histograms(
+        yield Histograms(
             log,
             interval=config.training.evaluation_interval,
             num_steps=run.num_steps,
         )
+
+
+def _create_sampler(
+    run: _Run, architecture: Architecture, model: tf_keras.Model
+) -> Callable[[str], str]:
+    """Returns a function that continues a prompt with a model."""
+    config = run.config
+    sampler = Sampler(
+        model,
+        architecture.load_tokenizer(
+            files.join(run.data_dir, manifests.TOKENIZER_FOLDER)
+        ),
+        Settings(config.tracking.sample_tokens, temperature=0.8, top_k=40),
+    )
+
+    def sample(prompt: str) -> str:
+        ((text,),) = sampler([prompt], seed=config.training.seed)
+        return text
+
+    return sample
 
 
 def _print_result(data_dir: str, workdir: str) -> None:
@@ -305,6 +347,8 @@ def define_flags() -> None:
 def main() -> None:
     config = FLAGS.config
     validate(config)
+    architectures.check(config.model.architecture)
+    tasks.check(config.training.task)
     strategies.check_folder("data_dir", FLAGS.data_dir)
     strategies.check_folder("workdir", FLAGS.workdir)
     for folder in (FLAGS.data_dir, FLAGS.workdir):

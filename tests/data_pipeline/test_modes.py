@@ -14,7 +14,14 @@ from configs.errors import UserError
 from configs.schema import Config, DataConfig
 from data_pipeline import engine, packing, preprocess
 from data_pipeline import job as jobs
-from tests.conftest import ROOT, run_program, shared, tiny_config, tiny_model
+from tests.conftest import (
+    ROOT,
+    run_program,
+    shared,
+    summed_loss,
+    tiny_config,
+    tiny_model,
+)
 from tests.data_pipeline.test_preprocess import (
     SETTINGS,
     hashes,
@@ -25,7 +32,8 @@ from tests.data_pipeline.test_preprocess import (
 from tests.tfrecords.test_windows import by_hand, read
 from tfrecords import manifest, schema, verify
 from tfrecords.windows import Windows
-from trainer.models.gpt2 import forward, weights
+from trainer.models.create import create_model
+from trainer.models.gpt2 import weights
 
 BEAM = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 MODES = {
@@ -224,7 +232,7 @@ def test_the_side_of_the_padding_does_not_change_the_loss(corpus, tmp_path):
         cut = {"split": "validation", "context_length": 24, "stride": 24}
         windows = Windows(str(folder), written, **cut)
         batch = next(iter(windows.batches(global_batch_size=16, batch_size=16)))
-        loss, count = forward.summed_loss(gpt2, batch["tokens"], batch["length"])
+        loss, count = summed_loss(gpt2, batch["tokens"], batch["length"])
         losses.append((float(loss), float(count)))
     assert losses[0] == losses[1]
     stored = rows(tmp_path / "left", "validation")
@@ -327,7 +335,7 @@ def test_a_model_learns_new_tokens_of_the_dataset(corpus, tmp_path):
     )
     config = tiny_config().model
     config.initial_checkpoint = str(tmp_path / "checkpoint")
-    extended = weights.create(config, written, seed=0)
+    extended = create_model(config, written, seed=0)
     old = gpt2.transformer.wte.embeddings.numpy()
     new = extended.transformer.wte.embeddings.numpy()
     np.testing.assert_array_equal(new[:size], old)
@@ -338,7 +346,7 @@ def test_a_model_learns_new_tokens_of_the_dataset(corpus, tmp_path):
     )
     other = run(corpus, tmp_path / "other", vocab_size=400, start_token="<|start|>")
     with pytest.raises(UserError, match="with the model's tokenizer"):
-        weights.create(config, other, seed=0)
+        create_model(config, other, seed=0)
 
 
 class Corpus(tfds.core.GeneratorBasedBuilder):

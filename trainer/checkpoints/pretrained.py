@@ -4,15 +4,16 @@ import dataclasses
 import os
 import re
 
+import tf_keras
 from absl import flags
-from transformers import TFGPT2LMHeadModel
 
 from configs.errors import UserError
 from tfrecords import manifest as manifests
 from tfrecords.manifest import TOKENIZER_FOLDER
 from tfrecords.storage import files
 from trainer.checkpoints import run_checkpoints
-from trainer.models.gpt2 import weights
+from trainer.models import registry
+from trainer.models.architecture import Architecture
 
 FLAGS = flags.FLAGS
 # By OpenAI, and by Hugging Face.
@@ -32,7 +33,9 @@ class Pretrained:
     """A model and what is known of it.
 
     Attributes:
-      gpt2: the model.
+      model: owns the weights.
+      architecture: of the model.
+      task: the value of `training.task`.
       tokenizer: where its tokenizer loads from.
       precision: that it was trained in.
       name: for people.
@@ -41,7 +44,9 @@ class Pretrained:
         "fine-tuned on 1 x 2,051,910 words": epochs and words.
     """
 
-    gpt2: TFGPT2LMHeadModel
+    model: tf_keras.Model
+    architecture: Architecture
+    task: str
     tokenizer: str
     precision: str
     name: str
@@ -64,10 +69,25 @@ def from_flags() -> Pretrained:
             raise UserError("`--step` is of a `--workdir`: leave it out.")
         known = re.fullmatch(_PUBLISHED, folder) and not os.path.exists(folder)
         origin = "as published" if known else "of a folder"
-        return Pretrained(weights.load(folder), folder, "float32", folder, None, origin)
-    gpt2, record = run_checkpoints.load_model(workdir, FLAGS.step)
+        # A Hugging Face folder of another architecture says so itself: see `load`.
+        architecture = registry.get("gpt2")
+        model = architecture.load(folder)
+        return Pretrained(
+            model,
+            architecture,
+            "causal_lm",
+            folder,
+            precision="float32",
+            name=folder,
+            step=None,
+            origin=origin,
+        )
+    loaded = run_checkpoints.load_model(workdir, FLAGS.step)
+    record = loaded.record
     return Pretrained(
-        gpt2,
+        loaded.model,
+        loaded.architecture,
+        record.config["training"].get("task", "causal_lm"),
         files.join(workdir, TOKENIZER_FOLDER),
         precision=record.config["training"]["precision"],
         name=workdir,

@@ -14,16 +14,17 @@ import zlib
 from typing import Any
 
 import safetensors
+import tf_keras
 from absl import logging
-from transformers import GPT2Config, TFGPT2LMHeadModel
 
 from configs import schema
 from configs.errors import DataError, RunError, TryAgainError
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 from trainer.checkpoints import tensor_file
-from trainer.models.gpt2 import weights
-from trainer.tasks.causal_lm import LanguageModelTask
+from trainer.models import registry, variables
+from trainer.models.architecture import Architecture
+from trainer.tasks.step import TrainingStep
 
 FORMAT_VERSION = 2
 _STATE = "state.safetensors"
@@ -57,7 +58,7 @@ class Record:
     state_bytes: int
     state_sha256: str
     config: dict[str, Any]
-    model_config: dict[str, Any]  # GPT2Config
+    model_config: dict[str, Any]  # the architecture's configuration
     dataset_fingerprint: str
     tokenizer_fingerprint: str
 
@@ -67,7 +68,7 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      task: owns the model and its optimizer, whose `iterations` are the step.
+      training_step: owns the model and its optimizer, whose `iterations` are the step.
       config: of the run.
       manifest: of its dataset.
       writes: whether this machine writes them; all read them.
@@ -77,22 +78,22 @@ class Checkpoints:
         self,
         workdir: str,
         *,
-        task: LanguageModelTask,
+        training_step: TrainingStep,
         config: schema.Config,
         manifest: Manifest,
         writes: bool = True,
     ):
         self._folder = _folder(workdir)
-        self._gpt2 = task.gpt2
-        self._optimizer = task.optimizer
+        self._model = training_step.model
+        self._optimizer = training_step.optimizer
         self._config = config
         self._manifest = manifest
         self._writes = writes
-        self._variables = tensor_file.named("model", task.gpt2.variables)
-        self._variables |= tensor_file.named("optimizer", task.optimizer.variables)
+        self._variables = tensor_file.named("model", self._model.variables)
+        self._variables |= tensor_file.named("optimizer", self._optimizer.variables)
         self._variables |= {
-            "skipped_updates": task.skipped_updates,
-            "skipped_in_a_row": task.skipped_in_a_row,
+            "skipped_updates": training_step.skipped_updates,
+            "skipped_in_a_row": training_step.skipped_in_a_row,
         }
         self._host_copy = tensor_file.HostCopy(self._variables)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -117,7 +118,7 @@ class Checkpoints:
             )
             num += finds_best + settings.keep_last * saves_often
             num = max(num - len(_folders(self._folder)), 1)
-        num_bytes = num * tensor_file.num_bytes(self._variables.values())
+        num_bytes = num * variables.num_bytes(self._variables.values())
         files.check_free_space(self._folder.rpartition("/")[0], num_bytes)
 
     def save(self, best_step: int = 0) -> None:
@@ -164,7 +165,7 @@ class Checkpoints:
                 state_bytes=num_bytes,
                 state_sha256=sha256,
                 config=dataclasses.asdict(self._config),
-                model_config=self._gpt2.config.to_dict(),
+                model_config=self._model.config.to_dict(),
                 dataset_fingerprint=self._manifest.fingerprint,
                 tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
             )
@@ -239,35 +240,45 @@ class Checkpoints:
             )
 
 
-def load_model(workdir: str, step: int = 0) -> tuple[TFGPT2LMHeadModel, Record]:
-    """Loads a checkpoint's model, without its optimizer.
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A checkpoint's model without its optimizer, and the checkpoint's record."""
+
+    model: tf_keras.Model
+    architecture: Architecture
+    record: Record
+
+
+def load_model(workdir: str, step: int = 0) -> LoadedModel:
+    """Loads the model of a run's checkpoint.
 
     Args:
       workdir: of the run.
       step: of the checkpoint; 0: the newest whole one.
 
     Raises:
-      DataError: the workdir has no checkpoint, not this one, or only damaged
-        ones.
+      DataError: the workdir has no checkpoint, not this one, or only damaged ones.
     """
-    there = _folders(_folder(workdir))
-    wanted = [folder for folder in there if step in (0, _step(folder))]
-    if there and not wanted:
-        steps = ", ".join(str(_step(folder)) for folder in there)
+    checkpoint_folders = _folders(_folder(workdir))
+    wanted = [folder for folder in checkpoint_folders if step in (0, _step(folder))]
+    if checkpoint_folders and not wanted:
+        steps = ", ".join(str(_step(folder)) for folder in checkpoint_folders)
         raise DataError(
             f"`--step` must be that of a checkpoint in {workdir}: {steps}. "
             f"Received: {step}."
         )
-    found = _newest_whole(wanted, set_aside=False)
-    if not found:
+    newest = _newest_whole(wanted, set_aside=False)
+    if not newest:
         raise DataError(
             f"`--workdir` must hold a run with a checkpoint. Received: {workdir}, "
             "which has none. Train there first, or correct the folder."
         )
-    folder, record = found
-    gpt2 = weights.from_shape(GPT2Config.from_dict(record.model_config))
-    _assign(folder, tensor_file.named("model", gpt2.variables), whole=False)
-    return gpt2, record
+    folder, record = newest
+    architecture = registry.get(record.config["model"]["architecture"])
+    configuration = architecture.configuration_class.from_dict(record.model_config)
+    model = architecture.build(configuration)
+    _assign(folder, tensor_file.named("model", model.variables), whole=False)
+    return LoadedModel(model, architecture, record)
 
 
 def _folder(workdir: str) -> str:

@@ -29,11 +29,6 @@ def named(owner: str, variables: Iterable[tf.Variable]) -> dict[str, tf.Variable
     }
 
 
-def num_bytes(variables: Iterable[tf.Variable]) -> int:
-    """Returns the size of the values."""
-    return sum(v.shape.num_elements() * v.dtype.size for v in variables)
-
-
 class HostCopy:
     """Memory of the host for a copy of all values, which training does not change.
 

@@ -1,6 +1,5 @@
-"""Scores a split: the loss summed over every token, in whatever batches."""
+"""Sums a task's loss and weights over every record of a split."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -9,31 +8,14 @@ import tensorflow as tf
 
 from tfrecords.windows import Windows
 from trainer.runtime import strategy as strategies
-from trainer.tasks.causal_lm import LanguageModelTask
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """Summed loss in nats, and the tokens that bear it."""
-
-    loss_sum: float
-    num_tokens: int
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.num_tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(sum of losses / number of tokens); never a mean of batches' means."""
-        return math.exp(min(self.loss, 700.0))
+from trainer.tasks.step import TrainingStep
 
 
 class Scorer:
-    """Scores one split as often as it is called; compiled once.
+    """Sums over one split each time it is called; compiled once.
 
     Args:
-      task: owns the model.
+      training_step: owns the model and its task.
       strategy: that the model was built under.
       windows: of the split.
       batch_size: windows that a replica scores at once.
@@ -41,7 +23,7 @@ class Scorer:
 
     def __init__(
         self,
-        task: LanguageModelTask,
+        training_step: TrainingStep,
         strategy: tf.distribute.Strategy,
         windows: Windows,
         *,
@@ -60,7 +42,7 @@ class Scorer:
 
         @tf.function
         def score_batch(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            sums = strategy.run(task.test_step, args=(batch,))
+            sums = strategy.run(training_step.test_step, args=(batch,))
             return {
                 k: strategy.experimental_local_results(v)[0] for k, v in sums.items()
             }
@@ -69,13 +51,18 @@ class Scorer:
         self._num_batches = math.ceil(windows.count / global_batch_size)
         self._batches = strategy.distribute_datasets_from_function(batches)
 
-    def __call__(self, between_batches: Callable[[], None] = lambda: None) -> Score:
+    def __call__(
+        self, between_batches: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Returns the task's sums over the whole split.
+
+        Args:
+          between_batches: called before each batch.
+        """
         sums = []
         for batch in itertools.islice(self._batches, self._num_batches):
             between_batches()
             sums.append(self._score_batch(batch))
-        # float32 sums of a batch, added up in Python's float64.
-        return Score(
-            loss_sum=sum(float(s["loss_sum"]) for s in sums),
-            num_tokens=sum(int(s["token_count"]) for s in sums),
-        )
+        # float32 sums of a batch, added up in Python's float64; not before the end, so
+        # that the device does not wait for the host after each batch.
+        return {name: sum(float(batch[name]) for batch in sums) for name in sums[0]}

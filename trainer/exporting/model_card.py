@@ -1,6 +1,5 @@
 """The README.md of an exported model, filled from what its run left behind."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -32,10 +31,10 @@ def write(trained: Pretrained, workdir: str) -> str:
       trained: the model.
       workdir: of its run; empty: it is no run's.
     """
-    shape = trained.gpt2.config
+    shape = trained.model.config
     sections = [
         f"# {PurePosixPath(trained.name).name}",
-        f"GPT-2 with {trained.gpt2.num_parameters():,} parameters: {shape.n_layer} "
+        f"GPT-2 with {trained.model.num_parameters():,} parameters: {shape.n_layer} "
         f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
         f"positions, a vocabulary of {shape.vocab_size:,}.",
     ]
@@ -45,10 +44,10 @@ def write(trained: Pretrained, workdir: str) -> str:
         if files.exists(path):
             run = journal.parse(journal.text(path), path)
             sections += _of_run(run, trained.step)
-            initial = run["config"]["model"]["initial_checkpoint"]
-            # A folder of somebody's disk is no model of the hub.
-            if _HUB_NAME.fullmatch(initial) and not os.path.exists(initial):
-                base = f"base_model: {initial}\n"
+            # Of a folder, loading has recorded the absolute path.
+            source = run.get("model_config", {}).get("_name_or_path", "")
+            if _HUB_NAME.fullmatch(source):
+                base = f"base_model: {source}\n"
         path = files.join(workdir, manifests.FILE_NAME)
         if files.exists(path):
             sections += _of_data(manifests.from_json(journal.text(path), path))

@@ -17,14 +17,14 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
-from transformers import GPT2Config
 
 from configs import tpu
 from configs.errors import UserError
 from configs.schema import Config
-from trainer.checkpoints import tensor_file
-from trainer.models.gpt2 import forward, weights
-from trainer.tasks import causal_lm as tasks
+from trainer.models import variables
+from trainer.models.architecture import Architecture, Options
+from trainer.tasks.create import assemble
+from trainer.tasks.task import Task
 
 
 def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
@@ -68,7 +68,9 @@ def apart(function: Callable[..., Any], **arguments: Any) -> Any:
 def lower_run(
     *,
     config: Config,
-    shape: GPT2Config,
+    architecture: Architecture,
+    task: Task,
+    shape: Any,
     sequence_length: int,
     num_steps: int,
     num_replicas: int,
@@ -77,45 +79,46 @@ def lower_run(
     remat: str,
 ) -> tuple[bytes, dict[str, int]]:
     """Lowers a run's step; returns that, and the sizes that its variables tell."""
-    gpt2 = weights.from_shape(shape)
-    task = tasks.assemble(
-        gpt2,
+    model = architecture.build(shape)
+    training_step = assemble(
+        model,
+        architecture,
+        task,
         config,
         num_steps,
         accumulation_steps=accumulation_steps,
-        options=forward.Options(config.training.precision, remat, compiled=True),
+        options=Options(config.training.precision, remat, compiled=True),
         all_reduce=sum_over(num_replicas),
     )
     batch_size = microbatch_size * accumulation_steps
     sizes = {
-        "parameter_count": gpt2.num_parameters(),
-        "optimizer_state_bytes": tensor_file.num_bytes(task.optimizer.variables),
+        "parameter_count": variables.num_parameters(model.variables),
+        "optimizer_state_bytes": variables.num_bytes(training_step.optimizer.variables),
     }
-    return lower(task.train_step, batch_size, sequence_length), sizes
+    signature = task.signature(batch_size, sequence_length)
+    return lower(training_step.train_step, signature), sizes
 
 
 def lower(
-    step: Callable[[dict[str, tf.Tensor]], Any], batch_size: int, sequence_length: int
+    step: Callable[[dict[str, tf.Tensor]], Any], signature: dict[str, tf.TensorSpec]
 ) -> bytes:
     """Lowers one replica's step to XLA's language: a serialized HloModuleProto.
 
     Args:
-      step: `LanguageModelTask.train_step`.
-      batch_size: records that a replica takes for a step.
-      sequence_length: tokens of a record.
+      step: `TrainingStep.train_step`.
+      signature: of the step's batch.
 
     Raises:
       UserError: some of it would run on the host.
     """
+    names = list(signature)
 
     @tf.function(jit_compile=True, autograph=False)
-    def compiled(tokens: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> Any:
-        return step({"tokens": tokens, "length": length, "row": row})
+    def compiled(*features: tf.Tensor) -> Any:
+        return step(dict(zip(names, features, strict=True)))
 
-    rows = tf.TensorSpec([batch_size], tf.int32)
-    tokens = tf.TensorSpec([batch_size, sequence_length], tf.int32)
     try:
-        ir = compiled.experimental_get_compiler_ir(tokens, rows, rows)
+        ir = compiled.experimental_get_compiler_ir(*signature.values())
         return ir(stage="hlo_serialized")
     except (ValueError, tf.errors.OpError) as error:
         if "unsupported operations" not in str(error):

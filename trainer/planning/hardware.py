@@ -9,14 +9,13 @@ import json
 from typing import Any
 
 from absl import logging
-from transformers import GPT2Config
 
 from configs import tpu
 from configs.errors import UserError
 from configs.schema import Config
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
-from trainer.models.gpt2 import weights
+from trainer.models.create import model_configuration
 from trainer.runtime.strategy import Found
 
 PLAN_FORMAT_VERSION = 1
@@ -72,12 +71,12 @@ def check(config: Config, found: Found) -> bool:
     )
 
 
-def plan_key(config: Config, shape: GPT2Config, sequence_length: int) -> dict[str, Any]:
+def plan_key(config: Config, shape: Any, sequence_length: int) -> dict[str, Any]:
     """Returns what a plan depends on, beside the TPU and the sizes that it names."""
     names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
     return {
         "format_version": PLAN_FORMAT_VERSION,
-        **{name: getattr(shape, name) for name in names},
+        **{name: getattr(shape, name, None) for name in names},
         "sequence_length": sequence_length,
         "optimizer": config.optimizer.name,
         "beta_1": config.optimizer.beta_1,
@@ -161,7 +160,7 @@ def _load_plan(
 ) -> dict[str, Any]:
     """Returns the plan for a TPU type; of this run, or raises UserError."""
     path = _plan_path(workdir, name)
-    shape = weights.shape(config.model, manifest)
+    shape = model_configuration(config.model, manifest)
     key = plan_key(config, shape, manifest.sequence_length)
     plan: dict[str, Any] = {}
     try:

@@ -2,24 +2,28 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 from absl import logging
-from transformers import GPT2Config
 
 from configs import tpu
 from configs.errors import UserError
 from configs.schema import Config, TrainingConfig
 from tfrecords.manifest import Manifest
-from trainer.models.gpt2 import flops, weights
+from trainer.models import registry as architectures
+from trainer.models.create import model_configuration
 from trainer.optimizers import schedule
 from trainer.planning import compilation, hardware
 from trainer.runtime import strategy as strategies
 from trainer.tasks import memorization
+from trainer.tasks import registry as tasks
 
 # A microbatch of more sequences than this is not looked for.
 _LARGEST_MICROBATCH = 4096
+# Of a tokenizer that is not known yet.
+_GPT2_VOCABULARY = 50257
 
 
 def make(
@@ -55,6 +59,7 @@ def make(
     num_steps = settings.num_steps
     if manifest:
         num_steps = schedule.total_steps(settings, manifest)
+    architecture = architectures.get(config.model.architecture)
     shape, unsure = _shape(config, manifest)
     if length > shape.n_positions:
         raise UserError(
@@ -65,6 +70,8 @@ def make(
         compilation.compile_run,
         tpu_type,
         config=config,
+        architecture=architecture,
+        task=tasks.get(settings.task),
         shape=shape,
         sequence_length=length,
         num_steps=num_steps or 10**6,
@@ -85,7 +92,7 @@ def make(
         "remat": remat,
         "max_microbatch_size": largest,
         **_bounds(
-            flops.step_flops(shape, length, settings.global_batch_size),
+            architecture.step_flops(shape, length, settings.global_batch_size),
             found.get("argument_bytes", 0) + found.get("output_bytes", 0),
             tpu_type,
             num_tokens=settings.global_batch_size * length,
@@ -216,25 +223,28 @@ def largest_microbatch(
     return low
 
 
-def _shape(config: Config, manifest: Manifest | None) -> tuple[GPT2Config, list[str]]:
+def _shape(config: Config, manifest: Manifest | None) -> tuple[Any, list[str]]:
     """Returns the shape of the model that `train` will build, and what is not sure."""
     if manifest:
-        return weights.shape(config.model, manifest), []
+        return model_configuration(config.model, manifest), []
+    architecture = architectures.get(config.model.architecture)
     vocabulary, unsure = config.data.vocab_size, []
     if config.data.tokenizer != "train":
-        vocabulary = GPT2Config().vocab_size
+        vocabulary = _GPT2_VOCABULARY
         if not config.data.tokenizer.startswith("gpt2"):
             unsure = [f"Without a dataset, a vocabulary of {vocabulary} is assumed."]
     checkpoint = config.model.initial_checkpoint
     if checkpoint:
         try:
-            return GPT2Config.from_pretrained(checkpoint), []
-        except (OSError, ValueError):
+            return architecture.load_configuration(checkpoint), []
+        except UserError:
+            if os.path.isdir(checkpoint):
+                raise
             what = (
                 f"{checkpoint} cannot be read here: this is for the shape in `model`."
             )
             unsure.append(what)
-    return weights.shape_of(config.model, vocabulary), unsure
+    return architecture.configure(config.model, vocabulary), unsure
 
 
 def warnings(

@@ -19,7 +19,8 @@ def keep(workdir: str, result: dict[str, Any]) -> None:
     digest = hashlib.sha256(stamp.encode()).hexdigest()[:16]
     name = f"step-{result['step']:08d}-{digest}.json"
     path = files.join(files.join(workdir, _FOLDER), name)
-    files.write(path, (json.dumps(result, indent=1) + "\n").encode())
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    files.write(path, text.encode())
 
 
 def load(workdir: str) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from configs.errors import DataError, RunError, UserError
 from tests.conftest import tiny_config, write_dataset
 from tests.data_pipeline.test_preprocess import run as preprocess
 from tfrecords import reader, schema
-from trainer.callbacks import standard
+from trainer.callbacks.guard import DivergenceGuard
+from trainer.callbacks.saving import Saving
 from trainer.checkpoints import run_checkpoints
 from trainer.checkpoints import tensor_file as states
 from trainer.evaluation.scoring import Scorer
@@ -322,7 +323,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues(
     folder = tmp_path / "run" / "checkpoints"
     flip_a_bit(folder / "step-00000005" / "state.safetensors")
     damaged = (folder / "step-00000005" / "state.safetensors").read_bytes()
-    assert run_checkpoints.load_model(str(tmp_path / "run"))[1].step == 4
+    assert run_checkpoints.load_model(str(tmp_path / "run")).record.step == 4
     assert (folder / "step-00000005").exists()  # reading changes nothing
     run(dataset, tmp_path / "run")
     assert "step-00000004 instead" in caplog.text
@@ -338,17 +339,17 @@ def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
     """It happens in a thread; the run must hear of it."""
     folder = tmp_path / "run" / "checkpoints"
 
-    class InTheWay(standard.Saving):
+    class InTheWay(Saving):
         def on_train_begin(self, logs=None):
             super().on_train_begin(logs)
             folder.mkdir(parents=True)
             (folder / "step-00000003").write_text("a file where the folder should be")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(standard, "Saving", InTheWay)
+        patch.setattr(train, "Saving", InTheWay)
         with pytest.raises(RunError, match="Step 3 could not be saved"):
             run(dataset, tmp_path / "run", keep_last=8)
-    assert run_checkpoints.load_model(str(tmp_path / "run"))[1].step == 2
+    assert run_checkpoints.load_model(str(tmp_path / "run")).record.step == 2
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -400,7 +401,7 @@ def test_a_second_signal_does_not_tear_the_save(dataset, tmp_path, monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr(run_checkpoints.Checkpoints, "_write", disturbed)
-            patch.setattr(standard.Guard, "on_train_batch_end", first)
+            patch.setattr(DivergenceGuard, "on_train_batch_end", first)
             with pytest.raises(preemption.PreemptedError, match="SIGTERM"):
                 run(dataset, tmp_path / "run", **settings)
     finally:
@@ -540,7 +541,8 @@ def test_a_diverged_run_stops_and_keeps_what_was_good(dataset, tmp_path):
 @pytest.mark.usefixtures("uncompiled")
 def test_a_model_loads_without_its_optimizer(dataset, tmp_path):
     run(dataset, tmp_path / "run", until=3)
-    gpt2, record = run_checkpoints.load_model(str(tmp_path / "run"))
+    loaded = run_checkpoints.load_model(str(tmp_path / "run"))
+    gpt2, record = loaded.model, loaded.record
     assert record.step == 3
     stored = state(tmp_path / "run", step=3)
     for name, variable in states.named("model", gpt2.variables).items():
@@ -550,7 +552,8 @@ def test_a_model_loads_without_its_optimizer(dataset, tmp_path):
 @pytest.mark.usefixtures("uncompiled")
 def test_a_model_of_an_earlier_step_loads(dataset, tmp_path):
     run(dataset, tmp_path / "run", keep_last=3)
-    gpt2, record = run_checkpoints.load_model(str(tmp_path / "run"), step=7)
+    loaded = run_checkpoints.load_model(str(tmp_path / "run"), step=7)
+    gpt2, record = loaded.model, loaded.record
     assert record.step == 7
     stored = state(tmp_path / "run", step=7)
     for name, variable in states.named("model", gpt2.variables).items():
@@ -575,8 +578,8 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_noticed(dataset, tmp_path)
         shard.with_suffix(".new").rename(shard)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(standard.Guard, "on_train_begin", replace)
-        patch.setattr(standard.Guard, "on_train_batch_end", lambda *_, **__: None)
+        patch.setattr(DivergenceGuard, "on_train_begin", replace)
+        patch.setattr(DivergenceGuard, "on_train_batch_end", lambda *_, **__: None)
         message = "Changed since its start: train-00001-of-00003.tfrecord"
         with pytest.raises(DataError, match=message):
             run(dataset, tmp_path / "run")
@@ -613,8 +616,8 @@ def test_a_model_that_learns_by_heart_says_so(tmp_path, caplog):
         optimizer="adamw",
     )
     lines = values(tmp_path / "run")
-    levels = [line["memorisation"] for line in lines if "memorisation" in line]
+    levels = [line["memorization"] for line in lines if "memorization" in line]
     assert levels[:2] == [0, 0]
     assert levels[-1] == 2
     assert "320 tokens are" in caplog.text
-    assert "the model learns the training text by heart" in caplog.text
+    assert "the model memorizes the training text" in caplog.text

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import VOCABULARY_SIZE, tiny_model
+from tests.conftest import VOCABULARY_SIZE, summed_loss, tiny_model
+from trainer.models.architecture import Options
 from trainer.models.gpt2 import forward
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 from trainer.models.layers import attention, cross_entropy
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
 from trainer.models.layers.noise import row_keys
+from trainer.tasks import causal_lm
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def small_blocks():
 
 
 WAYS = [
-    pytest.param(forward.Options(remat=remat, compiled=compiled), id=f"{remat}-{name}")
+    pytest.param(Options(remat=remat, compiled=compiled), id=f"{remat}-{name}")
     for remat in ("none", "attention", "block")
     for compiled, name in ((False, "plain"), (True, "compiled"))
 ]
@@ -59,7 +62,7 @@ def loss_and_gradients(gpt2, batch, options, dropout=NO_DROPOUT):
     @tf.function(jit_compile=options.compiled or None)
     def compute(tokens, length):
         with tf.GradientTape() as tape:
-            loss, count = forward.summed_loss(gpt2, tokens, length, options, dropout)
+            loss, count = summed_loss(gpt2, tokens, length, options, dropout)
         return loss, count, tape.gradient(loss, gpt2.trainable_variables)
 
     return compute(*batch)
@@ -88,12 +91,12 @@ def assert_close(variables, ours, theirs, tolerance):
 
 @pytest.mark.parametrize("remat", ["none", "attention", "block"])
 def test_masks_are_no_constants_of_the_compiled_program(gpt2, batch, remat):
-    options = forward.Options(remat=remat, compiled=True)
+    options = Options(remat=remat, compiled=True)
 
     @tf.function(jit_compile=True)
     def compute(tokens, length):
         with tf.GradientTape() as tape:
-            loss, _ = forward.summed_loss(gpt2, tokens, length, options)
+            loss, _ = summed_loss(gpt2, tokens, length, options)
         return tape.gradient(loss, gpt2.trainable_variables)
 
     program = compute.experimental_get_compiler_ir(*batch)(stage="hlo")
@@ -114,8 +117,12 @@ def test_loss_and_gradients_equal_transformers(gpt2, batch, options):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_token_losses_are_those_that_are_summed(gpt2, batch, compiled):
-    function = tf.function(forward.token_losses, jit_compile=compiled or None)
-    losses, weights = function(gpt2, *batch)
+    @tf.function(jit_compile=compiled or None)
+    def token_losses(tokens, length):
+        batch = {"tokens": tokens, "length": length, "first": tf.ones_like(length)}
+        return causal_lm.token_losses(GPT2, gpt2, batch)
+
+    losses, weights = token_losses(*batch)
     assert losses.shape == weights.shape == (3, 12)
     assert float(tf.reduce_sum(weights)) == 11 + 6
     expected, _ = transformers_loss(gpt2, *batch)
@@ -131,7 +138,7 @@ def test_every_policy_gives_the_same_with_dropout(gpt2, batch):
         )
         for way in WAYS
     ]
-    exact, *_ = loss_and_gradients(gpt2, batch, forward.Options())
+    exact, *_ = loss_and_gradients(gpt2, batch, Options())
     assert abs(float(results[0][0] - exact)) > 0.01
     for loss, _, gradients in results[1:]:
         assert float(loss) == pytest.approx(float(results[0][0]), rel=1e-6)
@@ -188,13 +195,13 @@ def test_attention_is_a_softmax_with_tensorflows_gradient(precision, keep, compi
 def test_dropout_has_the_gradient_of_what_it_did(gpt2, batch):
     """A finite difference along the gradient, with the noise held."""
     dropout = Dropout(0.3, row_keys(3, tf.constant(7), tf.range(3)))
-    loss, _, gradients = loss_and_gradients(gpt2, batch, forward.Options(), dropout)
+    loss, _, gradients = loss_and_gradients(gpt2, batch, Options(), dropout)
     variables = gpt2.trainable_variables
     before = [v.numpy() for v in variables]
     step = 1e-3 / float(tf.linalg.global_norm(gradients))
     for variable, gradient in zip(variables, gradients, strict=True):
         variable.assign_add(step * gradient)
-    after, *_ = loss_and_gradients(gpt2, batch, forward.Options(), dropout)
+    after, *_ = loss_and_gradients(gpt2, batch, Options(), dropout)
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
     expected = step * float(tf.linalg.global_norm(gradients)) ** 2
@@ -204,14 +211,14 @@ def test_dropout_has_the_gradient_of_what_it_did(gpt2, batch):
 def test_what_padding_holds_changes_nothing(gpt2, batch):
     tokens, length = batch
     other = tf.where(tf.range(12) < length[:, None], tokens, 5)
-    loss, _ = forward.summed_loss(gpt2, tokens, length)
-    other_loss, _ = forward.summed_loss(gpt2, other, length)
+    loss, _ = summed_loss(gpt2, tokens, length)
+    other_loss, _ = summed_loss(gpt2, other, length)
     assert float(loss) == pytest.approx(float(other_loss), rel=1e-6)
 
 
 def test_bfloat16_is_close_and_its_loss_is_float32(gpt2, batch):
-    loss, _ = forward.summed_loss(gpt2, *batch, forward.Options("bfloat16"))
-    exact, _ = forward.summed_loss(gpt2, *batch)
+    loss, _ = summed_loss(gpt2, *batch, Options("bfloat16"))
+    exact, _ = summed_loss(gpt2, *batch)
     assert loss.dtype == tf.float32
     assert float(loss) == pytest.approx(float(exact), rel=0.02)
     assert float(loss) != float(exact)

@@ -5,12 +5,11 @@ import pytest
 import tensorflow as tf
 
 from configs.schema import OptimizerConfig
-from tests.conftest import VOCABULARY_SIZE, tiny_model
+from tests.conftest import VOCABULARY_SIZE, tiny_model, training_step
 from tests.trainer.models.test_weights import pytorch_folder
-from trainer.models.gpt2 import flops, forward, weights
+from trainer.models.gpt2 import costs, forward, weights
 from trainer.optimizers import factory
 from trainer.optimizers.schedule import Schedule
-from trainer.tasks.causal_lm import LanguageModelTask
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 pytest.importorskip("torch.utils.flop_counter")
@@ -40,14 +39,14 @@ def test_logits_agree(both):
     with torch.no_grad():
         expected = judge.eval()(torch.tensor(tokens)).logits.numpy()
     hidden = forward.hidden_states(ours, tf.constant(tokens))
-    found = tf.matmul(hidden, forward.embedding_table(ours), transpose_b=True)
+    found = tf.matmul(hidden, forward.output_table(ours), transpose_b=True)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
 def test_twenty_adamw_steps_agree(both, accumulation_steps):
     ours, judge = both
-    task = LanguageModelTask(ours, accumulation_steps=accumulation_steps)
+    task = training_step(ours, accumulation_steps=accumulation_steps)
     config = OptimizerConfig(
         name="adamw",
         learning_rate=1e-3,
@@ -92,4 +91,4 @@ def test_flops_are_those_that_pytorch_counts(both):
     hidden = length * length - length * (length + 1) // 2
     hidden_flops = 3 * num * shape.n_layer * 4 * hidden * shape.n_embd
     expected = counter.get_total_flops() - hidden_flops
-    assert flops.step_flops(shape, length, num) == expected
+    assert costs.step_flops(shape, length, num) == expected

@@ -6,8 +6,8 @@ import tensorflow as tf
 from transformers import GPT2Config
 
 from configs.schema import OptimizerConfig
-from trainer.checkpoints import tensor_file
 from trainer.models.gpt2 import weights
+from trainer.models.variables import num_bytes as num_bytes_of
 from trainer.optimizers import factory
 from trainer.optimizers.adafactor import Adafactor
 from trainer.optimizers.schedule import Schedule
@@ -118,19 +118,19 @@ def test_state_is_rows_and_columns_only():
 
 
 def test_state_of_gpt2_small_is_under_one_percent_of_its_weights():
-    gpt2 = weights.from_shape(GPT2Config())  # 124M: the default shape is GPT-2 small
+    gpt2 = weights.build(GPT2Config())  # 124M: the default shape is GPT-2 small
     config = OptimizerConfig(name="adafactor")
     variables = gpt2.trainable_variables
     rule = factory.create(config, Schedule(config, 10), variables)
     num_bytes = 4 * sum(v.shape.num_elements() for v in variables)
     assert num_bytes == 4 * 124_439_808
-    assert tensor_file.num_bytes(rule.variables) < num_bytes / 100
+    assert num_bytes_of(rule.variables) < num_bytes / 100
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw", "sgd"])
 def test_decay_spares_biases_and_layer_norms(name, caplog):
     caplog.set_level("INFO")
-    gpt2 = weights.from_shape(GPT2Config(vocab_size=9, n_embd=4, n_layer=2, n_head=1))
+    gpt2 = weights.build(GPT2Config(vocab_size=9, n_embd=4, n_layer=2, n_head=1))
     variables = gpt2.trainable_variables
     for variable in variables:
         variable.assign(tf.ones_like(variable))

@@ -11,7 +11,7 @@ from configs.validation import validate
 from tests import programs
 from tfrecords import schema
 from tfrecords.manifest import Manifest
-from trainer.models.gpt2 import weights
+from trainer.models.create import model_configuration
 from trainer.planning import hardware
 from trainer.runtime import strategy as strategies
 from trainer.runtime.strategy import Found
@@ -53,7 +53,7 @@ def save_plan(workdir, made, name, **values):
         "remat": "none",
         "accumulation_steps": 2,
         "planned_for": hardware.plan_key(
-            made, weights.shape(made.model, MANIFEST), MANIFEST.sequence_length
+            made, model_configuration(made.model, MANIFEST), MANIFEST.sequence_length
         ),
         **values,
     }

@@ -16,11 +16,12 @@ from tests.conftest import (
     assert_refused,
     run_program,
     tiny_model,
+    training_step,
     write_dataset,
 )
-from trainer.optimizers import factory
+from trainer.optimizers.skip_nonfinite import SkippingSGD
 from trainer.planning import compilation, planner
-from trainer.tasks.causal_lm import LanguageModelTask
+from trainer.tasks import causal_lm
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra `plan`"
@@ -102,11 +103,14 @@ def test_every_replica_of_a_pod_takes_part_in_the_sum():
     assert found["replicas_added_up"] == 32
 
 
-def tiny_task(all_reduce):
-    """A task whose step does what `all_reduce` does to (loss, count, gradients)."""
-    task = LanguageModelTask(tiny_model(n_layer=1), all_reduce=all_reduce)
-    task.compile(optimizer=factory.SkippingSGD(0.1, jit_compile=False))
-    return task
+SIGNATURE = causal_lm.TASK.signature(batch_size=2, sequence_length=8)
+
+
+def tiny_step(all_reduce):
+    """A step that does what `all_reduce` does to (loss, count, gradients)."""
+    step = training_step(tiny_model(n_layer=1), all_reduce=all_reduce)
+    step.compile(optimizer=SkippingSGD(0.1, jit_compile=False))
+    return step
 
 
 def test_a_step_with_a_host_op_is_refused():
@@ -117,7 +121,7 @@ def test_a_step_with_a_host_op_is_refused():
         return loss, count, gradients
 
     with pytest.raises(UserError, match="nothing of it may run on the host"):
-        compilation.lower(tiny_task(on_the_host).train_step, 2, 8)
+        compilation.lower(tiny_step(on_the_host).train_step, SIGNATURE)
 
 
 @needs_compiler
@@ -127,11 +131,11 @@ def test_a_step_with_a_dynamic_shape_is_refused():
         nonzero = tf.boolean_mask(gradients[0], gradients[0] != 0)
         return loss + tf.reduce_sum(nonzero), count, gradients
 
-    hlo = compilation.lower(tiny_task(of_unknown_size).train_step, 2, 8)
+    hlo = compilation.lower(tiny_step(of_unknown_size).train_step, SIGNATURE)
     found = compilation.compile_hlo(hlo, tpu.parse("v3-8"))
     assert not found["fits"]
     assert "dynamic shape" in found["message"]
-    hlo = compilation.lower(tiny_task(lambda values: values).train_step, 2, 8)
+    hlo = compilation.lower(tiny_step(lambda values: values).train_step, SIGNATURE)
     assert compilation.compile_hlo(hlo, tpu.parse("v3-8"))["fits"]
 
 

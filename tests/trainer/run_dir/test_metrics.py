@@ -15,7 +15,7 @@ from configs.errors import UserError
 from configs.schema import Config
 from tests import programs
 from tests.conftest import SMALL
-from trainer.callbacks import standard
+from trainer.callbacks.metrics import Metrics
 from trainer.run_dir import journal, metrics, trackers
 from trainer.runtime import strategy as strategies
 
@@ -152,7 +152,7 @@ def test_lines_after_the_step_of_a_checkpoint_are_dropped(tmp_path):
 def test_mfu_is_flops_by_peak(tmp_path):
     """At 8 steps a second of 500 FLOPs, 4,000 of the 16,000 that the peak allows."""
     log = metrics.MetricsLog(str(tmp_path), 0)
-    callback = standard.Metrics(
+    callback = Metrics(
         log,
         tqdm(disable=True),
         tokens_per_step=10,

@@ -1,18 +1,23 @@
 """The step: however a global batch is split, the update is the same."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
 from configs.schema import OptimizerConfig
-from tests.conftest import VOCABULARY_SIZE, tiny_model
-from trainer.models.gpt2 import forward
+from tests.conftest import VOCABULARY_SIZE, tiny_model, training_step
+from trainer.models.architecture import Options
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 from trainer.models.layers import cross_entropy
 from trainer.optimizers import factory
 from trainer.optimizers.schedule import Schedule
+from trainer.optimizers.skip_nonfinite import SkippingSGD
 from trainer.runtime.strategy import mirror_cpu
-from trainer.tasks.causal_lm import LanguageModelTask
+from trainer.tasks import causal_lm
+from trainer.tasks.step import TrainingStep
 
 GLOBAL_BATCH = 32
 
@@ -34,14 +39,14 @@ def train(num_replicas, accumulation_steps, *, steps=3, compile_local=False, **k
     strategy = mirror_cpu(num_replicas)
     with strategy.scope():
         gpt2 = tiny_model(n_layer=1)
-        task = LanguageModelTask(
+        task = training_step(
             gpt2,
             accumulation_steps=accumulation_steps,
             compile_local=compile_local,
             **kwargs,
         )
         # SGD: an optimizer that normalizes would hide a wrong scale.
-        task.compile(optimizer=factory.SkippingSGD(0.5, jit_compile=False))
+        task.compile(optimizer=SkippingSGD(0.5, jit_compile=False))
     batches = [global_batch(step) for step in range(steps)]
 
     def dataset(_):
@@ -146,7 +151,7 @@ def test_dropout_is_reproducible_and_depends_on_the_seed():
 
 @pytest.mark.parametrize("remat", ["none", "attention", "block"])
 def test_dropout_does_not_depend_on_how_the_batch_is_split(monkeypatch, remat):
-    options = forward.Options(remat=remat)
+    options = Options(remat=remat)
     kwargs = {"dropout": 0.2, "options": options, "steps": 2}
     weights, _ = train(1, 1, **kwargs)
     # The loop over chunks of tokens, inside that over microbatches.
@@ -157,8 +162,8 @@ def test_dropout_does_not_depend_on_how_the_batch_is_split(monkeypatch, remat):
 
 def test_a_batch_of_padding_only_changes_nothing():
     gpt2 = tiny_model(n_layer=1)
-    task = LanguageModelTask(gpt2)
-    task.compile(optimizer=factory.SkippingSGD(0.5, jit_compile=False))
+    task = training_step(gpt2)
+    task.compile(optimizer=SkippingSGD(0.5, jit_compile=False))
     before = [v.numpy() for v in gpt2.trainable_variables]
     zeros = tf.zeros([4], tf.int32)
     empty = {"tokens": tf.zeros([4, 8], tf.int32), "length": zeros, "row": zeros}
@@ -170,24 +175,27 @@ def test_a_batch_of_padding_only_changes_nothing():
 
 @pytest.mark.parametrize("compile_local", [False, True])
 @pytest.mark.parametrize("name", ["adafactor", "adamw", "sgd"])
-def test_an_update_that_is_not_finite_is_skipped(monkeypatch, name, compile_local):
+def test_an_update_that_is_not_finite_is_skipped(name, compile_local):
     """On all replicas, though it is not finite on one of them only."""
-    summed_loss = forward.summed_loss
 
-    def poisoned(gpt2, tokens, *others):
-        loss, count = summed_loss(gpt2, tokens, *others)
-        bad = tf.reduce_any(tokens == VOCABULARY_SIZE - 1)
+    def poisoned(architecture, model, batch, *settings):
+        loss, count = causal_lm.summed_loss(architecture, model, batch, *settings)
+        bad = tf.reduce_any(batch["tokens"] == VOCABULARY_SIZE - 1)
         return loss * tf.where(bad, np.nan, 1.0), count
 
-    monkeypatch.setattr(forward, "summed_loss", poisoned)
+    poisoned_task = dataclasses.replace(causal_lm.TASK, summed_loss=poisoned)
     strategy = mirror_cpu(2)
     config = OptimizerConfig(
         name=name, learning_rate=0.1, weight_decay=0.1, beta_1=0.9, warmup_fraction=0
     )
     with strategy.scope():
         gpt2 = tiny_model(n_layer=1)
-        task = LanguageModelTask(
-            gpt2, accumulation_steps=2, compile_local=compile_local
+        task = TrainingStep(
+            gpt2,
+            GPT2,
+            poisoned_task,
+            accumulation_steps=2,
+            compile_local=compile_local,
         )
         variables = gpt2.trainable_variables
         rule = factory.create(config, Schedule(config, 10), variables)
@@ -229,3 +237,31 @@ def test_an_update_that_is_not_finite_is_skipped(monkeypatch, name, compile_loca
     assert int(rule.iterations.numpy()) == 4
     assert int(task.skipped_updates.numpy()) == 2
     assert int(task.skipped_in_a_row.numpy()) == 0
+
+
+def test_accumulated_gradients_can_be_large():
+    """Uncompiled, in executions of several steps, as with GPT-2's vocabulary.
+
+    Where the tensors of a device take more than 200 MB, TensorFlow's optimizer adds
+    large ones in temporary variables; the second execution found them there already.
+    """
+    size = 800_000
+    batches = tf.data.Dataset.from_tensors(
+        {
+            "tokens": tf.reshape(tf.range(0, size, size // 8), [2, 4]),
+            "length": tf.fill([2], 4),
+            "row": tf.range(2),
+        }
+    ).repeat()
+    losses = []
+    for steps_per_execution in (1, 2):
+        task = training_step(
+            tiny_model(n_layer=1, vocab_size=size), accumulation_steps=2
+        )
+        task.compile(
+            optimizer=SkippingSGD(0.5, jit_compile=False),
+            steps_per_execution=steps_per_execution,
+        )
+        history = task.fit(batches, steps_per_epoch=4, verbose=0).history
+        losses += history["loss"]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

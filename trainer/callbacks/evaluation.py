@@ -1,0 +1,83 @@
+"""Scores the validation split while a run trains."""
+
+import math
+from collections.abc import Callable
+
+from absl import logging
+
+from trainer.callbacks.at_intervals import AtIntervals
+from trainer.run_dir.journal import EVENT
+from trainer.run_dir.metrics import MetricsLog
+from trainer.tasks.task import Task
+
+# Returns the sums of the task over the split; its argument is called between batches.
+Scorer = Callable[[Callable[[], None]], dict[str, float]]
+
+
+class Evaluation(AtIntervals):
+    """Scores the validation split before step 1, at intervals, and after the last.
+
+    Args:
+      log: where the figures go.
+      scorer: returns the sums over the split.
+      task: makes figures of the sums.
+      between_batches: called between two batches; may end the run.
+      patience: evaluations without a lower loss, after which training ends; 0: never.
+      **intervals: of `AtIntervals`.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        scorer: Scorer,
+        task: Task,
+        between_batches: Callable[[], None],
+        *,
+        patience: int,
+        **intervals: int,
+    ):
+        super().__init__(**intervals)
+        self._log = log
+        self._scorer = scorer
+        self._task = task
+        self._between_batches = between_batches
+        self._patience = patience
+
+    def _has_acted(self, step: int) -> bool:
+        return self._log.has_score(step)
+
+    def _act(self, step: int) -> None:
+        figures = self._task.figures(self._scorer(self._between_batches))
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        logging.info("step %d: validation %s", step, shown)
+        values = {f"validation_{name}": value for name, value in figures.items()}
+        if self._task.memorization:
+            level = self._task.memorization(
+                self._log.recent_training_loss,
+                figures["loss"],
+                self._log.lowest_validation_loss,
+            )
+            self._warn_of_memorization(step, level, figures["loss"])
+            values["memorization"] = level
+        self._log.write(step, values)
+        if self._patience and self._log.evaluations_since_best >= self._patience:
+            logging.info(
+                "stopping: the lowest validation loss was that of step %d",
+                self._log.best_step,
+                extra=EVENT,
+            )
+            self.model.stop_training = True
+
+    def _warn_of_memorization(self, step: int, level: int, loss: float) -> None:
+        if not level:
+            return
+        logging.log(
+            logging.ERROR if level > 1 else logging.WARNING,
+            "step %d: the model memorizes the training text: its perplexity there is "
+            "%.2f, and the validation loss rises, %.3f after %.3f. The best checkpoint "
+            "stays; stop, or use more text",
+            step,
+            math.exp(self._log.recent_training_loss),
+            loss,
+            self._log.lowest_validation_loss,
+        )

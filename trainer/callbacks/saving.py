@@ -1,0 +1,44 @@
+"""Saves the run's state between executions."""
+
+from typing import Any
+
+from tfrecords.verify import ShardChangeDetector
+from trainer.callbacks.at_intervals import AtIntervals
+from trainer.checkpoints.run_checkpoints import Checkpoints
+from trainer.run_dir.metrics import MetricsLog
+
+
+class Saving(AtIntervals):
+    """Saves at intervals, after the last step, and when a score is the best so far.
+
+    Args:
+      log: of the metrics.
+      checkpoints: of the run.
+      watch: stops the run where shards have changed; nothing is saved then.
+      **intervals: of `AtIntervals`.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        checkpoints: Checkpoints,
+        watch: ShardChangeDetector,
+        **intervals: int,
+    ):
+        super().__init__(**intervals)
+        self._log = log
+        self._checkpoints = checkpoints
+        self._watch = watch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Saves where that is due; raises RunError where the last save failed."""
+        self._checkpoints.raise_failure()
+        super().on_train_batch_end(batch, logs)
+        if self._last_step == self._log.best_step or self.model.stop_training:
+            self._act(self._last_step)
+
+    def _act(self, step: int) -> None:
+        self._watch.check()
+        # A resumed run finds all metrics up to its checkpoint.
+        self._log.flush()
+        self._checkpoints.save(self._log.best_step)

@@ -1,0 +1,98 @@
+"""What the trainer needs to know of a network, and nothing more.
+
+Steps, checkpoints, evaluation, planning and export are written against `Architecture`;
+only a folder of `trainer/models` knows the network behind it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from transformers import PretrainedConfig
+
+from configs.schema import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a network is computed. What it computes is the same for all options.
+
+    Attributes:
+      precision: "float32" or "bfloat16", of the matrix products and of the activations
+        between the layers.
+      remat: which activations the backward pass computes again instead of keeping them.
+        "none": only those that cost no matrix product. "attention": scores and
+        probabilities as well. "block": whole blocks, of which only the input is kept.
+      compiled: whether XLA compiles the computation.
+    """
+
+    precision: str = "float32"
+    remat: str = "none"
+    compiled: bool = False
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The precision as a TensorFlow type."""
+        return tf.as_dtype(self.precision)
+
+
+DEFAULT_OPTIONS = Options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network: how it is described, built, loaded and computed.
+
+    A configuration is an instance of `configuration_class`, a transformers
+    `PretrainedConfig` with at least `vocab_size` and `n_positions`. A model is a
+    `tf_keras.Model` whose `config` is the configuration. Dimensions: B sequences,
+    T tokens, C channels, V ids of the vocabulary.
+
+    Attributes:
+      name: the value of `model.architecture`.
+      configuration_class: class of the configurations; `from_dict` and `to_dict` store
+        one in a checkpoint.
+      configure: (ModelConfig, vocabulary size, **token ids) -> the configuration that
+        the fields of a config describe.
+      load_configuration: Hugging Face folder or name -> its configuration. Raises
+        UserError where it is not one of this architecture.
+      build: configuration -> model with all variables; their values are arbitrary.
+      initialize: (model, seed) assigns random weights that depend on the seed alone.
+      load: Hugging Face folder or name -> model with all of its weights. Raises
+        UserError.
+      resize_vocabulary: (model, size) -> model with rows for new tokens.
+      load_tokenizer: folder, Hugging Face name or gs://… -> tokenizer. Raises
+        UserError.
+      hidden_states: (model, int32 [B, T], Options, Dropout) -> `dtype` [B, T, C],
+        the input of the output table. Padding stands at the end of each row.
+      output_table: model -> float32 [V, C], whose products with the hidden states are
+        the logits.
+      step_flops: (configuration, T, number of sequences) -> FLOPs of a training step,
+        of the matrix products alone.
+      activation_values: (configuration, T, remat) -> how many values the backward pass
+        keeps of each token.
+      generates: whether the model has transformers' `generate`.
+    """
+
+    name: str
+    configuration_class: type[PretrainedConfig]
+    configure: Callable[..., Any]
+    load_configuration: Callable[[str], Any]
+    build: Callable[[Any], tf_keras.Model]
+    initialize: Callable[[tf_keras.Model, int], None]
+    load: Callable[[str], tf_keras.Model]
+    resize_vocabulary: Callable[[tf_keras.Model, int], tf_keras.Model]
+    load_tokenizer: Callable[[str], Any]
+    hidden_states: Callable[..., tf.Tensor]
+    output_table: Callable[[tf_keras.Model], tf.Tensor]
+    step_flops: Callable[[Any, int, int], int]
+    activation_values: Callable[[Any, int, str], float]
+    generates: bool = True
+
+    def configuration_of(self, config: ModelConfig, vocabulary_size: int) -> Any:
+        """Returns the configuration of the model that a config asks for."""
+        if config.initial_checkpoint:
+            return self.load_configuration(config.initial_checkpoint)
+        return self.configure(config, vocabulary_size)

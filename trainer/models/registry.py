@@ -1,0 +1,30 @@
+"""Names the architectures: `model.architecture` -> `Architecture`.
+
+A name stands for a module that has an `ARCHITECTURE`. The module is imported when it is
+asked for, so that a program can check a name before it imports TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from configs.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer.models.architecture import Architecture
+
+MODULES = {"gpt2": "trainer.models.gpt2.architecture"}
+
+
+def check(name: str) -> None:
+    """Raises UserError where no architecture has that name."""
+    if name not in MODULES:
+        raise UserError(
+            f"`model.architecture` must be one of {', '.join(MODULES)}. Received: "
+            f"{name!r}."
+        )
+
+
+def get(name: str) -> "Architecture":
+    """Returns the architecture of that name; raises as `check` does."""
+    check(name)
+    return importlib.import_module(MODULES[name]).ARCHITECTURE

@@ -1,0 +1,126 @@
+"""Builds the training step of a run: model, task, optimizer and schedule."""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from absl import logging
+
+from configs.schema import Config
+from tfrecords.manifest import Manifest
+from trainer.models import registry as architectures
+from trainer.models import variables
+from trainer.models.architecture import Architecture, Options
+from trainer.models.create import create_model
+from trainer.optimizers import factory
+from trainer.optimizers.schedule import Schedule
+from trainer.runtime import strategy as strategies
+from trainer.tasks import host_memory, memorization
+from trainer.tasks import registry as tasks
+from trainer.tasks.step import TrainingStep
+from trainer.tasks.task import Task
+
+
+def create_training_step(
+    config: Config,
+    manifest: Manifest,
+    strategy: tf.distribute.Strategy,
+    num_steps: int,
+) -> TrainingStep:
+    """Builds model, optimizer and step of a run, compiled for Keras `fit`.
+
+    Args:
+      config: of the run.
+      manifest: of its dataset.
+      strategy: whose scope this is called in.
+      num_steps: of the whole run.
+
+    Raises:
+      UserError: batch sizes do not divide, or model and data do not fit together.
+    """
+    settings = config.training
+    accumulation_steps = strategies.accumulation_steps(
+        settings, strategy.num_replicas_in_sync
+    )
+    architecture = architectures.get(config.model.architecture)
+    model = create_model(config.model, manifest, settings.seed)
+    if strategies.find(strategy).kind == "CPU":
+        num_replicas = strategy.num_replicas_in_sync // strategies.machines(strategy)[0]
+        num_bytes = host_memory.estimate(
+            model, architecture, config, manifest.sequence_length, num_replicas
+        )
+        host_memory.report(num_bytes)
+    step = assemble(
+        model,
+        architecture,
+        tasks.get(settings.task),
+        config,
+        num_steps,
+        accumulation_steps=accumulation_steps,
+        options=Options(
+            precision=settings.precision,
+            remat=settings.remat,
+            compiled=strategies.compiles_everything(strategy),
+        ),
+        compile_local=strategies.compiles_local_work(strategy, settings.precision),
+    )
+    parameter_count = variables.num_parameters(model.variables)
+    logging.info(
+        "%s parameters, %s bytes of optimizer state",
+        f"{parameter_count:,}",
+        f"{variables.num_bytes(step.optimizer.variables):,}",
+    )
+    warning = memorization.expected(
+        manifest.split("train").tokens,
+        parameter_count,
+        pretrained=bool(config.model.initial_checkpoint),
+    )
+    if warning:
+        logging.warning(warning)
+    logging.info(
+        "a step is %d sequences of %d tokens: %d replicas x %d accumulation steps x "
+        "microbatch %d; remat %s",
+        settings.global_batch_size,
+        manifest.sequence_length,
+        strategy.num_replicas_in_sync,
+        accumulation_steps,
+        settings.microbatch_size,
+        settings.remat,
+    )
+    return step
+
+
+def assemble(
+    model: tf_keras.Model,
+    architecture: Architecture,
+    task: Task,
+    config: Config,
+    num_steps: int,
+    **hardware_settings: Any,
+) -> TrainingStep:
+    """Joins a model, its task and the optimizer that `config` describes.
+
+    Args:
+      model: owns the weights.
+      architecture: of the model.
+      task: gives the loss.
+      config: of the run.
+      num_steps: of the whole run.
+      **hardware_settings: arguments of `TrainingStep` that depend on the hardware.
+    """
+    settings = config.training
+    step = TrainingStep(
+        model,
+        architecture,
+        task,
+        dropout=settings.dropout,
+        clip_norm=config.optimizer.clip_norm,
+        seed=settings.seed,
+        **hardware_settings,
+    )
+    schedule = Schedule(config.optimizer, num_steps)
+    step.compile(
+        optimizer=factory.create(config.optimizer, schedule, model.trainable_variables),
+        steps_per_execution=min(settings.steps_per_execution, num_steps),
+    )
+    return step

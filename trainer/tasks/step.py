@@ -1,0 +1,204 @@
+"""The Keras model that owns the step: accumulate, reduce once, divide, apply.
+
+Dimensions: B records, T tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from trainer.models.architecture import DEFAULT_OPTIONS, Architecture, Options
+from trainer.models.layers.dropout import Dropout
+from trainer.models.layers.noise import row_keys
+from trainer.runtime import strategy as strategies
+from trainer.tasks.task import Batch, Task
+
+
+class TrainingStep(tf_keras.Model):
+    """Trains a model on a task with Keras `fit`.
+
+    One step takes `accumulation_steps` microbatches on each replica, one after the
+    other; sums losses, gradients and weights over all of them in float32; reduces the
+    sums over the replicas once; divides by the global weight (of a language model: the
+    number of loss-bearing tokens); and applies one update. So the update is that of the
+    global batch, however it is split and wherever padding lies.
+
+    Args:
+      model: owns the weights.
+      architecture: of the model.
+      task: gives the loss.
+      options: how the network is computed.
+      dropout: rate.
+      accumulation_steps: microbatches of a step on each replica.
+      clip_norm: bound on the gradient's global norm; 0: none.
+      seed: of the dropout.
+      compile_local: compile each replica's own work by XLA. Collectives stay outside:
+        XLA has none for MirroredStrategy. On a TPU everything is compiled anyway.
+      all_reduce: adds up each tensor over all replicas; left out, the strategy does.
+    """
+
+    def __init__(
+        self,
+        model: tf_keras.Model,
+        architecture: Architecture,
+        task: Task,
+        *,
+        options: Options = DEFAULT_OPTIONS,
+        dropout: float = 0.0,
+        accumulation_steps: int = 1,
+        clip_norm: float = 0.0,
+        seed: int = 0,
+        compile_local: bool = False,
+        all_reduce: Callable[[Any], Any] = strategies.all_reduce_sum,
+    ):
+        super().__init__()
+        # What a step returns is already the same everywhere. Keras would otherwise
+        # add up the replicas' values, except on a TPU.
+        self.distribute_reduction_method = "first"
+        self.model = model
+        self.architecture = architecture
+        self.task = task
+        compiled = compile_local or options.compiled
+        self.options = dataclasses.replace(options, compiled=compiled)
+        self.dropout = dropout
+        self.accumulation_steps = accumulation_steps
+        self.clip_norm = clip_norm
+        self.seed = seed
+        self._all_reduce = all_reduce
+        self.skipped_updates = _counter("skipped_updates")
+        self.skipped_in_a_row = _counter("skipped_in_a_row")
+        compile_local_work = functools.partial(
+            tf.function, jit_compile=compile_local or None, autograph=False
+        )
+        self._local_gradients = compile_local_work(self.local_gradients)
+        self._local_sums = compile_local_work(self.local_sums)
+
+    # There is nothing to rewrite, and AutoGraph would take half the time of tracing.
+    @tf.autograph.experimental.do_not_convert
+    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Makes one optimizer step.
+
+        Args:
+          batch: this replica's part of the global batch, B = accumulation_steps *
+            microbatch_size: `tokens` int32 [B, T]; the task's features, int32 [B]; and
+            `row` int32 [B], the place of each record in the global batch.
+
+        Returns:
+          Scalars, the same on all replicas: float32 `loss` (divided by the global
+          weight), `learning_rate`, `gradient_norm` (before clipping), `update_norm` (of
+          what is added to the weights); and int64 `skipped_updates` and
+          `skipped_in_a_row`. Where loss or norm is not finite, weights and optimizer
+          state stay as they are.
+        """
+        keys = row_keys(self.seed, self.optimizer.iterations, batch["row"])
+        features = {name: batch[name] for name in ("tokens", *self.task.features)}
+        sums = self._local_gradients(features, keys)
+        loss, weight, gradients = self._all_reduce(sums)
+        loss = tf.math.divide_no_nan(loss, weight)
+        gradients = [tf.math.divide_no_nan(g, weight) for g in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        if self.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, norm)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        skipped = tf.cast(~finite, tf.int64)
+        self.skipped_updates.assign_add(skipped)
+        self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)
+        variables = self.model.trainable_variables
+        before = [tf.identity(variable) for variable in variables]
+        with self.optimizer.apply_if(finite):
+            self.optimizer.apply_gradients(
+                zip(gradients, variables, strict=True), skip_gradients_aggregation=True
+            )
+        updates = [new - old for new, old in zip(variables, before, strict=True)]
+        return {
+            "loss": loss,
+            "learning_rate": tf.identity(self.optimizer.learning_rate),
+            "gradient_norm": norm,
+            "update_norm": tf.linalg.global_norm(updates),
+            "skipped_updates": tf.identity(self.skipped_updates),
+            "skipped_in_a_row": tf.identity(self.skipped_in_a_row),
+        }
+
+    @tf.autograph.experimental.do_not_convert
+    def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Returns the task's sums over all replicas' parts of one batch.
+
+        Args:
+          batch: this replica's part of what `tfrecords.windows` reads.
+        """
+        return self._all_reduce(self._local_sums(dict(batch)))
+
+    def local_sums(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Returns the task's sums over a batch, without dropout."""
+        return self.task.evaluation_sums(
+            self.architecture, self.model, batch, self.options
+        )
+
+    def local_gradients(
+        self, batch: Batch, keys: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Sums loss, weight and gradients over the microbatches.
+
+        Args:
+          batch: features, int32 [B, …], B = accumulation_steps * microbatch_size.
+          keys: uint32 [B], of the dropout.
+
+        Returns:
+          float32 [], float32 [], and float32 gradients of the summed loss.
+        """
+        variables = self.model.trainable_variables
+
+        def microbatch(batch: Batch, keys: tf.Tensor) -> tuple:
+            dropout = Dropout(self.dropout, keys, self.options.compiled)
+            with tf.GradientTape() as tape:
+                loss, weight = self.task.summed_loss(
+                    self.architecture, self.model, batch, self.options, dropout
+                )
+            return loss, weight, tape.gradient(loss, variables)
+
+        num = self.accumulation_steps
+        if num == 1:
+            return microbatch(batch, keys)
+        microbatches = tf.nest.map_structure(
+            lambda rows: tf.reshape(rows, [num, rows.shape[0] // num, *rows.shape[1:]]),
+            (dict(batch), keys),
+        )
+
+        def body(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            loss, weight, gradients = microbatch(
+                *tf.nest.map_structure(lambda rows: rows[index], microbatches)
+            )
+            # Uncompiled, TensorFlow's optimizer merges `sum + (a + b)`, where the tied
+            # embedding has two gradients, and adds large tensors in a temporary
+            # variable. What creates it waits for `sum` by a control edge only, which
+            # also fires when the loop ends: this variable is not removed, and the next
+            # execution fails, since its name is taken (tensorflow#23780). Additions
+            # that wait for another tensor, too, are not merged; XLA ignores the edge.
+            with tf.control_dependencies([loss]):
+                gradients = [tf.identity(gradient) for gradient in gradients]
+            values = (loss, weight, *gradients)
+            return (index + 1, *(a + b for a, b in zip(sums, values, strict=True)))
+
+        zeros = [tf.zeros(variable.shape, tf.float32) for variable in variables]
+        _, loss, weight, *sums = tf.while_loop(
+            lambda index, *_: index < num,
+            body,
+            (tf.constant(0), tf.constant(0.0), tf.constant(0.0), *zeros),
+            parallel_iterations=1,
+            maximum_iterations=num,  # XLA wants a bound
+        )
+        return loss, weight, sums
+
+
+def _counter(name: str) -> tf.Variable:
+    return tf.Variable(
+        0,
+        dtype=tf.int64,
+        trainable=False,
+        name=name,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )

@@ -1,0 +1,51 @@
+"""What a task is: which features it reads, its loss, and its figures."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+
+from tfrecords.manifest import Split
+
+# What the loss of a batch is computed from: feature -> int32 [B, …].
+Batch = Mapping[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learnt. The step, checkpoints and plans are the same for all tasks.
+
+    Attributes:
+      name: the value of `training.task`.
+      features: of a record, beside `tokens`, each int32 [B].
+      summed_loss: (Architecture, model, Batch, Options, Dropout) -> the loss summed
+        over a microbatch and the weight that it is divided by, both float32 []. The
+        step sums both over all microbatches and replicas before it divides.
+      evaluation_sums: (Architecture, model, Batch, Options) -> float32 [] sums over a
+        batch of evaluation, which also has the feature `first`, int32 [B]: the first
+        token of each row that bears loss.
+      figures: sums over the whole split -> figures by name, of which "loss" decides
+        which checkpoint is the best.
+      split_figures: (sums, manifest's Split) -> figures that `evaluate` prints.
+      memorization: (training loss, validation loss, lowest validation loss) -> 0, or
+        the level of the alarm. None: the task cannot tell.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    summed_loss: Callable[..., tuple[tf.Tensor, tf.Tensor]]
+    evaluation_sums: Callable[..., dict[str, tf.Tensor]]
+    figures: Callable[[Mapping[str, float]], dict[str, float]]
+    split_figures: Callable[[Mapping[str, float], Split], dict[str, float]]
+    memorization: Callable[[float, float, float], int] | None = None
+
+    def signature(self, batch_size: int, sequence_length: int) -> dict:
+        """Returns the specification of a training batch, `row` included.
+
+        Args:
+          batch_size: records of a replica's part of a step.
+          sequence_length: tokens of a record.
+        """
+        rows = tf.TensorSpec([batch_size], tf.int32)
+        tokens = tf.TensorSpec([batch_size, sequence_length], tf.int32)
+        return {"tokens": tokens, **dict.fromkeys([*self.features, "row"], rows)}

@@ -15,7 +15,7 @@ from absl import flags
 from configs import cli
 from configs.errors import DataError, UserError
 from tfrecords import manifest as manifests
-from tfrecords import reader
+from tfrecords import reader, verify
 from tfrecords.windows import Windows
 from trainer.checkpoints import pretrained
 from trainer.evaluation import published
@@ -62,7 +62,7 @@ def evaluate() -> list[dict[str, Any]]:
     strategies.check_folder("data_dir", FLAGS.data_dir)
     manifest = manifests.load(FLAGS.data_dir)
     split = manifest.split(FLAGS.split)
-    manifests.verify_shards(FLAGS.data_dir, manifest, FLAGS.split)
+    verify.verify_shards(FLAGS.data_dir, manifest, FLAGS.split)
 
     strategy = strategies.from_flags()
     with strategy.scope():
@@ -94,7 +94,7 @@ def evaluate() -> list[dict[str, Any]]:
     scorers = [_scorer(training_step, strategy, manifest, stamp) for stamp in stamps]
     found = []
     for stamp, scorer in zip(stamps, scorers, strict=True):
-        with reader.naming_damage(FLAGS.data_dir, manifest):
+        with reader.translate_data_loss_errors(FLAGS.data_dir, manifest):
             sums = scorer()
         _check_finite(sums, trained.name)
         result: dict[str, Any] = {

@@ -119,7 +119,7 @@ class Checkpoints:
             num += finds_best + settings.keep_last * saves_often
             num = max(num - len(_folders(self._folder)), 1)
         num_bytes = num * variables.num_bytes(self._variables.values())
-        files.check_room(self._folder.rpartition("/")[0], num_bytes)
+        files.check_free_space(self._folder.rpartition("/")[0], num_bytes)
 
     def save(self, best_step: int = 0) -> None:
         """Saves the present state, unless that is done; removes what need not stay.

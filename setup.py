@@ -9,7 +9,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(exclude=["tests"]),
-    package_data={"trainer.reporting": ["report.css"]},
+    package_data={
+        "trainer.evaluation": ["published.json"],
+        "trainer.reporting": ["report.css"],
+    },
     # The lower bounds were tried together, on Python 3.11.
     install_requires=[
         "absl-py>=2.3,<3",

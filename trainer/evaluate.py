@@ -119,7 +119,7 @@ def evaluate() -> list[dict[str, Any]]:
             "protocol": stamp,
         }
         result["published"] = published.compare(
-            result, trained.gpt2.config, trained.origin
+            result, trained.published_name, trained.origin
         )
         found.append(result)
         if FLAGS.workdir:
@@ -208,7 +208,7 @@ def _print(result: dict[str, Any]) -> None:
         differences = "; ".join(study["differences"])
         print(f"  not comparable: {differences}" if differences else "  comparable")
     if not result["published"]:
-        print("published: nothing for a model of this size on this text")
+        print("published: no figures for this checkpoint, by its name, on this text")
 
 
 def run() -> None:

@@ -16,7 +16,9 @@ from trainer.models.gpt2 import weights
 
 FLAGS = flags.FLAGS
 # By OpenAI, and by Hugging Face.
-_PUBLISHED = r"(openai-community/)?gpt2(-medium|-large|-xl)?|(distilbert/)?distilgpt2"
+_PUBLISHED = re.compile(
+    r"(?:openai-community/)?(gpt2(?:-medium|-large|-xl)?)|(?:distilbert/)?(distilgpt2)"
+)
 
 
 def define_flags() -> None:
@@ -39,6 +41,8 @@ class Pretrained:
       step: of its run; None of a checkpoint.
       origin: of the weights: "as published", "of a folder", "from random weights", or
         "fine-tuned on 1 x 2,051,910 words": epochs and words.
+      published_name: of the published checkpoint that the weights started from, such
+        as "gpt2"; empty: none is known.
     """
 
     gpt2: TFGPT2LMHeadModel
@@ -47,6 +51,7 @@ class Pretrained:
     name: str
     step: int | None
     origin: str
+    published_name: str
 
 
 def from_flags() -> Pretrained:
@@ -62,9 +67,16 @@ def from_flags() -> Pretrained:
     if folder:
         if FLAGS.step:
             raise UserError("`--step` is of a `--workdir`: leave it out.")
-        known = re.fullmatch(_PUBLISHED, folder) and not os.path.exists(folder)
-        origin = "as published" if known else "of a folder"
-        return Pretrained(weights.load(folder), folder, "float32", folder, None, origin)
+        checkpoint_name = published_name(folder)
+        return Pretrained(
+            weights.load(folder),
+            folder,
+            precision="float32",
+            name=folder,
+            step=None,
+            origin="as published" if checkpoint_name else "of a folder",
+            published_name=checkpoint_name,
+        )
     gpt2, record = run_checkpoints.load_model(workdir, FLAGS.step)
     return Pretrained(
         gpt2,
@@ -73,7 +85,16 @@ def from_flags() -> Pretrained:
         name=workdir,
         step=record.step,
         origin=_origin(workdir, record),
+        published_name=published_name(record.config["model"]["initial_checkpoint"]),
     )
+
+
+def published_name(checkpoint: str) -> str:
+    """Returns "gpt2" for "openai-community/gpt2"; nothing for a folder."""
+    match = _PUBLISHED.fullmatch(checkpoint)
+    if not match or os.path.exists(checkpoint):
+        return ""
+    return match[1] or match[2]
 
 
 def _origin(workdir: str, record: run_checkpoints.Record) -> str:

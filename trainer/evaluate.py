@@ -123,7 +123,7 @@ def evaluate() -> list[dict[str, Any]]:
         )
         found.append(result)
         if FLAGS.workdir:
-            results.keep(FLAGS.workdir, result)
+            results.save(FLAGS.workdir, result)
     return found
 
 
@@ -208,7 +208,7 @@ def _print(result: dict[str, Any]) -> None:
         differences = "; ".join(study["differences"])
         print(f"  not comparable: {differences}" if differences else "  comparable")
     if not result["published"]:
-        print("published: no figures for this checkpoint, by its name, on this text")
+        print("published: none for this text and checkpoint name (a folder has none)")
 
 
 def run() -> None:

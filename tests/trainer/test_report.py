@@ -385,9 +385,9 @@ def test_mistakes_are_told_in_one_message(tmp_path, arguments, message):
     ("name", "content", "message"),
     [
         ("run.json", "{", "run.json is damaged"),
-        ("run.json", "[]", "run.json is damaged: no object"),
+        ("run.json", "[]", "run.json is damaged: not an object"),
         ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 2}\n', "metrics.jsonl, line 2"),
-        ("metrics.jsonl", '{"loss": 1}\n', "line 1 is damaged: no object with 'step'"),
+        ("metrics.jsonl", '{"loss": 1}\n', "line 1 is damaged: no field 'step'"),
         ("plans/v2-8.json", "", "v2-8.json is damaged"),
         ("manifest.json", "{}", "manifest.json is damaged"),
     ],

@@ -23,6 +23,7 @@ from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 from trainer.checkpoints import tensor_file
 from trainer.models.gpt2 import weights
+from trainer.run_dir import layout
 from trainer.tasks.causal_lm import LanguageModelTask
 
 FORMAT_VERSION = 2
@@ -271,7 +272,7 @@ def load_model(workdir: str, step: int = 0) -> tuple[TFGPT2LMHeadModel, Record]:
 
 
 def _folder(workdir: str) -> str:
-    return files.join(workdir, "checkpoints")
+    return files.join(workdir, layout.CHECKPOINTS)
 
 
 def _folders(folder: str, *, whole: bool = True) -> list[str]:

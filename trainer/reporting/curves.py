@@ -141,7 +141,7 @@ def _remarks(run: Run) -> list[str]:
     if skipped and skipped[-1][1]:
         count = f"{skipped[-1][1]:,.0f} updates were skipped"
         found.append(f"{count}, whose loss or gradient was no finite number.")
-    by_heart = [step for step, level in run.points("memorisation") if level]
+    by_heart = [step for step, level in run.points("memorization") if level]
     if by_heart:
         found.append(
             f"From step {by_heart[0]:,} on the model learns the training text by "

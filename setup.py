@@ -11,7 +11,7 @@ setup(
     packages=find_packages(exclude=["tests"]),
     package_data={
         "trainer.evaluation": ["published.json"],
-        "trainer.reporting": ["report.css"],
+        "trainer.reporting": ["templates/*"],
     },
     # The lower bounds were tried together, on Python 3.11.
     install_requires=[
@@ -21,6 +21,7 @@ setup(
         "google-crc32c>=1.7,<2",
         # tensorflow-datasets needs it to prepare a dataset, and does not say so.
         "importlib-resources>=6.4",
+        "jinja2>=3.1,<4",
         "matplotlib>=3.10,<4",
         "ml-collections>=1.1,<2",
         "numpy>=2.1,<3",

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from configs.errors import UserError
@@ -47,11 +48,6 @@ class Run:
         return sorted(points, key=lambda point: point[0])
 
     @property
-    def last_step(self) -> int:
-        """The step of the last metrics; 0: there are none."""
-        return max((line["step"] for line in self.metrics), default=0)
-
-    @property
     def input(self) -> str:
         """The preprocessed files: of the config, or else of the manifest."""
         if self.config.get("data.input"):
@@ -67,6 +63,25 @@ class Run:
             for section, fields in self.record.get("config", {}).items()
             for field, value in fields.items()
         }
+
+    @property
+    def summary(self) -> str:
+        """A sentence: what was trained, on what, and where."""
+        shape = self.record.get("model_config", {})
+        sizes = {"n_layer": "{} layers", "n_head": "{} heads", "n_embd": "width {}"}
+        parts = [
+            text.format(shape[name]) for name, text in sizes.items() if name in shape
+        ]
+        start = self.config.get("model.initial_checkpoint") or "random weights"
+        first, *others = (self.input or "its dataset").split(",")
+        source = PurePosixPath(first).name + f" and {len(others)} more" * bool(others)
+        if self.manifest and "train" in self.manifest.splits:
+            source += f" ({self.manifest.split('train').tokens:,} tokens)"
+        return (
+            f"A {self.config.get('model.architecture', '')} model of "
+            f"{', '.join(parts) or 'unknown size'}, from {start}, trained on {source}, "
+            f"on {self.record.get('hardware') or 'unknown hardware'}."
+        )
 
 
 def read(workdir: str, name: str) -> Run:

@@ -106,11 +106,11 @@ def evaluate() -> list[dict[str, Any]]:
         result["published"] = []
         if "token_perplexity" in result:
             result["published"] = published.compare(
-                result, trained.model.config, trained.origin
+                result, trained.published_name, trained.origin
             )
         found.append(result)
         if FLAGS.workdir:
-            results.keep(FLAGS.workdir, result)
+            results.save(FLAGS.workdir, result)
     return found
 
 
@@ -205,7 +205,7 @@ def _print(result: dict[str, Any]) -> None:
         differences = "; ".join(study["differences"])
         print(f"  not comparable: {differences}" if differences else "  comparable")
     if not result["published"]:
-        print("published: nothing for a model of this size on this text")
+        print("published: none for this text and checkpoint name (a folder has none)")
 
 
 def run() -> None:

@@ -181,7 +181,7 @@ def _is_finished(run: _Run, step: int, log: metrics.MetricsLog) -> bool:
 
 
 def _describe(run: _Run, step: int, training_step: TrainingStep) -> None:
-    journal.describe(
+    journal.write_run_record(
         run.workdir,
         run.data_dir,
         run.config,
@@ -357,7 +357,7 @@ def main() -> None:
         cluster = Cluster(strategies.from_flags())
         if cluster.is_chief:
             held.enter_context(lease.only_writer(FLAGS.workdir))
-            held.enter_context(journal.recorded(FLAGS.workdir))
+            held.enter_context(journal.record_events(FLAGS.workdir))
         train(config, FLAGS.data_dir, FLAGS.workdir, cluster)
     if cluster.is_chief:
         _print_result(FLAGS.data_dir, FLAGS.workdir)

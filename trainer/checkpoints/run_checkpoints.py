@@ -24,6 +24,7 @@ from tfrecords.storage import files
 from trainer.checkpoints import tensor_file
 from trainer.models import registry, variables
 from trainer.models.architecture import Architecture
+from trainer.run_dir import layout
 from trainer.tasks.step import TrainingStep
 
 FORMAT_VERSION = 2
@@ -282,7 +283,7 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
 
 
 def _folder(workdir: str) -> str:
-    return files.join(workdir, "checkpoints")
+    return files.join(workdir, layout.CHECKPOINTS)
 
 
 def _folders(folder: str, *, whole: bool = True) -> list[str]:

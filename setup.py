@@ -8,8 +8,10 @@ setup(
     description="Train GPT-2 on TPUs with TensorFlow and Keras",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(exclude=["tests"]),
-    package_data={"trainer.reporting": ["report.css"]},
+    packages=find_packages(exclude=["tests", "tests.*"]),
+    package_data={
+        "": ["py.typed", "*.css", "*.html", "*.json", "*.svg", "templates/*"]
+    },
     # The lower bounds were tried together, on Python 3.11.
     install_requires=[
         "absl-py>=2.3,<3",

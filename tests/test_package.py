@@ -7,9 +7,9 @@ import zipfile
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_architecture import PACKAGES
 from tests.test_tpu_install import copy_tree
 
+PACKAGES = ("configs", "tfrecords", "data_pipeline", "trainer")
 BUILD = """
 import sys
 from setuptools import build_meta

@@ -29,28 +29,14 @@ workdir = $(call typed,WORKDIR,runs/$(NAME))
 devices = $(call flag,tpu,TPU) $(call flag,num_virtual_devices,DEVICES)
 args    = $(value ARGS)
 
-# transformers would import PyTorch where there is one, for seconds; only tests need it.
-RUN     = USE_TORCH=0 $(VENV)/bin/python -m
+RUN     = $(VENV)/bin/python -m
 # A file of tests stays in one process, and so do its fixtures.
 PYTEST  = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # What the scripts of an installation read.
 INSTALLER = PYTHON=$(call typed,PYTHON) CONSTRAINTS=$(call typed,CONSTRAINTS)
 
-# What TensorFlow and transformers say at every start, from C++ and from Python.
-export TF_CPP_MIN_LOG_LEVEL  ?= 2
-export TRANSFORMERS_VERBOSITY ?= error
-ifeq ($(wildcard /dev/nvidia*),)
-export CUDA_VISIBLE_DEVICES ?= -1
-endif
-# What each open shard of a bucket holds in memory; TensorFlow's default is 64.
-export GCS_READ_CACHE_BLOCK_SIZE_MB ?= 8
-# Where there is no TPU, libtpu would ask a metadata server about it, for minutes.
-ifeq ($(wildcard /dev/accel* /dev/vfio/*)$(TPU_NAME),)
-export TPU_SKIP_MDS_QUERY ?= 1
-endif
-# Each environment has the libtpu that it needs. A notebook that has imported TensorFlow
-# or JAX names its own to the programs that it starts.
-unexport TPU_LIBRARY_PATH
+# A notebook's kernel exports its own libtpu, and a matplotlib backend that only Jupyter has.
+unexport TPU_LIBRARY_PATH MPLBACKEND
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-tpu quickstart preprocess inspect plan doctor train \

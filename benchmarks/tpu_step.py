@@ -6,9 +6,14 @@ runs a part. Every program is the whole step: forward, backward, the all-reduce 
 8 replicas, and the optimizer's update.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("USE_TORCH", "0")
 
 import tensorflow as tf
 import tf_keras

@@ -8,6 +8,12 @@ set -eu
 cd "$(dirname "$0")/.."
 venv=$1
 
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
+if ! ls /dev/accel* /dev/vfio/* >/dev/null 2>&1; then
+  # Without a TPU, libtpu would ask a metadata server for it, for minutes.
+  export TPU_SKIP_MDS_QUERY="${TPU_SKIP_MDS_QUERY:-1}"
+fi
+
 # Prints the devices; fails where TensorFlow, as it is installed, has no TPU system.
 list_devices() {
   "$venv/bin/python" - <<'PYTHON'

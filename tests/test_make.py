@@ -8,10 +8,11 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Appends its arguments to CALLS, each ended by NUL, and a call by a line end; reads a
-# script on standard input as Python would. With `pip show` it plays an environment
-# without the wheel asked for; with `pip freeze` one for a TPU.
+# Appends its arguments to CALLS, each ended by NUL, and a call by a line end. Reads a
+# script from standard input, as Python would. `pip show` does not find the wheel, and
+# `pip freeze` lists TensorFlow's for TPUs.
 STAND_IN = """#!/bin/sh
+[ -z "$MPLBACKEND$TPU_LIBRARY_PATH" ] || exit 3
 printf '%s\\0' "$@" >>"$CALLS"
 printf '\\n' >>"$CALLS"
 case "$*" in
@@ -47,7 +48,9 @@ def calls(tmp_path: pathlib.Path, *command: str, **environment: str) -> list[lis
     """Runs a command in ROOT; returns the arguments of each call of the stand-in."""
     record = tmp_path / "calls"
     record.unlink(missing_ok=True)
-    environment = os.environ | {"CALLS": str(record)} | environment
+    # TensorFlow has set the first of them here.
+    inherited = dict(os.environ) | {"TPU_LIBRARY_PATH": "", "MPLBACKEND": ""}
+    environment = inherited | {"CALLS": str(record)} | environment
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -160,6 +163,15 @@ def test_an_environment_for_a_tpu_keeps_one_tensorflow(tmp_path, stand_in):
     steps[0][-1] = ".[tpu,dev]"
     made = calls(tmp_path, "make", f"{venv}/.dev", f"VENV={venv}")
     assert made == steps[:-1]
+
+
+def test_what_a_notebook_exports_does_not_reach_the_programs(tmp_path, venv):
+    exported = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "TPU_LIBRARY_PATH": "/somewhere/libtpu.so",
+    }
+    (call,) = calls(tmp_path, "make", "inspect", f"VENV={venv}", **exported)
+    assert call[1] == "tfrecords.inspect"
 
 
 def test_help_has_a_line_for_each_target():

@@ -21,6 +21,7 @@ setup(
         "h5py>=3.11,<4",
         # tensorflow-datasets needs it to prepare a dataset, and does not say so.
         "importlib-resources>=6.4",
+        "jinja2>=3.1,<4",
         "matplotlib>=3.10,<4",
         "ml-collections>=1.1,<2",
         "numpy>=2.1,<3",

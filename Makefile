@@ -64,7 +64,7 @@ help:  ## print this list
 install: $(VENV)/.base  ## set up .venv
 
 install-tpu:  ## set up .venv for the TPU of this machine, or repair it
-	@$(INSTALLER) scripts/install_tpu.sh $(VENV)
+	@$(INSTALLER) sh scripts/install_tpu.sh $(VENV)
 
 quickstart: $(VENV)/.base  ## train on the text inside Python, here, in minutes
 	$(RUN) data_pipeline.preprocess --config=configs/quickstart.py \
@@ -146,15 +146,15 @@ clean:  ## remove .venv, .venv-plan and caches; data/ and runs/ stay
 
 # A stamp in VENV says that an installation was finished.
 $(VENV)/.base: setup.py
-	@$(INSTALLER) scripts/install.sh $(VENV)
+	@$(INSTALLER) sh scripts/install.sh $(VENV)
 	@touch $@
 
 $(VENV)/.$(DEV): $(VENV)/.base
-	@$(INSTALLER) scripts/install.sh $(VENV) $(DEV)
+	@$(INSTALLER) sh scripts/install.sh $(VENV) $(DEV)
 	@touch $@
 
 $(VENV)/.benchmark: $(VENV)/.$(DEV)
-	@$(INSTALLER) scripts/install.sh $(VENV) benchmark
+	@$(INSTALLER) sh scripts/install.sh $(VENV) benchmark
 	@touch $@
 
 $(VENV)/.plan: $(VENV)/.base
@@ -162,5 +162,5 @@ $(VENV)/.plan: $(VENV)/.base
 	  echo "error: The environment of a TPU and its compiler's must be two: each needs" \
 	    "another libtpu. Received: $(VENV), made by \`make install-tpu\`. Use" \
 	    "\`make $(MAKECMDGOALS) VENV=.venv-plan TPU=...\`." >&2; exit 2; fi
-	@$(INSTALLER) scripts/install.sh $(VENV) plan
+	@$(INSTALLER) sh scripts/install.sh $(VENV) plan
 	@touch $@

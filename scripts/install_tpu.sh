@@ -36,7 +36,7 @@ if "$venv/bin/python" -m pip show --quiet tensorflow 2>/dev/null ||
   rm -f "$venv/.base" # two TensorFlows, or one that cannot be imported: install again
 fi
 if [ ! -e "$venv/.base" ] || [ setup.py -nt "$venv/.base" ]; then
-  scripts/install.sh "$venv"
+  sh scripts/install.sh "$venv"
   touch "$venv/.base"
 fi
 list_devices

@@ -128,15 +128,14 @@ def test_args_are_flags_as_the_shell_reads_them(tmp_path, venv):
 def test_installing_creates_an_environment_with_the_constraints(tmp_path, stand_in):
     venv = tmp_path / "my venv"
     environment = {"PYTHON": str(stand_in), "CONSTRAINTS": "my constraints.txt"}
-    check, create, base = calls(
-        tmp_path, "scripts/install.sh", str(venv), **environment
-    )
+    install = ["sh", "scripts/install.sh", str(venv)]
+    check, create, base = calls(tmp_path, *install, **environment)
     assert check[0] == "-c"
     assert create == ["-m", "venv", str(venv)]
     pip = ["-m", "pip", "install", "--quiet"]
     constraint = "--constraint=my constraints.txt"
     assert base == [*pip, "--editable", ".", constraint]
-    (extra,) = calls(tmp_path, "scripts/install.sh", str(venv), "dev,plan")
+    (extra,) = calls(tmp_path, *install, "dev,plan")
     assert extra == [*pip, "--editable", ".[dev,plan]"]
 
 

@@ -8,10 +8,9 @@ setup(
     description="Train GPT-2 on TPUs with TensorFlow and Keras",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(exclude=["tests"]),
+    packages=find_packages(exclude=["tests", "tests.*"]),
     package_data={
-        "trainer.evaluation": ["published.json"],
-        "trainer.reporting": ["templates/*"],
+        "": ["py.typed", "*.css", "*.html", "*.json", "*.svg", "templates/*"]
     },
     # The lower bounds were tried together, on Python 3.11.
     install_requires=[

@@ -116,7 +116,7 @@ class OptimizerConfig:
 class TrainingConfig:
     """Sets batch sizes, length and numerics. A step is one optimizer update."""
 
-    # What is learnt: "causal_lm" predicts each token from those before it.
+    # What the model learns: "causal_lm" predicts each token from those before it.
     task: str = "causal_lm"
     # global_batch_size = microbatch_size x num_replicas x accumulation_steps
     global_batch_size: int = 8

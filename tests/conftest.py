@@ -21,7 +21,7 @@ from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
 from tests import object_store, programs
-from tfrecords import manifest, order, schema, writer
+from tfrecords import fingerprints, manifest, order, schema, writer
 from tfrecords.storage import gcs
 from trainer.models.gpt2 import weights
 from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
@@ -124,7 +124,7 @@ def write_dataset(
         padding_side="right",
         tokenizer_engine="",
         added_tokens=(),
-        tokenizer_fingerprint=str(manifest.tokenizer_fingerprint(str(tokenizer))),
+        tokenizer_fingerprint=str(fingerprints.of_tokenizer(str(tokenizer))),
         mode="packed",
         config={},
         splits=splits,

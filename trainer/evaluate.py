@@ -76,7 +76,7 @@ def main() -> None:
         for result in results:
             all_results.append(result)
             if FLAGS.workdir:
-                stored_results.keep(FLAGS.workdir, result)
+                stored_results.save(FLAGS.workdir, result)
     if FLAGS.json:
         several = len(all_results) > 1
         result = {"results": all_results} if several else all_results[0]
@@ -113,7 +113,7 @@ def _print(result: dict[str, Any]) -> None:
         differences = "; ".join(study["differences"])
         print(f"  not comparable: {differences}" if differences else "  comparable")
     if not studies:
-        print("published: nothing for a model of this size on this text")
+        print("published: none for this text and checkpoint name (a folder has none)")
 
 
 def run() -> None:

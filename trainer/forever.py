@@ -21,6 +21,7 @@ from absl import flags
 from configs import cli
 from configs.errors import TryAgainError
 from tfrecords.storage import files
+from trainer.run_dir import layout
 
 _MAX_STARTS_WITHOUT_PROGRESS = 20
 # Before another start; doubled each time that a start has saved no new step.
@@ -83,7 +84,7 @@ def _workdir(arguments: Sequence[str]) -> str:
 
 def _saved_step(workdir: str) -> int:
     """Returns the step of the newest checkpoint; 0: there is no checkpoint."""
-    paths = files.expand(files.join(workdir, "checkpoints")) if workdir else []
+    paths = files.expand(files.join(workdir, layout.CHECKPOINTS)) if workdir else []
     record = re.compile(r".*/step-(\d+)/checkpoint\.json")
     steps = [int(match[1]) for path in paths if (match := record.fullmatch(path))]
     return max(steps, default=0)

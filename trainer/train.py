@@ -48,7 +48,7 @@ def main() -> None:
         cluster = Cluster(strategy)
         if cluster.is_chief:
             held.enter_context(lease.only_writer(FLAGS.workdir))
-            held.enter_context(journal.recorded(FLAGS.workdir))
+            held.enter_context(journal.record_events(FLAGS.workdir))
         train(config, FLAGS.data_dir, FLAGS.workdir, cluster)
     if cluster.is_chief:
         _print_result(FLAGS.data_dir, FLAGS.workdir)

@@ -296,7 +296,15 @@ def test_only_a_model_of_the_hub_is_named_as_the_base(
     (tmp_path / "run.json").write_text(json.dumps(record))
     loaded = run_checkpoints.load_model(str(exported[0]))
     trained = pretrained.Pretrained(
-        loaded.model, loaded.architecture, "causal_lm", "", "float32", "model", 6, ""
+        loaded.model,
+        loaded.architecture,
+        task="causal_lm",
+        tokenizer="",
+        precision="float32",
+        name="model",
+        step=6,
+        origin="",
+        published_name="",
     )
     card = model_card.write(trained, str(tmp_path))
     assert "".join(re.findall(r"base_model: .*\n", card)) == base

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tfrecords.manifest import Watch
+from tfrecords.verify import ShardChangeDetector
 from trainer.callbacks.at_intervals import AtIntervals
 from trainer.checkpoints.run_checkpoints import Checkpoints
 from trainer.run_dir.metrics import MetricsLog
@@ -22,7 +22,7 @@ class Saving(AtIntervals):
         self,
         log: MetricsLog,
         checkpoints: Checkpoints,
-        watch: Watch,
+        watch: ShardChangeDetector,
         **intervals: int,
     ):
         super().__init__(**intervals)

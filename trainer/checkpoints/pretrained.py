@@ -14,7 +14,9 @@ from trainer.models import registry
 from trainer.models.architecture import Architecture
 
 # By OpenAI, and by Hugging Face.
-_PUBLISHED = r"(openai-community/)?gpt2(-medium|-large|-xl)?|(distilbert/)?distilgpt2"
+_PUBLISHED = re.compile(
+    r"(?:openai-community/)?(gpt2(?:-medium|-large|-xl)?)|(?:distilbert/)?(distilgpt2)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Pretrained:
       step: of its run; None of a checkpoint.
       origin: of the weights: "as published", "of a folder", "from random weights", or
         "fine-tuned on 1 x 2,051,910 words": epochs and words.
+      published_name: of the published checkpoint that the weights started from, such
+        as "gpt2"; empty: none is known.
     """
 
     model: tf_keras.Model
@@ -41,6 +45,7 @@ class Pretrained:
     name: str
     step: int | None
     origin: str
+    published_name: str
 
 
 def load(workdir: str, step: int, folder: str) -> Pretrained:
@@ -56,8 +61,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
       DataError: the workdir has no checkpoint.
     """
     if folder:
-        known = re.fullmatch(_PUBLISHED, folder) and not os.path.exists(folder)
-        origin = "as published" if known else "of a folder"
+        checkpoint_name = published_name(folder)
         # A Hugging Face folder of another architecture says so itself: see `load`.
         architecture = registry.get("gpt2")
         model = architecture.load(folder)
@@ -69,7 +73,8 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
             precision="float32",
             name=folder,
             step=None,
-            origin=origin,
+            origin="as published" if checkpoint_name else "of a folder",
+            published_name=checkpoint_name,
         )
     loaded = run_checkpoints.load_model(workdir, step)
     record = loaded.record
@@ -82,7 +87,16 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         name=workdir,
         step=record.step,
         origin=_origin(workdir, record),
+        published_name=published_name(record.config["model"]["initial_checkpoint"]),
     )
+
+
+def published_name(checkpoint: str) -> str:
+    """Returns "gpt2" for "openai-community/gpt2"; nothing for a folder."""
+    match = _PUBLISHED.fullmatch(checkpoint)
+    if not match or os.path.exists(checkpoint):
+        return ""
+    return match[1] or match[2]
 
 
 def _origin(workdir: str, record: run_checkpoints.Record) -> str:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from configs.errors import DataError, UserError
 from tfrecords import manifest as manifests
-from tfrecords import reader
+from tfrecords import reader, verify
 from tfrecords.windows import Windows
 from trainer.checkpoints.pretrained import Pretrained
 from trainer.evaluation import published
@@ -76,7 +76,7 @@ def evaluate(
       DataError: the loss is not finite.
     """
     manifest = manifests.load(data_dir)
-    manifests.verify_shards(data_dir, manifest, split)
+    verify.verify_shards(data_dir, manifest, split)
     create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
     create.check_vocabulary(trained.model, manifest)
     lengths = context_lengths or [manifest.sequence_length]
@@ -100,7 +100,7 @@ def evaluate(
         windows = Windows(data_dir, manifest, **cut)
         scorers.append(Scorer(step, strategy, windows, batch_size=batch_size))
     for stamp, scorer in zip(stamps, scorers, strict=True):
-        with reader.naming_damage(data_dir, manifest):
+        with reader.translate_data_loss_errors(data_dir, manifest):
             sums = scorer()
         _check_finite(sums, trained.name)
         figures = step.task.split_figures(sums, manifest.split(split))
@@ -134,7 +134,7 @@ def _result(
     }
     if "token_perplexity" in figures:
         result["published"] = published.compare(
-            result, trained.model.config, trained.origin
+            result, trained.published_name, trained.origin
         )
     return result
 

@@ -61,7 +61,7 @@ def create(
     Args:
       config: name and constants of the optimizer.
       schedule: the learning rate.
-      variables: trainable variables of the model. Weight decay applies to matrices only.
+      variables: trainable variables of the model; only matrices are decayed.
     """
     optimizer = _OPTIMIZERS[config.name](config, schedule)
     vectors = [variable for variable in variables if not is_matrix(variable)]
@@ -73,7 +73,7 @@ def create(
 
 
 def _names(variables: list[tf.Variable]) -> str:
-    """Lists the matrices; one that every layer has is named once."""
+    """Lists the matrices; one of every layer is named once."""
     names = collections.Counter(
         re.sub(r"/h_\._\d+/", "/h_._*/", variable.name)
         for variable in variables

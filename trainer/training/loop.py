@@ -15,7 +15,7 @@ from absl import logging
 from configs.progress import progress
 from configs.schema import Config, flatten
 from tfrecords import manifest as manifests
-from tfrecords import reader
+from tfrecords import reader, verify
 from tfrecords.manifest import Manifest
 from trainer.callbacks.at_intervals import AtIntervals
 from trainer.callbacks.saving import Saving
@@ -50,10 +50,10 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     """
     # -- data: verified before anything is built
     manifest = manifests.load(data_dir)
-    manifests.verify_tokenizer(data_dir, manifest)
+    verify.verify_tokenizer(data_dir, manifest)
     for split in manifest.splits:
-        manifests.verify_shards(data_dir, manifest, split)
-    watch = manifests.Watch(data_dir, manifest)
+        verify.verify_shards(data_dir, manifest, split)
+    watch = verify.ShardChangeDetector(data_dir, manifest)
     cluster.check_same("--data_dir", manifest.fingerprint)
 
     # -- hardware, model, optimizer and step
@@ -81,7 +81,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
 
     # -- train
     with (
-        reader.naming_damage(data_dir, manifest),
+        reader.translate_data_loss_errors(data_dir, manifest),
         contextlib.closing(checkpoints),
         contextlib.closing(log),
         preemption.watched(cluster) as notice,
@@ -186,7 +186,7 @@ def _is_finished(run: Run, step: int, log: MetricsLog) -> bool:
 
 def _describe(run: Run, step: int, training_step: TrainingStep) -> None:
     """Writes run.json, and logs the start as an event."""
-    journal.describe(
+    journal.write_run_record(
         run.workdir,
         run.data_dir,
         run.config,

@@ -15,7 +15,7 @@ from configs.errors import UserError
 from configs.schema import ModelConfig
 from tests import programs
 from tests.conftest import VOCABULARY_SIZE, assert_refused, shared, tiny_model
-from tfrecords import manifest as manifests
+from tfrecords import fingerprints
 from trainer.models.create import check_fits, create_model
 from trainer.models.gpt2 import weights
 
@@ -97,7 +97,7 @@ def test_data_of_another_tokenizer_is_refused(dataset, tmp_path):
     vocabulary = os.path.dirname(shared("gpt2-vocabulary/vocab.json"))
     folder = pytorch_folder(tmp_path / "hf", tiny_model(), vocabulary)
     config = ModelConfig(initial_checkpoint=folder)
-    same = manifests.tokenizer_fingerprint(vocabulary)
+    same = fingerprints.of_tokenizer(vocabulary)
     matching = dataclasses.replace(dataset[1], tokenizer_fingerprint=same)
     create_model(config, matching, seed=0)
     with pytest.raises(UserError, match="tokenized with the model's tokenizer"):

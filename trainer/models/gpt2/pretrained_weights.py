@@ -88,8 +88,9 @@ def _float32(value: np.ndarray) -> np.ndarray:
 
 
 def _listed(names: list[str]) -> str:
-    more = f", and {len(names) - _NUM_NAMES} more" * (len(names) > _NUM_NAMES)
-    return ", ".join(names[:_NUM_NAMES]) + more
+    num_others = len(names) - _NUM_NAMES
+    others = f", and {num_others} more" if num_others > 0 else ""
+    return ", ".join(names[:_NUM_NAMES]) + others
 
 
 def _pytorch_name(name: str, shape: tuple[int, ...]) -> str:

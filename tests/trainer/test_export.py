@@ -88,9 +88,9 @@ def in_pytorch(python: list[str], folder: pathlib.Path) -> dict:
         assert isinstance(auto, transformers.GPT2LMHeadModel)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         ids = tokenizer("The quick brown fox")["input_ids"]
-        made = weights.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False)
+        made = model.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False)
         with torch.no_grad():
-            logits = weights.eval()(torch.tensor({TOKENS!r})).logits
+            logits = model.eval()(torch.tensor({TOKENS!r})).logits
         print(json.dumps(dict(
             version=transformers.__version__, logits=logits.tolist(), ids=ids,
             text=tokenizer.decode(ids), made=made[0].tolist(), dtype=str(auto.dtype),

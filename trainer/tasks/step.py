@@ -17,6 +17,16 @@ from trainer.models.layers.noise import row_keys
 from trainer.runtime import strategy as strategies
 from trainer.tasks.task import Batch, Task
 
+# What `TrainingStep.train_step` returns: name -> dtype of a scalar.
+_RESULTS = {
+    "loss": tf.float32,
+    "learning_rate": tf.float32,
+    "gradient_norm": tf.float32,
+    "update_norm": tf.float32,
+    "skipped_updates": tf.int64,
+    "skipped_in_a_row": tf.int64,
+}
+
 
 class TrainingStep(tf_keras.Model):
     """Trains a model on a task with Keras `fit`.
@@ -40,6 +50,8 @@ class TrainingStep(tf_keras.Model):
         XLA has none for MirroredStrategy. On a TPU everything is compiled anyway.
       all_reduce: adds up each tensor over all replicas; left out, the strategy does.
     """
+
+    train_function: Any  # of Keras, which leaves it None until it is made
 
     def __init__(
         self,
@@ -76,6 +88,45 @@ class TrainingStep(tf_keras.Model):
         )
         self._local_gradients = compile_local_work(self.local_gradients)
         self._local_sums = compile_local_work(self.local_sums)
+
+    def make_train_function(self, force: bool = False) -> Callable[[Any], Any]:
+        """Returns the function that makes `steps_per_execution` steps, as Keras does.
+
+        The loop starts from zeros in place of results. Keras's loop does not, so that
+        AutoGraph traces the step twice, the first time for what it returns.
+        """
+        if self.train_function is not None and not force:
+            return self.train_function
+        strategy, num_steps = self.distribute_strategy, self._steps_per_execution
+
+        @tf.autograph.experimental.do_not_convert
+        def run_step(batch: Batch) -> dict[str, tf.Tensor]:
+            results = self.train_step(batch)
+            with tf.control_dependencies(list(results.values())):
+                self._train_counter.assign_add(1)
+            return results
+
+        @functools.partial(tf.function, reduce_retracing=True, autograph=False)
+        def train_function(iterator: Any) -> dict[str, tf.Tensor]:
+            def body(step: tf.Tensor, _: dict) -> tuple[tf.Tensor, dict]:
+                results = strategy.run(run_step, args=(next(iterator),))
+                first = {
+                    name: strategy.experimental_local_results(value)[0]
+                    for name, value in results.items()
+                }
+                return step + 1, first
+
+            zeros = {name: tf.zeros([], dtype) for name, dtype in _RESULTS.items()}
+            _, results = tf.while_loop(
+                lambda step, _: step < num_steps,
+                body,
+                (tf.constant(0, tf.int64), zeros),
+                maximum_iterations=tf.cast(num_steps, tf.int32),
+            )
+            return results
+
+        self.train_function = self.train_tf_function = train_function
+        return train_function
 
     # There is nothing to rewrite, and AutoGraph would take half the time of tracing.
     @tf.autograph.experimental.do_not_convert

@@ -11,7 +11,6 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from tfrecords import manifest as manifests
 
 FLAGS = flags.FLAGS
 
@@ -50,6 +49,9 @@ def main() -> None:
     cli.check_hardware(FLAGS.tpu, FLAGS.num_virtual_devices)
     cli.check_folder("data_dir", FLAGS.data_dir, FLAGS.tpu)
     context_lengths = _numbers("context_length", FLAGS.context_length)
+
+    from tfrecords import manifest as manifests
+
     manifests.load(FLAGS.data_dir).split(FLAGS.split)  # a wrong name is known at once
 
     from trainer.checkpoints import pretrained

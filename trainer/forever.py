@@ -20,8 +20,6 @@ from absl import flags
 
 from configs import cli
 from configs.errors import TryAgainError
-from tfrecords.storage import files
-from trainer.run_dir import layout
 
 _MAX_STARTS_WITHOUT_PROGRESS = 20
 # Before another start; doubled each time that a start has saved no new step.
@@ -84,7 +82,13 @@ def _workdir(arguments: Sequence[str]) -> str:
 
 def _saved_step(workdir: str) -> int:
     """Returns the step of the newest checkpoint; 0: there is no checkpoint."""
-    paths = files.expand(files.join(workdir, layout.CHECKPOINTS)) if workdir else []
+    if not workdir:
+        return 0
+
+    from tfrecords.storage import files  # here, so that `--help` does not wait for it
+    from trainer.run_dir import layout
+
+    paths = files.expand(files.join(workdir, layout.CHECKPOINTS))
     record = re.compile(r".*/step-(\d+)/checkpoint\.json")
     steps = [int(match[1]) for path in paths if (match := record.fullmatch(path))]
     return max(steps, default=0)

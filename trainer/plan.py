@@ -12,8 +12,6 @@ from absl import flags
 from configs import cli, tpu
 from configs.errors import UserError
 from configs.validation import validate
-from tfrecords import manifest as manifests
-from tfrecords.storage import files
 from trainer.models import registry as architectures
 from trainer.tasks import registry as tasks
 
@@ -39,6 +37,10 @@ def main() -> None:
     if not name:
         raise UserError("`--tpu_type` is missing: a TPU type, such as v3-8.")
     tpu_type = tpu.parse(name)
+
+    from tfrecords import manifest as manifests
+    from tfrecords.storage import files
+
     manifest = None
     if FLAGS.data_dir:
         path = files.join(FLAGS.data_dir, manifests.FILE_NAME)

@@ -1,4 +1,4 @@
-"""Modes, special tokens, repetitions, TFDS, Beam: the same bytes on every engine."""
+"""Modes, special tokens, repetitions, TFDS, buckets, and Beam."""
 
 import json
 import os
@@ -12,8 +12,9 @@ import tensorflow_datasets as tfds
 
 from configs.errors import UserError
 from configs.schema import Config, DataConfig
-from data_pipeline import engine, packing, preprocess
-from data_pipeline import job as jobs
+from data_pipeline import pipeline, runners
+from data_pipeline.job import plan_job
+from data_pipeline.records import packing
 from tests.conftest import ROOT, run_program, shared, tiny_config, tiny_model
 from tests.data_pipeline.test_preprocess import (
     SETTINGS,
@@ -67,13 +68,13 @@ def documents(corpus) -> list[tuple[str, int]]:
 
 def rows(folder, split="train"):
     """Reads records with TensorFlow, as they are stored."""
-    found = manifest.load(str(folder))
-    paths = [str(folder / shard.name) for shard in found.split(split).shards]
+    dataset = manifest.load(str(folder))
+    paths = [str(folder / shard.name) for shard in dataset.split(split).shards]
     parsed = schema.parse(
         next(iter(tf.data.TFRecordDataset(paths).batch(10**6))),
-        sequence_length=found.sequence_length,
-        dtype=found.dtype,
-        labelled=found.labelled,
+        sequence_length=dataset.sequence_length,
+        dtype=dataset.dtype,
+        labelled=dataset.labelled,
     )
     return {name: value.numpy() for name, value in parsed.items()}
 
@@ -87,10 +88,10 @@ def rows(folder, split="train"):
         "labelled",
     ],
 )
-def test_workers_and_beam_write_the_same_bytes(corpus, tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(jobs, "_MIN_CHUNK_BYTES", 40_000)
+def test_workers_and_beam_write_the_same_bytes(corpus, tmp_path, mode):
+    small = {"min_chunk_bytes": 40_000}
     for workers in (1, 2, 3, 7):
-        run(corpus, tmp_path / str(workers), workers, **MODES[mode])
+        run(corpus, tmp_path / str(workers), workers, **small, **MODES[mode])
     expected = hashes(tmp_path / "1")
     assert {"manifest.json", "train-00002-of-00003.tfrecord"} <= expected.keys()
     assert not [name for name in expected if "unfinished" in name or "partial" in name]
@@ -98,29 +99,29 @@ def test_workers_and_beam_write_the_same_bytes(corpus, tmp_path, monkeypatch, mo
         assert hashes(tmp_path / str(workers)) == expected
     config = Config(data=DataConfig(input=str(corpus), **SETTINGS, **MODES[mode]))
     pytest.importorskip("apache_beam")
-    with engine.beam([]) as runner:
-        preprocess.preprocess(jobs.plan(config), str(tmp_path / "beam"), runner)
+    with runners.beam([]) as runner:
+        pipeline.preprocess(plan_job(config, **small), str(tmp_path / "beam"), runner)
     assert hashes(tmp_path / "beam") == expected
 
 
-def test_beam_from_the_command_line(corpus, tmp_path):
+def test_beam_from_the_command_line_writes_the_same_bytes(corpus, tmp_path):
     pytest.importorskip("apache_beam")
     arguments = [
         "--config=configs/quickstart.py",
         f"--input={corpus}",
         "--config.data.vocab_size=500",
     ]
-    for name, more in (
+    for name, flags in (
         ("local", []),
         ("beam", ["--runner=beam", "--runner=DirectRunner", *BEAM]),
     ):
-        found = run_program(
+        result = run_program(
             "data_pipeline.preprocess",
             *arguments,
             f"--output_dir={tmp_path / name}",
-            *more,
+            *flags,
         )
-        assert found.returncode == 0, found.stderr
+        assert result.returncode == 0, result.stderr
     assert hashes(tmp_path / "beam") == hashes(tmp_path / "local")
 
 
@@ -128,22 +129,24 @@ def test_beam_knows_the_options_of_the_readme():
     pytest.importorskip("apache_beam")
     readme = (ROOT / "README.md").read_text()
     (command,) = re.findall(r"--runner=beam (--runner=Dataflow.*?)```", readme, re.S)
-    with engine.beam(command.replace("\\\n", " ").split()):
+    with runners.beam(command.replace("\\\n", " ").split()):
         pass
 
 
 def test_an_unknown_option_of_beam_is_one_message(corpus, tmp_path):
     pytest.importorskip("apache_beam")
     arguments = ["--config=configs/quickstart.py", f"--input={corpus}"]
-    found = run_program(
+    result = run_program(
         "data_pipeline.preprocess",
         *arguments,
         f"--output_dir={tmp_path}",
         "--runner=beam",
         "--direct_num_workerz=2",
     )
-    assert found.returncode == 2, found.stderr
-    assert "knows no option --direct_num_workerz" in found.stderr
+    assert result.returncode == 2, result.stderr
+    assert (
+        "must be known to Apache Beam. Received: --direct_num_workerz" in result.stderr
+    )
     without = run_program(
         "data_pipeline.preprocess",
         *arguments,
@@ -158,7 +161,7 @@ def test_bad_input_on_beam_is_one_message(tmp_path):
     lines = ['{"text": "fine"}'] * 2000
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{"]))
     vocabulary = os.path.dirname(shared("gpt2-vocabulary/vocab.json"))
-    found = run_program(
+    result = run_program(
         "data_pipeline.preprocess",
         "--config=configs/quickstart.py",
         f"--input={tmp_path / 'a.jsonl'}",
@@ -166,8 +169,8 @@ def test_bad_input_on_beam_is_one_message(tmp_path):
         f"--config.data.tokenizer={vocabulary}",
         "--runner=beam",
     )
-    assert found.returncode == 2, found.stderr
-    assert "a.jsonl:2001: each line must be a JSON object" in found.stderr
+    assert result.returncode == 2, result.stderr
+    assert "a.jsonl:2001: each line must be a JSON object" in result.stderr
 
 
 def test_documents_are_truncated_or_padded(corpus, tmp_path):
@@ -180,13 +183,13 @@ def test_documents_are_truncated_or_padded(corpus, tmp_path):
         [start, *tokenizer.encode(text).ids, written.end_of_text_id]
         for text, _ in documents(corpus)
     ]
-    found = rows(tmp_path)
+    stored = rows(tmp_path)
     order_ = np.argsort(packing.stored_order(len(whole), seed=7, shuffle=True))
     for tokens, place in zip(whole, order_, strict=True):
         length = min(len(tokens), 64)
-        assert found["length"][place] == length
+        assert stored["length"][place] == length
         expected = [*tokens[:64], *[written.pad_id] * (64 - length)]
-        assert found["tokens"][place].tolist() == expected
+        assert stored["tokens"][place].tolist() == expected
     split = written.split("train")
     assert split.tokens == sum(min(len(tokens), 64) for tokens in whole)
     assert split.truncated_documents == sum(len(tokens) > 64 for tokens in whole) > 0
@@ -198,12 +201,12 @@ def test_labels_stay_with_their_documents_and_padding_goes_left(corpus, tmp_path
         corpus, tmp_path, validation_fraction=0.0, mode="labelled", padding_side="left"
     )
     tokenizer = load_encoder(tmp_path)
-    found = rows(tmp_path)
+    stored = rows(tmp_path)
     expected = {}
     for text, label in documents(corpus):
         tokens = [*tokenizer.encode(text).ids, written.end_of_text_id][:64]
         expected.setdefault(tuple(tokens), []).append(label)
-    for row, length, label in zip(*found.values(), strict=True):
+    for row, length, label in zip(*stored.values(), strict=True):
         assert (row[: 64 - length] == written.pad_id).all()
         expected[tuple(row[64 - length :])].remove(label)
     assert not any(expected.values())
@@ -248,12 +251,12 @@ def test_a_stride_makes_windows_that_overlap(corpus, tmp_path):
     assert dense.split("train").num_records == 1 + -(-(num_tokens - 64) // 16)
     streams = {}
     for name, stride in (("plain", 64), ("dense", 16)):
-        found = rows(tmp_path / name)
-        count = len(found["length"])
+        stored = rows(tmp_path / name)
+        count = len(stored["length"])
         places = packing.stored_order(count, seed=7, shuffle=True)
         stream = np.zeros(num_tokens, int)
         for record, tokens, length in zip(
-            places, found["tokens"], found["length"], strict=True
+            places, stored["tokens"], stored["length"], strict=True
         ):
             stream[record * stride :][:length] = tokens[:length]
         streams[name] = stream.tolist()
@@ -286,7 +289,7 @@ def test_validation_keeps_what_training_also_has(tmp_path):
     assert (validation.documents, validation.skipped) == (3, {"duplicate": 1})
 
 
-def test_special_tokens_in_the_text_where_they_are_allowed(tmp_path):
+def test_special_tokens_in_the_text_are_text_unless_allowed(tmp_path):
     (tmp_path / "a.txt").write_text("one <|endoftext|> two " * 50)
     for allowed in (False, True):
         written = run(
@@ -365,7 +368,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder):
             yield index, {"body": line, "kind": index % 2}
 
 
-def test_tfds_gives_what_files_give(tmp_path):
+def test_tfds_gives_the_documents_that_files_give(tmp_path):
     lines = pathlib.Path(shared("wikitext-2/wiki.valid.raw")).read_text().split("\n")
     lines = [line for line in lines if line.strip()]
     (tmp_path / "files").mkdir()
@@ -395,7 +398,7 @@ def test_tfds_gives_what_files_give(tmp_path):
     assert set(labelled.split("train").labels) == {"0", "1"}
 
 
-def test_a_bucket_in_and_out(corpus, tmp_path, bucket):
+def test_a_bucket_can_hold_the_input_and_the_dataset(corpus, tmp_path, bucket):
     """The same bytes from and to a bucket; the tokenizer is there as well."""
     from tfrecords.storage import files
 
@@ -403,15 +406,15 @@ def test_a_bucket_in_and_out(corpus, tmp_path, bucket):
         files.write(f"{bucket}/in/{path.name}", path.read_bytes())
     run(corpus, tmp_path / "local")
     config = Config(data=DataConfig(input=f"{bucket}/in/*.jsonl", **SETTINGS))
-    preprocess.preprocess(jobs.plan(config), f"{bucket}/out", in_process)
+    pipeline.preprocess(plan_job(config), f"{bucket}/out", in_process)
     names = files.expand(f"{bucket}/out")
-    found = {name.removeprefix(f"{bucket}/out/"): files.read(name) for name in names}
+    stored = {name.removeprefix(f"{bucket}/out/"): files.read(name) for name in names}
     expected = {
         str(path.relative_to(tmp_path / "local")): path.read_bytes()
         for path in (tmp_path / "local").rglob("*")
         if path.is_file()
     }
-    assert found == expected
+    assert stored == expected
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -420,8 +423,8 @@ def test_each_document_has_windows_of_its_own(corpus, tmp_path, side):
     written = run(corpus, tmp_path / "data", padding_side=side, **settings)
     whole = read(tmp_path / "data", written, context_length=24, stride=24)
     assert len(whole) == written.split("validation").documents
-    found = read(tmp_path / "data", written, context_length=10, stride=4)
+    windows = read(tmp_path / "data", written, context_length=10, stride=4)
     expected = [
         pair for tokens, length, _ in whole for pair in by_hand(tokens[:length], 10, 4)
     ]
-    assert [(t[:n].tolist(), first) for t, n, first in found] == expected
+    assert [(t[:n].tolist(), first) for t, n, first in windows] == expected

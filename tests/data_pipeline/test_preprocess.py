@@ -1,11 +1,13 @@
-"""The whole of preprocessing, on real text where it is there, in real processes."""
+"""Preprocessing as a whole, on real text if it is available, in real processes."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
 import os
 import pathlib
+import pickle
 import shutil
 
 import numpy as np
@@ -15,18 +17,14 @@ import tokenizers
 
 from configs.errors import DataError, UserError
 from configs.schema import Config, DataConfig
-from data_pipeline import (
-    chunks,
-    dataset_folder,
-    engine,
-    packing,
-    preprocess,
-    shards,
-    sources,
-)
-from data_pipeline import job as jobs
-from data_pipeline.documents import Document
-from data_pipeline.tokenizer import END_OF_TEXT
+from data_pipeline import pipeline, runners
+from data_pipeline.documents.chunk import split_of
+from data_pipeline.documents.document import Document
+from data_pipeline.job import plan_job
+from data_pipeline.records import packing, shards
+from data_pipeline.sources.input_files import InputFile
+from data_pipeline.tokens import token_files
+from data_pipeline.tokens.tokenizer import END_OF_TEXT
 from tests.conftest import assert_refused, run_program, shared
 from tfrecords import manifest, schema
 from tfrecords.storage import files
@@ -56,24 +54,52 @@ def corpus(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """So that a small corpus has many chunks."""
-    monkeypatch.setattr(jobs, "_MIN_CHUNK_BYTES", 40_000)
+SMALL_CHUNKS = {"min_chunk_bytes": 40_000}
 
 
 def in_process(function, items):
-    return map(function, items)
+    return enumerate(map(function, items))
+
+
+class StoppedError(Exception):
+    """Stops a run here, as if it was killed."""
+
+
+def stopping_before_shards(function, items):
+    """A runner that is stopped between the two passes."""
+    if function is shards.write:
+        raise StoppedError
+    return in_process(function, items)
+
+
+def stopping_after_shards(function, items):
+    """A runner that is stopped when all shards are written, and none is published."""
+    yield from in_process(function, items)
+    if function is shards.write:
+        raise StoppedError
 
 
 def run(
-    corpus, output_dir, num_workers=0, *, overwrite=False, **fields
+    corpus,
+    output_dir,
+    num_workers=0,
+    *,
+    runner=in_process,
+    overwrite=False,
+    min_chunk_bytes=1 << 20,
+    **fields,
 ) -> manifest.Manifest:
     """Preprocesses in this process, or with that many worker processes."""
     config = Config(data=DataConfig(**{"input": str(corpus), **SETTINGS, **fields}))
-    job, here = jobs.plan(config), contextlib.nullcontext(in_process)
-    with engine.local(num_workers) if num_workers else here as runner:
-        return preprocess.preprocess(job, str(output_dir), runner, overwrite=overwrite)
+    job = plan_job(config, min_chunk_bytes=min_chunk_bytes)
+    here = contextlib.nullcontext(runner)
+    with runners.local(num_workers) if num_workers else here as used:
+        return pipeline.preprocess(job, str(output_dir), used, overwrite=overwrite)
+
+
+def run_stopped(*arguments, runner=stopping_after_shards, **fields) -> None:
+    with pytest.raises(StoppedError):
+        run(*arguments, runner=runner, **fields)
 
 
 def load_encoder(folder: pathlib.Path) -> tokenizers.Tokenizer:
@@ -92,13 +118,13 @@ def hashes(folder: pathlib.Path) -> dict[str, str]:
 
 def stored_records(folder, split) -> list[tuple[list[int], int]]:
     """Reads the shards with TensorFlow's reader, in the order of the manifest."""
-    found = manifest.load(str(folder))
-    paths = [str(folder / shard.name) for shard in found.split(split).shards]
+    dataset = manifest.load(str(folder))
+    paths = [str(folder / shard.name) for shard in dataset.split(split).shards]
     batches = tf.data.TFRecordDataset(paths).batch(64)
     records = []
     for serialized in batches:
         parsed = schema.parse(
-            serialized, sequence_length=found.sequence_length, dtype=found.dtype
+            serialized, sequence_length=dataset.sequence_length, dtype=dataset.dtype
         )
         records += zip(
             parsed["tokens"].numpy().tolist(), parsed["length"].numpy(), strict=True
@@ -113,11 +139,10 @@ def unshuffled_tokens(folder, split, seed) -> list[int]:
     return [token for row, length in in_order for token in row[:length]]
 
 
-@pytest.mark.usefixtures("small_chunks")
 def test_no_token_is_lost(corpus, tmp_path):
     """Shards, unshuffled, are the tokenizer's output for the corpus, document by
     document, computed here without chunks, pieces or packing."""
-    written = run(corpus, tmp_path, num_workers=2)
+    written = run(corpus, tmp_path, num_workers=2, **SMALL_CHUNKS)
     encoder = load_encoder(tmp_path)
     end = encoder.token_to_id(END_OF_TEXT)
     expected = {"train": [], "validation": []}
@@ -125,16 +150,16 @@ def test_no_token_is_lost(corpus, tmp_path):
     for path in sorted(corpus.iterdir()):
         for line in path.read_text().splitlines():
             text = json.loads(line)["text"]
-            split = chunks.split_of(Document((text.encode(),)), 0.1)
+            split = split_of(Document((text.encode(),)), 0.1)
             expected[split] += [*encoder.encode(text).ids, end]
             for index, number in enumerate((1, len(text.split()), len(text.encode()))):
                 counts[split][index] += number
     for split, tokens in expected.items():
         assert unshuffled_tokens(tmp_path, split, seed=7) == tokens
-        found = written.split(split)
-        assert [found.documents, found.words, found.bytes] == counts[split]
-        assert found.tokens == len(tokens)
-    # About a tenth of the documents is held out, and training is really shuffled.
+        stored = written.split(split)
+        assert [stored.documents, stored.words, stored.bytes] == counts[split]
+        assert stored.tokens == len(tokens)
+    # About a tenth of the documents is held out, and training is shuffled.
     assert 250 < written.split("validation").documents < 550
     stored = [
         t for row, length in stored_records(tmp_path, "train") for t in row[:length]
@@ -191,7 +216,7 @@ def test_validation_input_is_a_split_of_its_own(corpus, tmp_path):
 def test_adding_documents_moves_none():
     texts = [b"document %d" % number for number in range(2000)]
     small, large = (
-        {t for t in texts if chunks.split_of(Document((t,)), share) == "validation"}
+        {t for t in texts if split_of(Document((t,)), share) == "validation"}
         for share in (0.01, 0.1)
     )
     assert small < large
@@ -206,27 +231,23 @@ def test_the_order_of_the_input_list_does_not_matter(corpus, tmp_path):
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_finished_chunks_are_not_done_again(corpus, tmp_path, monkeypatch):
-    run(corpus, tmp_path / "whole")
-    # Stop between the passes: all chunks are done, no shard is.
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "plan", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(corpus, tmp_path / "stopped")
+def test_finished_chunks_are_not_done_again(corpus, tmp_path):
+    run(corpus, tmp_path / "whole", **SMALL_CHUNKS)
+    run_stopped(
+        corpus, tmp_path / "stopped", runner=stopping_before_shards, **SMALL_CHUNKS
+    )
     work = tmp_path / "stopped" / ".unfinished"
     times = {path: path.stat().st_mtime_ns for path in work.glob("*.tokens")}
     assert len(times) > 4
 
     kept = {}
 
-    def keep_times(*arguments):
-        kept.update({path: path.stat().st_mtime_ns for path in times})
-        return plan_shards(*arguments)
+    def keeping_times(function, items):
+        if function is shards.write:
+            kept.update({path: path.stat().st_mtime_ns for path in times})
+        return in_process(function, items)
 
-    plan_shards = shards.plan
-    monkeypatch.setattr(shards, "plan", keep_times)
-    run(corpus, tmp_path / "stopped")
+    run(corpus, tmp_path / "stopped", runner=keeping_times, **SMALL_CHUNKS)
     assert kept == times
     assert hashes(tmp_path / "stopped") == hashes(tmp_path / "whole")
 
@@ -244,22 +265,22 @@ def command(corpus, output_dir, *arguments):
 def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path):
     one, two = corpus / "one.jsonl", corpus / "two.jsonl"
     for arguments in ([], []):
-        found = run_program(
+        result = run_program(
             "data_pipeline.preprocess", *command(two, tmp_path, *arguments)
         )
-        assert found.returncode == 0, found.stderr
-    assert "holds this dataset already" in found.stderr
+        assert result.returncode == 0, result.stderr
+    assert "holds this dataset already" in result.stderr
     before = hashes(tmp_path)
-    found = run_program("data_pipeline.preprocess", *command(one, tmp_path))
-    assert found.returncode == 2
-    assert "made with other input" in found.stderr
+    result = run_program("data_pipeline.preprocess", *command(one, tmp_path))
+    assert result.returncode == 2
+    assert "made with other input" in result.stderr
     assert hashes(tmp_path) == before
-    found = run_program(
+    result = run_program(
         "data_pipeline.preprocess",
         *command(two, tmp_path, "--overwrite", "--config.data.num_shards=2", "--json"),
     )
-    assert found.returncode == 0, found.stderr
-    shards = json.loads(found.stdout)["splits"]["train"]["shards"]
+    assert result.returncode == 0, result.stderr
+    shards = json.loads(result.stdout)["splits"]["train"]["shards"]
     assert sorted(path.name for path in tmp_path.glob("train-*")) == [
         shard["name"] for shard in shards
     ]
@@ -269,13 +290,13 @@ def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path)
 @pytest.mark.parametrize("damage", ['{"format_version": 1}', "{", ""])
 def test_a_damaged_dataset_can_be_replaced(corpus, tmp_path, damage):
     (tmp_path / "manifest.json").write_text(damage)
-    found = run_program("data_pipeline.preprocess", *command(corpus, tmp_path))
-    assert found.returncode == 2
-    assert "made with other format version" in found.stderr
-    found = run_program(
+    result = run_program("data_pipeline.preprocess", *command(corpus, tmp_path))
+    assert result.returncode == 2
+    assert "made with other format version" in result.stderr
+    result = run_program(
         "data_pipeline.preprocess", *command(corpus, tmp_path, "--overwrite")
     )
-    assert found.returncode == 0, found.stderr
+    assert result.returncode == 0, result.stderr
     assert manifest.load(str(tmp_path)).split("train").num_records
 
 
@@ -297,7 +318,7 @@ def test_only_files_of_a_dataset_are_replaced(corpus, tmp_path):
 
 
 def test_a_changed_tokenizer_is_another_job(corpus, tmp_path):
-    """The same folder name with other contents: nothing stale is taken for done."""
+    """A folder of the same name has other contents: no old work is used."""
     folder = tmp_path / "tokenizer"
     plans, first = [], {}
     for size in (265, 275):
@@ -306,18 +327,15 @@ def test_a_changed_tokenizer_is_another_job(corpus, tmp_path):
         for path in (tmp_path / str(size) / "tokenizer").iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         config = DataConfig(input=str(corpus), tokenizer=str(folder))
-        first = first or jobs.plan(Config(data=config)).description()
-        plans.append(jobs.plan(Config(data=config)))
+        first = first or plan_job(Config(data=config)).description()
+        plans.append(plan_job(Config(data=config)))
     # The second plan was made with the first one's path, but not its contents.
     assert plans[1].differences(first) == ["tokenizer"]
 
 
-def test_a_stopped_run_is_not_thrown_away(corpus, tmp_path, monkeypatch):
+def test_the_work_of_a_stopped_run_is_not_thrown_away(corpus, tmp_path):
     """Another config in the same folder is refused, by the name of the field."""
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "plan", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(corpus, tmp_path)
+    run_stopped(corpus, tmp_path, runner=stopping_before_shards)
     before = hashes(tmp_path)
     with pytest.raises(UserError, match="with other num_shards, seed"):
         run(corpus, tmp_path, num_shards=2, seed=1)
@@ -326,47 +344,43 @@ def test_a_stopped_run_is_not_thrown_away(corpus, tmp_path, monkeypatch):
     assert written.config["seed"] == 1
 
 
-def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_whole(
-    corpus, tmp_path, monkeypatch
-):
+def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_whole(corpus, tmp_path):
     run(corpus / "one.jsonl", tmp_path)
     old = hashes(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "_write_shards", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(corpus / "two.jsonl", tmp_path)
+    run_stopped(corpus / "two.jsonl", tmp_path)
     now = hashes(tmp_path)
     assert {name: now[name] for name in old} == old
 
 
+@contextlib.contextmanager
 def stopped_publication(num_changes: int):
-    """Returns `publish`, killed after so many changes of files."""
-    left = iter(range(num_changes))
+    """Yields a runner after which a run is stopped at so many changes of files."""
+    remaining = iter(range(num_changes))
 
     def counted(change):
         def changed(*arguments):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
+            if next(remaining, None) is None:
+                raise StoppedError
             change(*arguments)
 
         return changed
 
-    publish = dataset_folder.publish
+    with pytest.MonkeyPatch.context() as patch:
 
-    def stopped(*arguments):
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("move", "remove", "write"):
-                patch.setattr(files, name, counted(getattr(files, name)))
-            publish(*arguments)
+        def runner(function, items):
+            yield from in_process(function, items)
+            if function is shards.write:
+                for name in ("move", "remove", "write"):
+                    patch.setattr(files, name, counted(getattr(files, name)))
 
-    return stopped
+        yield runner
 
 
 @pytest.mark.parametrize("then", ["two.jsonl", "four.jsonl"])
-def test_a_publication_that_was_stopped_continues(corpus, tmp_path, monkeypatch, then):
-    """Killed between any two changes: what a run without a kill would have left.
+def test_a_publication_that_was_stopped_continues(corpus, tmp_path, then):
+    """StoppedError between any two changes: the result is that of a run without a stop.
 
-    Also where another job comes after it.
+    Also if the next run is of another job.
     """
     settings = {"validation_fraction": 0.0, "sequence_length": 16}
     sizes = {"two.jsonl": 2, "four.jsonl": 1}
@@ -374,20 +388,14 @@ def test_a_publication_that_was_stopped_continues(corpus, tmp_path, monkeypatch,
     expected = hashes(tmp_path / "whole")
     start = tmp_path / "start"
     run(corpus / "one.jsonl", start)
-    with monkeypatch.context() as patch:
-        patch.setattr(dataset_folder, "publish", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(corpus / "two.jsonl", start, num_shards=2, **settings)
+    run_stopped(corpus / "two.jsonl", start, num_shards=2, **settings)
     for changes in itertools.count():
         folder = tmp_path / str(changes)
         shutil.copytree(start, folder)
-        with monkeypatch.context() as patch:
-            patch.setattr(dataset_folder, "publish", stopped_publication(changes))
-            try:
-                run(corpus / "two.jsonl", folder, num_shards=2, **settings)
-                break
-            except KeyboardInterrupt:
-                pass
+        with stopped_publication(changes) as runner, contextlib.suppress(StoppedError):
+            two = {"num_shards": 2, "runner": runner, **settings}
+            run(corpus / "two.jsonl", folder, **two)
+            break
         run(corpus / then, folder, num_shards=sizes[then], overwrite=True, **settings)
         assert hashes(folder) == expected, changes
     assert changes > 10
@@ -396,14 +404,11 @@ def test_a_publication_that_was_stopped_continues(corpus, tmp_path, monkeypatch,
 @pytest.mark.parametrize("name", ["chunk-*.tokens", "*.tfrecord", "tokenizer/*.json"])
 @pytest.mark.parametrize("keep_size", [True, False])
 def test_finished_work_that_was_damaged_is_done_again(
-    corpus, tmp_path, monkeypatch, name, keep_size
+    corpus, tmp_path, name, keep_size
 ):
-    """Its marker is there; its checksum is another."""
+    """Its marker exists, but the checksum differs."""
     run(corpus / "two.jsonl", tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(dataset_folder, "publish", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(corpus / "two.jsonl", tmp_path / "run")
+    run_stopped(corpus / "two.jsonl", tmp_path / "run")
     damaged = [
         p for p in (tmp_path / "run" / ".unfinished").glob(name) if p.stat().st_size
     ]
@@ -416,15 +421,10 @@ def test_finished_work_that_was_damaged_is_done_again(
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_work_that_was_being_removed_is_not_taken_for_whole(
-    corpus, tmp_path, monkeypatch, finished
-):
-    """Killed while the work folder was removed: nothing of it is used again."""
+def test_work_that_was_being_removed_is_not_used(corpus, tmp_path, finished):
+    """The run was stopped while it removed the work folder."""
     run(corpus / "two.jsonl", tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(dataset_folder, "publish", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(corpus / "two.jsonl", tmp_path / "run")
+    run_stopped(corpus / "two.jsonl", tmp_path / "run")
     work = tmp_path / "run" / ".unfinished"
     if finished:
         kept = tmp_path / "kept"
@@ -441,10 +441,10 @@ def test_work_that_was_being_removed_is_not_taken_for_whole(
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
 
 
-def test_training_text_is_not_taken_for_validation(corpus):
+def test_validation_files_must_not_be_training_files(corpus):
     config = DataConfig(input=str(corpus), validation_input=str(corpus / "one.jsonl"))
     with pytest.raises(DataError, match="must not be part of `--input`"):
-        jobs.plan(Config(data=config))
+        plan_job(Config(data=config))
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_training_text_is_not_taken_for_validation(corpus):
         (
             "one document " * 999,
             ["--config.data.document=line", "--config.data.validation_fraction=1e-6"],
-            "The validation split is empty",
+            "The validation split must hold a document",
         ),
         (
             "some text " * 999,
@@ -478,18 +478,18 @@ def test_training_text_is_not_taken_for_validation(corpus):
 def test_bad_input_is_one_message(tmp_path, text, arguments, message):
     if text is not None:
         (tmp_path / "a.txt").write_text(text)
-    found = run_program(
+    result = run_program(
         "data_pipeline.preprocess",
         *command(tmp_path / "a.txt", tmp_path / "out", *arguments),
     )
-    assert_refused(found, message)
+    assert_refused(result, message)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_malformed_line_in_a_worker_is_one_message(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     vocabulary = os.path.dirname(shared("gpt2-vocabulary/vocab.json"))
-    found = run_program(
+    result = run_program(
         "data_pipeline.preprocess",
         *command(
             tmp_path / "a.jsonl",
@@ -497,19 +497,19 @@ def test_a_malformed_line_in_a_worker_is_one_message(tmp_path):
             f"--config.data.tokenizer={vocabulary}",
         ),
     )
-    assert_refused(found, "a.jsonl:2: each line must be a JSON object")
+    assert_refused(result, "a.jsonl:2: each line must be a JSON object")
 
 
-def test_pieces_of_a_job_do_not_depend_on_paths(corpus, tmp_path):
-    """The manifest names contents, so a copy elsewhere is the same dataset."""
+def test_the_description_of_a_job_does_not_depend_on_paths(corpus, tmp_path):
+    """A copy of the input elsewhere gives the same manifest."""
     for path in corpus.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     plans = [
-        jobs.plan(Config(data=DataConfig(input=str(folder))))
+        plan_job(Config(data=DataConfig(input=str(folder))))
         for folder in (corpus, tmp_path)
     ]
     assert plans[0].description() == plans[1].description()
-    assert isinstance(plans[0].train_files[0], sources.InputFile)
+    assert isinstance(plans[0].train_files[0], InputFile)
 
 
 def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
@@ -548,8 +548,8 @@ def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
     assert (written.vocabulary_size, written.token_dtype) == (70_001, "uint32")
 
 
-def test_what_a_mistake_left_is_in_nobodys_way(corpus, tmp_path):
-    """The message says to change the config; then the command must run."""
+def test_after_a_mistake_the_corrected_command_runs(corpus, tmp_path):
+    """The unfinished work of the wrong config does not prevent it."""
     too_long = {"sequence_length": 4096, "validation_fraction": 0.0}
     with pytest.raises(DataError, match="at least one sequence"):
         run(corpus / "four.jsonl", tmp_path, **too_long)
@@ -561,5 +561,60 @@ def test_what_a_mistake_left_is_in_nobodys_way(corpus, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_one_message(corpus, tmp_path):
     (tmp_path / "file").write_text("x")
-    found = run_program("data_pipeline.preprocess", *command(corpus, tmp_path / "file"))
-    assert_refused(found, "file cannot be used: File exists")
+    result = run_program(
+        "data_pipeline.preprocess", *command(corpus, tmp_path / "file")
+    )
+    assert_refused(result, "file cannot be used: File exists")
+
+
+class CountingFile(InputFile):
+    """Counts how often a field is read."""
+
+    num_reads = 0
+
+    def __getattribute__(self, name):
+        CountingFile.num_reads += 1
+        return super().__getattribute__(name)
+
+
+def test_the_cost_of_a_file_does_not_depend_on_the_number_of_files(tmp_path):
+    """Counts operations, in planning and in the whole run: a square would show."""
+    reads = {}
+    for count in (40, 160):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number:03d}.txt").write_text(f"number {number} " * 25)
+        data = DataConfig(input=str(folder), **SETTINGS | {"sequence_length": 16})
+        job = plan_job(Config(data=data))
+        files = [CountingFile(**vars(file)) for file in job.train_files]
+        CountingFile.num_reads = 0
+        job = dataclasses.replace(job, train_files=files)
+        pipeline.preprocess(job, str(folder / "out"), in_process)
+        reads[count] = CountingFile.num_reads
+    assert reads[40] > 40
+    assert reads[160] < 4.2 * reads[40]
+
+
+def test_work_items_do_not_grow_with_the_number_of_chunks(tmp_path):
+    """A shard's item, which travels to a worker, does not list all token files."""
+    sizes = {}
+    for count in (2, 60):
+        text = "".join(f"document {number}\n" for number in range(count * 100))
+        (tmp_path / "a.txt").write_text(text)
+
+        def measuring(function, items, count=count):
+            sizes[count, function] = max(len(pickle.dumps(item)) for item in items)
+            return in_process(function, items)
+
+        run(
+            tmp_path / "a.txt",
+            tmp_path / str(count),
+            runner=measuring,
+            document="line",
+            min_chunk_bytes=len(text) // count,
+            sequence_length=64 * count,
+            num_shards=1,
+        )
+    for function in (token_files.tokenize, shards.write):
+        assert sizes[60, function] < 1.1 * sizes[2, function]

@@ -13,7 +13,7 @@ import pytest
 
 from configs.errors import TryAgainError, UserError
 from configs.schema import DataConfig
-from data_pipeline import readers, sources
+from data_pipeline.sources import finding, pieces
 from tests import object_store
 from tests.conftest import ROOT
 from tfrecords.storage import files, gcs, lease
@@ -192,9 +192,9 @@ def test_a_bucket_that_is_not_there_is_one_message(bucket):
 def test_what_is_refused_while_it_is_read_is_one_message(store, bucket):
     path = f"{bucket}/refused.txt"
     files.write(path, b"text")
-    (file,) = sources.find_files(path, "input")
+    (file,) = finding.find_files(path, DataConfig(), flag="input")
     store.faults = [object_store.Fault("GET .*alt=media", status=403)]
-    reading = readers.read(sources.Piece(file, 0, 4), DataConfig())
+    reading = pieces.read(pieces.Piece(file, 0, 4), DataConfig())
     with pytest.raises(UserError, match=r"refused\.txt must exist"):
         list(reading)
 

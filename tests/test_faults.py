@@ -23,7 +23,7 @@ import tokenizers
 from configs.errors import DataError
 from tests import programs
 from tests.conftest import ROOT, assert_refused, run_program, shared
-from tests.data_pipeline.test_preprocess import hashes, load_encoder
+from tests.data_pipeline.runs import hashes, load_encoder
 from tfrecords import manifest, reader, schema, writer
 from tfrecords.windows import Windows
 

@@ -4,14 +4,18 @@ import csv
 import hashlib
 import json
 import lzma
+import pathlib
 
 import pytest
+import tensorflow_datasets as tfds
 
 from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline.documents.document import Document
 from data_pipeline.sources import finding, input_files, pieces, registry
 from data_pipeline.sources.input_files import Piece
+from tests.conftest import shared
+from tests.data_pipeline.runs import run
 
 
 def find(names, **config):
@@ -182,3 +186,57 @@ def test_a_compression_is_one_line(tmp_path, monkeypatch):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"a\.jsonl\.lzma must be whole"):
             texts(tmp_path)
+
+
+class Corpus(tfds.core.GeneratorBasedBuilder):
+    """WikiText-2's lines as a dataset, in their order."""
+
+    name = "local_corpus"
+    VERSION = tfds.core.Version("1.0.0")
+    lines: tuple[str, ...] = ()
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {"body": tfds.features.Text(), "kind": tfds.features.ClassLabel(names="ab")}
+        )
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index, line in enumerate(self.lines):
+            yield index, {"body": line, "kind": index % 2}
+
+
+def test_tfds_gives_the_documents_that_files_give(tmp_path):
+    lines = pathlib.Path(shared("wikitext-2/wiki.valid.raw")).read_text().split("\n")
+    lines = [line for line in lines if line.strip()]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "text.txt").write_text("\n".join(lines))
+    Corpus.lines = tuple(lines)
+    Corpus(data_dir=str(tmp_path / "tfds")).download_and_prepare()
+    settings = {"document": "line", "num_shards": 4}
+    from_files = run(tmp_path / "files", tmp_path / "a", **settings)
+    from_tfds = run(
+        "tfds:local_corpus:1.0.0/train",
+        tmp_path / "b",
+        num_workers=2,
+        tfds_data_dir=str(tmp_path / "tfds"),
+        text_field="body",
+        **settings,
+    )
+    assert from_tfds.splits == from_files.splits
+    assert from_tfds.split("train").documents > 2000
+    labelled = run(
+        "tfds:local_corpus/train",
+        tmp_path / "c",
+        tfds_data_dir=str(tmp_path / "tfds"),
+        text_field="body",
+        label_field="kind",
+        mode="labelled",
+    )
+    assert set(labelled.split("train").labels) == {"0", "1"}

@@ -67,7 +67,9 @@ def find_files(names: str, config: DataConfig, *, flag: str) -> list[InputFile]:
 def _expand(name: str, config: DataConfig) -> dict[str, str]:
     """Returns the paths that one name stands for, with their formats."""
     for format_name, format_ in FORMATS.items():
-        if format_.list_files and name.startswith(format_.prefix):
+        prefix = format_.prefix
+        matches = name.startswith(prefix) if prefix[-1:] == ":" else name == prefix
+        if format_.list_files and matches:
             return dict.fromkeys(format_.list_files(name, config), format_name)
     return {path: _format_of(path) for path in files.expand(name)}
 

@@ -27,7 +27,8 @@ class Format:
     Attributes:
       read: (piece, config) -> the documents of the piece, also those to leave out.
       endings: of the names of such files, without that of a compression.
-      prefix: of a name in `--input` that stands for such files, such as "tfds:".
+      prefix: of a name in `--input` that stands for such files, if it ends in a colon,
+        as "tfds:"; otherwise the whole name.
       list_files: (name with the prefix, config) -> the paths of its files.
       has_fields: whether documents are rows of named fields, and can have labels.
       is_divisible: (file, config) -> whether pieces of the file can be read alone.

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from configs.errors import DataError, RunError, UserError
 from tests.conftest import tiny_config, write_dataset
-from tests.data_pipeline.test_preprocess import run as preprocess
+from tests.data_pipeline.runs import run as preprocess
 from tfrecords import reader, schema
 from trainer.callbacks.guard import DivergenceGuard
 from trainer.callbacks.saving import Saving

@@ -14,7 +14,12 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-_PRELOADED = ["trainer.train", "trainer.doctor"]
+_PRELOADED = [
+    "trainer.training.loop",
+    "trainer.evaluation.evaluator",
+    "trainer.exporting.serving",
+    "trainer.runtime.preflight",
+]
 _started: list["Program"] = []
 
 

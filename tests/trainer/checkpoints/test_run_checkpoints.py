@@ -25,7 +25,7 @@ from trainer.run_dir import metrics
 from trainer.runtime import preemption
 from trainer.runtime.cluster import Cluster
 from trainer.runtime.strategy import mirror_cpu
-from trainer.train import train
+from trainer.training.loop import train
 
 
 def run(

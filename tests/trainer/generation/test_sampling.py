@@ -8,9 +8,10 @@ from transformers import GPT2TokenizerFast
 
 from configs.errors import UserError
 from tests.conftest import VOCABULARY_SIZE, tiny_model
-from trainer import export
-from trainer.generation.decoding import Settings
+from trainer.exporting import huggingface
+from trainer.generation import decoding
 from trainer.generation.sampling import Sampler
+from trainer.generation.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_the_text_is_that_of_pytorch(gpt2, tokenizer, tmp_path, settings):
     torch = pytest.importorskip("torch", reason="needs the extra `parity`")
     from transformers import GPT2LMHeadModel
 
-    export.to_huggingface(gpt2, tokenizer, tmp_path, tf.float32)
+    huggingface.save(gpt2, tokenizer, tmp_path, tf.float32)
     judge = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     prompts = random_prompts(50)
     if "num_beams" not in settings:
@@ -122,7 +123,7 @@ def test_padding_is_no_repetition():
     """Left padding, and what is not yet written, are no tokens of the text."""
     settings = Settings(repetition_penalty=2.0, temperature=0.0)
     mask = tf.constant([[0, 0, 1, 1]])
-    (penalize,) = settings.processors(mask, tf.constant(0), tf.constant([0]))
+    (penalize,) = decoding.processors(settings, mask, tf.constant(0), tf.constant([0]))
     scores = tf.constant([[1.0, 1.0, 1.0, -1.0, 1.0]])
     tokens = tf.constant([[0, 0, 2, 3, 4, 0]])  # 4 is new, 0 is padding
     found = penalize(tokens, scores, 4).numpy()

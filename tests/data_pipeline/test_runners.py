@@ -74,10 +74,10 @@ def test_beam_from_the_command_line_writes_the_same_bytes(labelled_corpus, tmp_p
     assert hashes(tmp_path / "beam") == hashes(tmp_path / "local")
 
 
-def test_beam_knows_the_options_of_the_readme():
+def test_beam_knows_the_options_of_the_documentation():
     pytest.importorskip("apache_beam")
-    readme = (ROOT / "README.md").read_text()
-    (command,) = re.findall(r"--runner=beam (--runner=Dataflow.*?)```", readme, re.S)
+    page = (ROOT / "docs" / "data.md").read_text()
+    (command,) = re.findall(r"--runner=beam (--runner=Dataflow.*?)```", page, re.S)
     with runners.beam(command.replace("\\\n", " ").split()):
         pass
 

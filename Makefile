@@ -9,8 +9,8 @@ VENV    ?= .venv
 DEV     ?= dev
 # transformers would import PyTorch where there is one, for seconds; only tests need it.
 RUN     := USE_TORCH=0 $(VENV)/bin/python -m
-# A file of tests stays in one process, and so do its fixtures.
-PYTEST  := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Files of tests stay together, and share fixtures; who has ended takes tests of others.
+PYTEST  := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # What TensorFlow and transformers say at every start, from C++ and from Python.
 export TF_CPP_MIN_LOG_LEVEL  ?= 2

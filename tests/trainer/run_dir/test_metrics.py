@@ -74,9 +74,8 @@ def test_samples_come_at_intervals(run):
     assert len(set(texts)) > 1  # each is of the weights of its step
 
 
-def test_sampling_changes_nothing_of_the_training(run, small_run):
-    folder = small_run
-    plain = folder.parent / "plain"
+def test_sampling_changes_nothing_of_the_training(run, small_run, tmp_path):
+    plain = tmp_path / "plain"
     train(small_run, plain, *SMALL)
     names = ("step", "loss", "validation_loss", "gradient_norm", "update_norm")
 

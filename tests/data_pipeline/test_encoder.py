@@ -65,7 +65,7 @@ def test_both_engines_give_the_same_tokens_of_real_text(gpt2, path):
 @pytest.mark.parametrize("path", ["chinese/sanguo.jsonl", "wikitext-2/wiki.valid.raw"])
 @pytest.mark.parametrize("part_bytes", [50, 700, 10**9])
 def test_blocks_have_the_tokens_of_the_whole(gpt2, path, part_bytes):
-    data = pathlib.Path(shared(path)).read_bytes()[:900_000]
+    data = pathlib.Path(shared(path)).read_bytes()[:300_000]
     data = data.decode(errors="ignore").encode()
     engine = make(gpt2)
     parts = [data[i : i + part_bytes] for i in range(0, len(data), part_bytes)]

@@ -64,10 +64,11 @@ def assert_refused(found: subprocess.CompletedProcess, *said: str) -> None:
         assert words in message
 
 
-def _tokenizer() -> tokenizers.Tokenizer:
-    """A byte-level BPE of VOCABULARY_SIZE tokens: end-of-text and single bytes."""
+def _tokenizer(size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE of `size` tokens: end-of-text, bytes, and then made-up words."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", *letters[: VOCABULARY_SIZE - 1]]
+    words = [f"word{index}" for index in range(size)]
+    tokens = ["<|endoftext|>", *letters, *words][:size]
     ids = {token: index for index, token in enumerate(tokens)}
     found = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
     found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,12 +84,13 @@ def write_dataset(
     validation_tokens: np.ndarray,
     sequence_length: int,
     num_shards: int = 3,
+    vocabulary_size: int = VOCABULARY_SIZE,
 ) -> manifest.Manifest:
     """Writes a dataset from given tokens, in stored order, padding the last record."""
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True)
-    _tokenizer().save(str(tokenizer / "tokenizer.json"))
-    dtype = schema.token_dtype(VOCABULARY_SIZE)
+    _tokenizer(vocabulary_size).save(str(tokenizer / "tokenizer.json"))
+    dtype = schema.token_dtype(vocabulary_size)
     splits = {}
     for name, tokens in (("train", train_tokens), ("validation", validation_tokens)):
         records = []
@@ -114,7 +116,7 @@ def write_dataset(
         format_version=schema.FORMAT_VERSION,
         sequence_length=sequence_length,
         token_dtype=dtype.name,
-        vocabulary_size=VOCABULARY_SIZE,
+        vocabulary_size=vocabulary_size,
         end_of_text_id=0,
         pad_id=0,
         padding_side="right",

@@ -74,10 +74,11 @@ def assert_refused(process: subprocess.CompletedProcess, *phrases: str) -> None:
         assert phrase in message
 
 
-def _tokenizer() -> tokenizers.Tokenizer:
-    """A byte-level BPE of VOCABULARY_SIZE tokens: end-of-text and single bytes."""
+def _tokenizer(size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE of `size` tokens: end-of-text, bytes, and then made-up words."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", *letters[: VOCABULARY_SIZE - 1]]
+    words = [f"word{index}" for index in range(size)]
+    tokens = ["<|endoftext|>", *letters, *words][:size]
     ids = {token: index for index, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
@@ -95,12 +96,13 @@ def write_dataset(
     validation_tokens: np.ndarray,
     sequence_length: int,
     num_shards: int = 3,
+    vocabulary_size: int = VOCABULARY_SIZE,
 ) -> manifest.Manifest:
     """Writes tokens as a dataset, in stored order; the last record is padded."""
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True)
-    _tokenizer().save(str(tokenizer / "tokenizer.json"))
-    dtype = schema.token_dtype(VOCABULARY_SIZE)
+    _tokenizer(vocabulary_size).save(str(tokenizer / "tokenizer.json"))
+    dtype = schema.token_dtype(vocabulary_size)
     splits = {}
     for name, tokens in (("train", train_tokens), ("validation", validation_tokens)):
         records = []
@@ -126,7 +128,7 @@ def write_dataset(
         format_version=schema.FORMAT_VERSION,
         sequence_length=sequence_length,
         token_dtype=dtype.name,
-        vocabulary_size=VOCABULARY_SIZE,
+        vocabulary_size=vocabulary_size,
         end_of_text_id=0,
         pad_id=0,
         padding_side="right",

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import tf_keras
 
-from configs import schema
+from configs.validation import validate
 from tests.conftest import write_dataset
-from trainer import preemption, train
-from trainer.cluster import Cluster
-from trainer.strategy import mirror_cpu
-from trainer.task import LanguageModelTask
+from trainer.runtime import preemption
+from trainer.runtime.cluster import Cluster
+from trainer.runtime.strategy import mirror_cpu
+from trainer.tasks.step import TrainingStep
+from trainer.training.loop import train
 
 # Config -> global batch, and what it is in the config. On one device, and on two, each
 # accumulates at least twice; only `wikitext2_cpu` never does. On two devices, a
@@ -69,27 +70,27 @@ def load(name, *, num_layers, num_steps):
     config.training.steps_per_execution = 2
     config.tracking.sample_interval = 0
     config.tracking.sample_tokens = 2
-    schema.validate(config)
+    validate(config)
     return config
 
 
 def run(config, data_dir, workdir, *, num_devices, num_steps, monkeypatch):
     """Trains some steps, each in an execution of the loop over steps, and stops."""
-    fit = LanguageModelTask.fit
+    fit = TrainingStep.fit
 
-    def in_executions(task, batches, *, steps_per_epoch, **kwargs):
+    def in_executions(training_step, batches, *, steps_per_epoch, **kwargs):
         for _ in range(num_steps):
-            fit(task, batches, steps_per_epoch=1, **kwargs)
+            fit(training_step, batches, steps_per_epoch=1, **kwargs)
         if steps_per_epoch > num_steps:
             raise preemption.PreemptedError("stopped")
 
-    monkeypatch.setattr(LanguageModelTask, "fit", in_executions)
+    monkeypatch.setattr(TrainingStep, "fit", in_executions)
     try:
-        train.train(config, data_dir, str(workdir), Cluster(mirror_cpu(num_devices)))
+        train(config, data_dir, str(workdir), Cluster(mirror_cpu(num_devices)))
     except preemption.PreemptedError:
         pass
     finally:
-        monkeypatch.setattr(LanguageModelTask, "fit", fit)
+        monkeypatch.setattr(TrainingStep, "fit", fit)
         tf_keras.backend.clear_session()
         gc.collect()
 

@@ -30,8 +30,8 @@ devices = $(call flag,tpu,TPU) $(call flag,num_virtual_devices,DEVICES)
 args    = $(value ARGS)
 
 RUN     = $(VENV)/bin/python -m
-# A file of tests stays in one process, and so do its fixtures.
-PYTEST  = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# The tests of a file start in one process and share fixtures; idle processes steal.
+PYTEST  = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 # What the scripts of an installation read.
 INSTALLER = PYTHON=$(call typed,PYTHON) CONSTRAINTS=$(call typed,CONSTRAINTS)
 

@@ -1,17 +1,19 @@
 """What several test files need: CPU devices, tiny datasets and models, real text."""
 
-import json
+import fcntl
 import os
 import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# XLA's own passes stay; LLVM's would take half of the time of each compilation.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import numpy as np
 import pytest
@@ -47,37 +49,44 @@ def shared(path: str) -> str:
 
 
 def run_program(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs `python -m module` as a user would, in a process of its own."""
+    """Runs `python -m module` as a user would, in a process of its own.
+
+    `programs.run` starts sooner: it imports TensorFlow once for all.
+    """
+    environment = os.environ | {"USE_TORCH": "0"}  # as the Makefile does
+    del environment["XLA_FLAGS"]
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=1200,
-        # As the Makefile does.
-        env=os.environ | {"USE_TORCH": "0"},
+        env=environment,
     )
 
 
-def assert_refused(found: subprocess.CompletedProcess, *said: str) -> None:
-    """The program has told the user of a mistake: in one message, without a trace."""
-    assert found.returncode == 2, found.stderr
-    before, message = re.split("^error: ", found.stderr, flags=re.MULTILINE)
+def assert_refused(process: subprocess.CompletedProcess, *phrases: str) -> None:
+    """Asserts that a program ended with one message on a user's mistake, no trace."""
+    assert process.returncode == 2, process.stderr
+    before, message = re.split("^error: ", process.stderr, flags=re.MULTILINE)
     assert "Traceback" not in before
-    for words in said:
-        assert words in message
+    for phrase in phrases:
+        assert phrase in message
 
 
-def _tokenizer() -> tokenizers.Tokenizer:
-    """A byte-level BPE of VOCABULARY_SIZE tokens: end-of-text and single bytes."""
+def _tokenizer(size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE of `size` tokens: end-of-text, bytes, and then made-up words."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", *letters[: VOCABULARY_SIZE - 1]]
+    words = [f"word{index}" for index in range(size)]
+    tokens = ["<|endoftext|>", *letters, *words][:size]
     ids = {token: index for index, token in enumerate(tokens)}
-    found = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
-    found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    found.decoder = tokenizers.decoders.ByteLevel()
-    found.add_special_tokens(["<|endoftext|>"])
-    return found
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
 
 
 def write_dataset(
@@ -87,12 +96,13 @@ def write_dataset(
     validation_tokens: np.ndarray,
     sequence_length: int,
     num_shards: int = 3,
+    vocabulary_size: int = VOCABULARY_SIZE,
 ) -> manifest.Manifest:
-    """Writes a dataset from given tokens, in stored order, padding the last record."""
+    """Writes tokens as a dataset, in stored order; the last record is padded."""
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True)
-    _tokenizer().save(str(tokenizer / "tokenizer.json"))
-    dtype = schema.token_dtype(VOCABULARY_SIZE)
+    _tokenizer(vocabulary_size).save(str(tokenizer / "tokenizer.json"))
+    dtype = schema.token_dtype(vocabulary_size)
     splits = {}
     for name, tokens in (("train", train_tokens), ("validation", validation_tokens)):
         records = []
@@ -114,11 +124,11 @@ def write_dataset(
             stride=sequence_length,
             shards=tuple(shards),
         )
-    result = manifest.Manifest(
+    written = manifest.Manifest(
         format_version=schema.FORMAT_VERSION,
         sequence_length=sequence_length,
         token_dtype=dtype.name,
-        vocabulary_size=VOCABULARY_SIZE,
+        vocabulary_size=vocabulary_size,
         end_of_text_id=0,
         pad_id=0,
         padding_side="right",
@@ -129,11 +139,11 @@ def write_dataset(
         config={},
         splits=splits,
     )
-    (folder / manifest.FILE_NAME).write_text(manifest.to_json(result))
-    return result
+    (folder / manifest.FILE_NAME).write_text(manifest.to_json(written))
+    return written
 
 
-# What is left of the quickstart where a test only needs some run.
+# The quickstart, cut down for tests that need just any run.
 SMALL = (
     "--config=configs/quickstart.py",
     "--config.training.num_steps=6",
@@ -146,8 +156,8 @@ SMALL = (
 )
 
 
-def train_small(folder: pathlib.Path, run: Callable[..., Any]) -> dict[str, Any]:
-    """Makes `folder/data` and `folder/run`; returns what the trainer printed."""
+def _train_small(folder: pathlib.Path) -> None:
+    """Makes `folder/data`, `folder/run`, and `folder/result.json`: what it printed."""
     line = "The quick brown fox jumps over the lazy dog. {} times it did so.\n\n"
     (folder / "text.txt").write_text("".join(line.format(n) for n in range(2000)))
     preprocess = (
@@ -167,33 +177,41 @@ def train_small(folder: pathlib.Path, run: Callable[..., Any]) -> dict[str, Any]
         "--json",
     )
     for command in (preprocess, train):
-        found = run(*command)
-        assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+        process = run_program(*command)
+        assert process.returncode == 0, process.stderr
+    (folder / "result.json").write_text(process.stdout)
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of a dataset, `data`, and of a run on it, `run`."""
-    folder = tmp_path_factory.mktemp("small")
-    train_small(folder, programs.run)
+def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> pathlib.Path:
+    """A folder with a dataset, `data`, and a run on it, `run`: copy it to write there.
+
+    Made once for all workers, by programs as a user runs them.
+    """
+    root = tmp_path_factory.getbasetemp()
+    folder = (root if worker_id == "master" else root.parent) / "small"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "result.json").exists():
+            _train_small(folder)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def no_program_stays() -> Iterator[None]:
+def kill_leftover_programs() -> Iterator[None]:
     yield
-    programs.kill_what_runs()
+    programs.kill_all()
 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Any]:
     """A real object-store server with the bucket "corpus"; its memory only grows."""
-    with object_store.serving() as found, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", found.url)
+    with object_store.serving() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         gcs.client.cache_clear()
         gcs.client().create_bucket("corpus", project="tests")
-        yield found
+        yield server
     gcs.client.cache_clear()
 
 
@@ -206,9 +224,9 @@ def bucket(store: Any) -> str:
 
 @pytest.fixture(scope="session")
 def tokens() -> np.ndarray:
-    found = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 29 * 8 + 3)
-    found.flags.writeable = False
-    return found
+    values = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 29 * 8 + 3)
+    values.flags.writeable = False
+    return values
 
 
 @pytest.fixture

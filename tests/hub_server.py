@@ -1,9 +1,9 @@
-"""A real model hub on this machine, which huggingface_hub takes for Hugging Face's.
+"""Serves a model hub on this machine that huggingface_hub takes for Hugging Face's.
 
-It speaks what `create_repo`, `upload_folder`, `hf_hub_download` and
-`snapshot_download` ask of the branch "main" of models, and refuses as the real hub
-does. Large files come by LFS's basic transfer: one PUT each. What differs: a new
-repository is empty, without .gitattributes, and a model card's fields may be any YAML.
+It implements what `create_repo`, `upload_folder`, `hf_hub_download` and
+`snapshot_download` request from the branch "main" of models, and refuses as the real
+hub does. Large files arrive by LFS's basic transfer, one PUT each. Two differences: a
+new repository is empty, without .gitattributes, and a model card may hold any YAML.
 """
 
 import base64
@@ -28,13 +28,13 @@ _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.
 
 
 class Hub:
-    """The hub: where it is, what was pushed to it, and how.
+    """Holds the hub's address, repositories and record of requests.
 
     Attributes:
       repositories: {"user/name": {path: content}}; a test may add another user's.
-      private: which of them only the token may read.
-      requests: "METHOD path" of each, in order, without the query.
-      commits: their messages, in order.
+      private: names of the repositories that only the token may read.
+      requests: "METHOD path" of each request, in order, without the query.
+      commits: messages of the commits, in order.
     """
 
     def __init__(self, token: str, user: str):
@@ -48,7 +48,7 @@ class Hub:
         self.heads: dict[str, str] = collections.defaultdict(
             lambda: secrets.token_hex(20)
         )
-        # By repository and SHA-256: the sizes that may be PUT, the contents that were.
+        # By (repository, SHA-256): sizes that may be PUT, and contents that were PUT.
         self.granted: dict[tuple[str, ...], int] = {}
         self.large: dict[tuple[str, ...], bytes] = {}
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -61,7 +61,7 @@ class Hub:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of a program that finds this hub: they are read as it starts."""
+        """Environment variables that lead a program to this hub, read at its start."""
         return {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Hub:
 
 @contextlib.contextmanager
 def serving(*, token: str, user: str) -> Iterator[Hub]:
-    """Yields a hub of its own, which is empty and knows one user by one token."""
+    """Yields an empty hub that knows one user by one token."""
     hub = Hub(token, user)
     try:
         yield hub
@@ -91,7 +91,7 @@ class _Server(http.server.ThreadingHTTPServer):
     hub: Hub
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Is silent about programs that are killed in the middle of a request."""
+        """Ignores connections that break because a test kills a program."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -129,7 +129,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _result(self, path: str, body: bytes) -> Any:
-        """What is answered: bytes, or else JSON."""
+        """Returns the body of the response: bytes, or what becomes JSON."""
         authorization = self.headers.get("Authorization")
         self.known = authorization == f"Bearer {self.hub.token}"
         if authorization and not self.known:
@@ -143,7 +143,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _files(
         self, name: str, revision: str | None = None, *, write: bool = False
     ) -> dict[str, bytes]:
-        """The files of a repository that the client may read, or write."""
+        """Returns a repository's files; refuses who may not read, or write, them."""
         exists = name in self.hub.repositories
         if not self.known and (write or not exists or name in self.hub.private):
             # The real hub sends no code: over https, the client infers it by the URL.
@@ -176,13 +176,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return answer
 
     def _validate(self, body: bytes) -> dict:
-        """Reads the YAML at the beginning of a model card; anyone may ask."""
-        found = _FRONT_MATTER.match(json.loads(body)["content"])
-        if not found:
+        """Reads the YAML at the beginning of a model card; needs no token."""
+        front_matter = _FRONT_MATTER.match(json.loads(body)["content"])
+        if not front_matter:
             message = "empty or missing yaml metadata in repo card"
             return {"warnings": [{"message": message}]}
         with contextlib.suppress(yaml.YAMLError):
-            if isinstance(yaml.safe_load(found[1]), dict):
+            if isinstance(yaml.safe_load(front_matter[1]), dict):
                 return {"warnings": []}
         message = "Invalid YAML metadata"
         raise _RefusedError(400, message, errors=[{"message": message}])
@@ -194,7 +194,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return {"id": name, "private": private, "sha": sha, "siblings": siblings}
 
     def _tree(self, _: bytes, name: str, revision: str, folder: str | None) -> list:
-        """The files in a folder and below it."""
+        """Lists the files in a folder and below it."""
         inside = [
             {"type": "file", "path": k, "size": len(v), "oid": _oid(k, v)}
             for k, v in sorted(self._files(name, revision).items())
@@ -236,7 +236,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return {"transfer": "basic", "objects": objects}
 
     def _put(self, body: bytes, *key: str) -> bytes:
-        """Takes what a batch granted, without the token, as a signed URL does."""
+        """Accepts what a batch granted, without the token, as a signed URL does."""
         if key not in self.hub.granted:
             raise _RefusedError(403, "AccessDenied")
         digest = hashlib.sha256(body).hexdigest()
@@ -273,12 +273,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _is_large(path: str, size: int) -> bool:
-    """Whether a file goes by LFS, as an empty one never does."""
+    """Returns whether a file goes through LFS; an empty file never does."""
     return size >= _LFS_BYTES or (size > 0 and path.endswith(_LFS_SUFFIXES))
 
 
 def _oid(path: str, content: bytes) -> str:
-    """The SHA-256 of an LFS file, git's SHA-1 of any other."""
+    """Returns the SHA-256 of an LFS file, and git's SHA-1 of any other."""
     if _is_large(path, len(content)):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

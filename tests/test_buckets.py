@@ -1,17 +1,14 @@
 """The main job on gs://, by TensorFlow's own client, while the bucket makes faults."""
 
 import json
-import os
 import pydoc_data.topics
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.conftest import ROOT
+from tests.programs import Program
 from tests.trainer.runtime.test_preemption import metadata_server
 from trainer.runtime import cloud_metadata
 
@@ -61,23 +58,11 @@ def evaluate(data_dir, workdir):
 
 
 def start(store, arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"USE_TORCH": "0"} | store.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    out, log = process.communicate(timeout=500)
-    return process.returncode, out, log
+    return Program(*arguments, **store.environment)
 
 
 def succeed(store, arguments):
-    code, out, log = finish(start(store, arguments))
+    code, out, log = start(store, arguments).finish()
     assert code == 0, log[-3000:]
     assert "a-secret-token" not in out + log
     return out
@@ -118,10 +103,10 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
         if folder == "bucket":
             process = start(store, train(data, run))
             while not any("step-00000030" in request for request in store.requests):
-                assert process.poll() is None, finish(process)
+                assert process.poll() is None, process.finish()
                 time.sleep(0.05)
             process.kill()
-            process.communicate()
+            process.finish()
         succeed(store, train(data, run))
         figures = json.loads(succeed(store, evaluate(data, run)))
         assert figures.pop("model") == run
@@ -186,7 +171,7 @@ def test_what_the_bucket_refuses_is_one_message(
     store.faults = [object_store.Fault(pattern, status=status)]
     arguments = [*train(small_data, tmp_path), "--config.data.sequence_length=8"]
     arguments += ["--config.tracking.sample_interval=0"]
-    code, _, log = finish(start(store, arguments))
+    code, _, log = start(store, arguments).finish()
     assert code == 2, log[-3000:]
     assert message in log
     assert "gs://corpus/small" in log

@@ -2,26 +2,29 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ROOT, SMALL, run_program, train_small
+from tests import programs
+from tests.conftest import ROOT, SMALL, run_program
 
 
-def succeed(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    found = run_program(module, *arguments)
-    assert found.returncode == 0, found.stderr
-    return found
+def succeed(process: subprocess.CompletedProcess) -> str:
+    """Returns what a program printed that must not fail."""
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[pathlib.Path, dict]:
+def trained(small_run, tmp_path_factory) -> tuple[pathlib.Path, dict]:
     """A folder with `data` and `run`, and what the trainer printed."""
-    folder = tmp_path_factory.mktemp("end_to_end")
-    return folder, train_small(folder, run_program)
+    folder = tmp_path_factory.mktemp("end_to_end") / "copy"
+    shutil.copytree(small_run, folder)
+    return folder, json.loads((folder / "result.json").read_text())
 
 
 def test_training_learns_and_leaves_what_it_should(trained):
@@ -57,25 +60,16 @@ def test_tensorboard_has_the_metrics(trained):
 
 def test_the_same_command_again_does_nothing_more(trained):
     folder, result = trained
-    found = succeed(
-        "trainer.train",
-        *SMALL,
-        f"--data_dir={folder / 'data'}",
-        f"--workdir={folder / 'run'}",
-        "--json",
-    )
-    assert json.loads(found.stdout) == result
+    data, workdir = f"--data_dir={folder / 'data'}", f"--workdir={folder / 'run'}"
+    process = programs.run("trainer.train", *SMALL, data, workdir, "--json")
+    assert json.loads(succeed(process)) == result
 
 
 def test_evaluate_gives_what_training_measured(trained):
     folder, result = trained
-    found = succeed(
-        "trainer.evaluate",
-        f"--data_dir={folder / 'data'}",
-        f"--workdir={folder / 'run'}",
-        "--json",
-    )
-    measured = json.loads(found.stdout)
+    data, workdir = f"--data_dir={folder / 'data'}", f"--workdir={folder / 'run'}"
+    process = run_program("trainer.evaluate", data, workdir, "--json")
+    measured = json.loads(succeed(process))
     expected = pytest.approx(result["validation_loss_after"], rel=1e-6)
     assert measured["loss"] == expected
     assert measured["protocol"]["split"] == "validation"
@@ -85,13 +79,14 @@ def test_evaluate_gives_what_training_measured(trained):
 def test_a_hugging_face_checkpoint_goes_all_the_way(trained):
     """The run is exported, scored, and trained on."""
     folder, result = trained
+    data, workdir = f"--data_dir={folder / 'data'}", f"--workdir={folder / 'run'}"
     exported = folder / "hf"
-    succeed("trainer.export", f"--workdir={folder / 'run'}", f"--output_dir={exported}")
-    data = f"--data_dir={folder / 'data'}"
-    found = succeed("trainer.evaluate", data, f"--checkpoint={exported}", "--json")
-    loss = json.loads(found.stdout)["loss"]
+    succeed(run_program("trainer.export", workdir, f"--output_dir={exported}"))
+    checkpoint = f"--checkpoint={exported}"
+    process = programs.run("trainer.evaluate", data, checkpoint, "--json")
+    loss = json.loads(succeed(process))["loss"]
     assert loss == pytest.approx(result["validation_loss_after"], rel=1e-5)
-    found = succeed(
+    process = programs.run(
         "trainer.train",
         *SMALL,
         data,
@@ -100,7 +95,7 @@ def test_a_hugging_face_checkpoint_goes_all_the_way(trained):
         "--config.optimizer.name=adafactor",
         "--json",
     )
-    tuned = json.loads(found.stdout)
+    tuned = json.loads(succeed(process))
     assert tuned["validation_loss_before"] == pytest.approx(loss, rel=1e-5)
     assert tuned["validation_loss_after"] < loss
 
@@ -118,9 +113,9 @@ def test_quickstart(tmp_path):
     # The environment that runs this test; the copy of setup.py is not newer than it.
     command = ["make", "--old-file=setup.py", "quickstart", f"VENV={sys.prefix}"]
     for _ in range(2):
-        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert found.returncode == 0, found.stderr
-    assert "--- 2 of 2" in found.stdout
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        printed = succeed(process)
+    assert "--- 2 of 2" in printed
     path = tmp_path / "runs" / "quickstart" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     scores = [n["validation_perplexity"] for n in lines if "validation_loss" in n]

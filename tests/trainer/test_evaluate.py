@@ -64,6 +64,29 @@ def wikitext(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     return folder / "data", folder / "hf"
 
 
+@pytest.fixture(scope="module")
+def excerpt(wikitext, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
+    """The same of a twelfth of the text, for judges that take window after window."""
+    data, checkpoint = wikitext
+    folder = tmp_path_factory.mktemp("excerpt")
+    for name in ("valid", "test"):
+        text = pathlib.Path(shared(f"wikitext-2/wiki.{name}.tokens")).read_text()
+        (folder / f"{name}.tokens").write_text(text[:100_000])
+    found = run_program(
+        "data_pipeline.preprocess",
+        "--config=configs/wikitext2_cpu.py",
+        f"--config.data.tokenizer={data / 'tokenizer'}",
+        "--config.data.sequence_length=1024",
+        "--config.data.num_shards=1",
+        "--config.model.n_positions=1024",
+        f"--input={folder / 'valid.tokens'}",
+        f"--validation_input={folder / 'test.tokens'}",
+        f"--output_dir={folder / 'data'}",
+    )
+    assert found.returncode == 0, found.stderr
+    return folder / "data", checkpoint
+
+
 def evaluate(data, checkpoint, *arguments):
     found = programs.run(
         "trainer.evaluate",
@@ -90,11 +113,11 @@ def stream(data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [64, 512, 1024])
-def test_perplexity_is_that_of_pytorch(wikitext, stride):
+def test_perplexity_is_that_of_pytorch(excerpt, stride):
     pytest.importorskip("torch", reason="needs the extra `parity`")
     from transformers import GPT2LMHeadModel
 
-    data, checkpoint = wikitext
+    data, checkpoint = excerpt
     judge = GPT2LMHeadModel.from_pretrained(checkpoint).eval()
     expected, count = sliding_window(judge, stream(data), 1024, stride)
     found = evaluate(data, checkpoint, f"--stride={stride}", "--batch_size=8")
@@ -106,12 +129,12 @@ def test_perplexity_is_that_of_pytorch(wikitext, stride):
 
 
 @pytest.mark.slow
-def test_several_contexts_in_one_call(wikitext):
+def test_several_contexts_in_one_call(excerpt):
     """And the last of them as by PyTorch, over the tokens of the first windows."""
     pytest.importorskip("torch", reason="needs the extra `parity`")
     from transformers import GPT2LMHeadModel
 
-    data, checkpoint = wikitext
+    data, checkpoint = excerpt
     found = evaluate(
         data, checkpoint, "--context_length=256,512", "--stride=256", "--batch_size=16"
     )

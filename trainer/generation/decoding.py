@@ -73,6 +73,7 @@ class Noise(TFLogitsProcessor):
     def __call__(
         self, input_ids: tf.Tensor, scores: tf.Tensor, cur_len: tf.Tensor
     ) -> tf.Tensor:
+        """Returns the scores with noise added, float32 [B, V]."""
         token_number = cur_len - self._prompt_length
         keys = noise.row_keys(self._seed, token_number, self._sample)
         return scores + self._temperature * noise.gumbel(keys, scores.shape[1])

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from configs.errors import DataError, RunError, UserError
 from tests.conftest import tiny_config, write_dataset
-from tests.data_pipeline.test_preprocess import run as preprocess
+from tests.data_pipeline.runs import run as preprocess
 from tfrecords import reader, schema
 from trainer.callbacks.guard import DivergenceGuard
 from trainer.callbacks.saving import Saving
@@ -86,12 +86,54 @@ def values(workdir):
     ]
 
 
+def compile_nothing(patch):
+    """Turns XLA off: where only files matter, it would take most of the time."""
+    patch.setattr("trainer.runtime.strategy.compiles_local_work", lambda *_: False)
+
+
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Where only files matter, XLA's compilations would take most of the time."""
-    monkeypatch.setattr(
-        "trainer.runtime.strategy.compiles_local_work", lambda *_: False
+    compile_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokens):
+    """The workdir of an undisturbed run on `dataset`, with all of its checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = write_dataset(
+        folder / "data",
+        train_tokens=tokens,
+        validation_tokens=tokens[:83],
+        sequence_length=8,
     )
+    with pytest.MonkeyPatch.context() as patch:
+        compile_nothing(patch)
+        run((folder / "data", data), folder / "run", keep_last=8)
+    return folder / "run"
+
+
+@pytest.fixture
+def stopped(whole, tmp_path):
+    """A function that makes `tmp_path / "run"`: the run, stopped after a step.
+
+    As a kill leaves it: the metrics go on, the newer checkpoints are not there.
+    """
+
+    def copy(step):
+        shutil.copytree(whole, tmp_path / "run")
+        for folder in (tmp_path / "run" / "checkpoints").iterdir():
+            if folder.name > f"step-{step:08d}":
+                shutil.rmtree(folder)
+        return tmp_path / "run"
+
+    return copy
+
+
+def assert_same_state(workdir, whole):
+    actual, expected = state(workdir), state(whole)
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(actual[key], value, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
@@ -100,11 +142,8 @@ def test_an_interrupted_run_equals_an_undisturbed_one(dataset, tmp_path, name):
     run(dataset, tmp_path / "whole", optimizer=name)
     for until in (3, 4, None):
         run(dataset, tmp_path / "stopped", until=until, optimizer=name)
-    whole, stopped = state(tmp_path / "whole"), state(tmp_path / "stopped")
-    assert whole.keys() == stopped.keys()
-    assert any("optimizer" in key for key in whole)
-    for key, value in whole.items():
-        np.testing.assert_array_equal(stopped[key], value, err_msg=key)
+    assert any("optimizer" in key for key in state(tmp_path / "whole"))
+    assert_same_state(tmp_path / "stopped", tmp_path / "whole")
     assert values(tmp_path / "stopped") == values(tmp_path / "whole")
 
 
@@ -202,16 +241,18 @@ def test_documents_are_trained_on_whatever_their_padding_and_labels(tmp_path):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_finished_run_is_left_alone(dataset, tmp_path):
-    run(dataset, tmp_path / "run")
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    run(dataset, tmp_path / "run")
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+def test_a_finished_run_is_left_alone(dataset, stopped):
+    workdir = stopped(8)
+    before = (workdir / "metrics.jsonl").read_text()
+    run(dataset, workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_executions_that_straddle_an_interval_still_save_and_score(dataset, tmp_path):
-    run(dataset, tmp_path / "run", until=1)
+def test_executions_that_straddle_an_interval_still_save_and_score(
+    dataset, tmp_path, stopped
+):
+    stopped(1)
     settings = {"checkpoint_interval": 3, "evaluation_interval": 3}
     run(dataset, tmp_path / "run", steps_per_execution=3, keep_last=9, **settings)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -221,45 +262,36 @@ def test_executions_that_straddle_an_interval_still_save_and_score(dataset, tmp_
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize(
-    ("settings", "steps"),
-    [
-        ({"keep_last": 3}, [6, 7, 8]),
-        ({"keep_last": 1, "keep_every": 3}, [3, 6, 8]),
-    ],
-)
-def test_which_checkpoints_stay(dataset, tmp_path, settings, steps):
-    run(dataset, tmp_path / "run", evaluation_interval=0, **settings)
+def test_which_checkpoints_stay(dataset, tmp_path):
+    settings = {"keep_last": 2, "keep_every": 3, "evaluation_interval": 0}
+    run(dataset, tmp_path / "run", **settings)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == [f"step-{step:08d}" for step in steps]
+    assert names == [f"step-{step:08d}" for step in (3, 6, 7, 8)]
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_torn_save_is_removed_and_the_one_before_it_continues(dataset, tmp_path):
-    run(dataset, tmp_path / "whole")
-    run(dataset, tmp_path / "torn", until=5)
-    torn = tmp_path / "torn" / "checkpoints" / "step-00000005"
+def test_a_torn_save_is_removed_and_the_one_before_it_continues(
+    dataset, whole, stopped
+):
+    workdir = stopped(5)
+    torn = workdir / "checkpoints" / "step-00000005"
     (torn / "checkpoint.json").unlink()  # killed after the data, before the record
-    run(
-        dataset, tmp_path / "torn", checkpoint_interval=0
-    )  # which does not save it anew
+    run(dataset, workdir, checkpoint_interval=0)  # which does not save it anew
     assert not torn.exists()
-    whole, found = state(tmp_path / "whole"), state(tmp_path / "torn")
-    for key, value in whole.items():
-        np.testing.assert_array_equal(found[key], value, err_msg=key)
+    assert_same_state(workdir, whole)
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_workdir_of_another_config_is_refused(dataset, tmp_path):
-    run(dataset, tmp_path / "run", until=2)
+def test_a_workdir_of_another_config_is_refused(dataset, stopped):
+    workdir = stopped(2)
     with pytest.raises(DataError) as error:
-        run(dataset, tmp_path / "run", seed=5, num_steps=9)
+        run(dataset, workdir, seed=5, num_steps=9)
     assert "training.seed: 0 in the workdir, 5 now" in str(error.value)
     assert "training.num_steps: 8 in the workdir, 9 now" in str(error.value)
     # How it is carried out may change.
     run(
         dataset,
-        tmp_path / "run",
+        workdir,
         microbatch_size=4,
         steps_per_execution=3,
         checkpoint_interval=0,
@@ -268,8 +300,8 @@ def test_a_workdir_of_another_config_is_refused(dataset, tmp_path):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_workdir_of_another_dataset_is_refused(dataset, tmp_path, tokens):
-    run(dataset, tmp_path / "run", until=2)
+def test_a_workdir_of_another_dataset_is_refused(tmp_path, tokens, stopped):
+    workdir = stopped(2)
     other = tmp_path / "other"
     written = write_dataset(
         other,
@@ -278,7 +310,7 @@ def test_a_workdir_of_another_dataset_is_refused(dataset, tmp_path, tokens):
         sequence_length=8,
     )
     with pytest.raises(DataError, match="belong to the dataset"):
-        run((other, written), tmp_path / "run")
+        run((other, written), workdir)
 
 
 def flip_a_bit(path):
@@ -304,34 +336,31 @@ DAMAGES = [
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
 def test_a_damaged_checkpoint_never_means_a_new_start(
-    dataset, tmp_path, damage, message
+    dataset, stopped, damage, message
 ):
-    run(dataset, tmp_path / "run", until=1)
-    damage(tmp_path / "run" / "checkpoints" / "step-00000001")
+    workdir = stopped(1)
+    damage(workdir / "checkpoints" / "step-00000001")
     with pytest.raises(DataError, match=message):
-        run(dataset, tmp_path / "run")
+        run(dataset, workdir)
     with pytest.raises(DataError, match=message):
-        run_checkpoints.load_model(str(tmp_path / "run"))
+        run_checkpoints.load_model(str(workdir))
 
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues(
-    dataset, tmp_path, caplog
+    dataset, whole, stopped, caplog
 ):
-    run(dataset, tmp_path / "whole")
-    run(dataset, tmp_path / "run", until=5)
-    folder = tmp_path / "run" / "checkpoints"
+    workdir = stopped(5)
+    folder = workdir / "checkpoints"
     flip_a_bit(folder / "step-00000005" / "state.safetensors")
     damaged = (folder / "step-00000005" / "state.safetensors").read_bytes()
-    assert run_checkpoints.load_model(str(tmp_path / "run")).record.step == 4
+    assert run_checkpoints.load_model(str(workdir)).record.step == 4
     assert (folder / "step-00000005").exists()  # reading changes nothing
-    run(dataset, tmp_path / "run")
+    run(dataset, workdir)
     assert "step-00000004 instead" in caplog.text
     kept = folder / "step-00000005.damaged" / "state.safetensors"
     assert kept.read_bytes() == damaged
-    whole, found = state(tmp_path / "whole"), state(tmp_path / "run")
-    for key, value in whole.items():
-        np.testing.assert_array_equal(found[key], value, err_msg=key)
+    assert_same_state(workdir, whole)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -346,7 +375,7 @@ def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
             (folder / "step-00000003").write_text("a file where the folder should be")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Saving", InTheWay)
+        patch.setattr("trainer.train.Saving", InTheWay)
         with pytest.raises(RunError, match="Step 3 could not be saved"):
             run(dataset, tmp_path / "run", keep_last=8)
     assert run_checkpoints.load_model(str(tmp_path / "run")).record.step == 2
@@ -354,38 +383,39 @@ def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
-    ("number", "options"),
+    ("stops", "options"),
     [
-        (1, {}),
-        (2, {}),
-        (4, {}),  # of the last step
+        # One after the other in one workdir, at steps 0, 3 and 8.
+        ((1, 2, 3), {}),
         # The third score is the second that is no better: it ends the run.
-        (3, {"learning_rate": 10.0, "early_stopping_patience": 1}),
+        ((3,), {"learning_rate": 10.0, "early_stopping_patience": 1}),
     ],
 )
 def test_a_run_that_is_stopped_while_it_scores(
-    dataset, tmp_path, monkeypatch, number, options
+    dataset, tmp_path, monkeypatch, stops, options
 ):
+    """Each start of the trainer is stopped at its n-th score; the last is not."""
     settings = {"checkpoint_interval": 0, "optimizer": "sgd", **options}
     run(dataset, tmp_path / "whole", **settings)
-    left, score = iter(range(number - 1)), Scorer.__call__
+    score = Scorer.__call__
+    for number in stops:
+        remaining = iter(range(number - 1))
 
-    def stopped(self, **arguments):
-        if next(left, None) is None:
-            raise preemption.PreemptedError("stopped")
-        return score(self, **arguments)
+        def stopped(self, **arguments):
+            if next(remaining, None) is None:
+                raise preemption.PreemptedError("stopped")
+            return score(self, **arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "__call__", stopped)
-        with pytest.raises(preemption.PreemptedError):
-            run(dataset, tmp_path / "run", **settings)
+        with monkeypatch.context() as patch:
+            patch.setattr(Scorer, "__call__", stopped)
+            with pytest.raises(preemption.PreemptedError):
+                run(dataset, tmp_path / "run", **settings)
     run(dataset, tmp_path / "run", **settings)
     assert values(tmp_path / "run") == values(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_second_signal_does_not_tear_the_save(dataset, tmp_path, monkeypatch):
-    run(dataset, tmp_path / "whole", checkpoint_interval=0, evaluation_interval=0)
+def test_a_second_signal_does_not_tear_the_save(dataset, tmp_path, monkeypatch, whole):
     settings = {"checkpoint_interval": 0, "evaluation_interval": 0}
     passed_on, write = [], run_checkpoints.Checkpoints._write
     previous = signal.signal(signal.SIGTERM, lambda *_: passed_on.append(True))
@@ -409,10 +439,7 @@ def test_a_second_signal_does_not_tear_the_save(dataset, tmp_path, monkeypatch):
     assert not passed_on
     assert state(tmp_path / "run", step=3)
     run(dataset, tmp_path / "run", **settings)
-    for name, value in state(tmp_path / "whole").items():
-        np.testing.assert_array_equal(
-            state(tmp_path / "run")[name], value, err_msg=name
-        )
+    assert_same_state(tmp_path / "run", whole)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -443,10 +470,10 @@ def test_early_stopping_and_the_best_checkpoint(dataset, tmp_path):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_weights_that_are_no_numbers_are_neither_saved_nor_restored(dataset, tmp_path):
-    run(dataset, tmp_path / "run", until=2)
-    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
-    values = state(tmp_path / "run", step=2)
+def test_weights_that_are_no_numbers_are_neither_saved_nor_restored(dataset, stopped):
+    workdir = stopped(2)
+    folder = workdir / "checkpoints" / "step-00000002"
+    values = state(workdir, step=2)
     name = "model/transformer/ln_f/gamma"
     values[name] = np.full_like(values[name], np.nan)
     with pytest.raises(DataError, match=f"not finite: {name}"):
@@ -454,21 +481,21 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_restored(dataset, tmp
     safetensors.numpy.save_file(values, folder / "state.safetensors")
     vouch(folder)
     with pytest.raises(DataError, match=f"not finite: {name}"):
-        run(dataset, tmp_path / "run")
+        run(dataset, workdir)
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_other_variables_are_named(dataset, tmp_path):
-    run(dataset, tmp_path / "run", until=2)
-    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
-    values = state(tmp_path / "run", step=2)
+def test_other_variables_are_named(dataset, stopped):
+    workdir = stopped(2)
+    folder = workdir / "checkpoints" / "step-00000002"
+    values = state(workdir, step=2)
     values["model/more"] = values.pop("model/transformer/ln_f/beta")
     values["model/transformer/ln_f/gamma"] = np.ones(3, np.float32)
     values["optimizer/iteration"] = values["optimizer/iteration"].astype(np.int32)
     safetensors.numpy.save_file(values, folder / "state.safetensors")
     vouch(folder)
     with pytest.raises(DataError) as error:
-        run(dataset, tmp_path / "run")
+        run(dataset, workdir)
     for problem in (
         "model/transformer/ln_f/beta is missing",
         "model/more is not expected",
@@ -489,12 +516,12 @@ def vouch(folder):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_another_format_version_is_refused(dataset, tmp_path):
-    run(dataset, tmp_path / "run", until=2)
-    path = tmp_path / "run" / "checkpoints" / "step-00000002" / "checkpoint.json"
+def test_another_format_version_is_refused(dataset, stopped):
+    workdir = stopped(2)
+    path = workdir / "checkpoints" / "step-00000002" / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
     with pytest.raises(DataError, match="Received: 9"):
-        run(dataset, tmp_path / "run")
+        run(dataset, workdir)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -538,28 +565,19 @@ def test_a_diverged_run_stops_and_keeps_what_was_good(dataset, tmp_path):
             np.testing.assert_array_equal(third[name], value, err_msg=name)
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_a_model_loads_without_its_optimizer(dataset, tmp_path):
-    run(dataset, tmp_path / "run", until=3)
-    loaded = run_checkpoints.load_model(str(tmp_path / "run"))
-    gpt2, record = loaded.model, loaded.record
-    assert record.step == 3
-    stored = state(tmp_path / "run", step=3)
-    for name, variable in states.named("model", gpt2.variables).items():
+@pytest.mark.parametrize(("asked", "step"), [(0, 8), (7, 7)])
+def test_a_model_loads_without_its_optimizer(whole, asked, step):
+    """The newest, or that of an earlier step."""
+    loaded = run_checkpoints.load_model(str(whole), step=asked)
+    assert loaded.record.step == step
+    stored = state(whole, step)
+    for name, variable in states.named("model", loaded.model.variables).items():
         np.testing.assert_array_equal(variable, stored[name], err_msg=name)
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_a_model_of_an_earlier_step_loads(dataset, tmp_path):
-    run(dataset, tmp_path / "run", keep_last=3)
-    loaded = run_checkpoints.load_model(str(tmp_path / "run"), step=7)
-    gpt2, record = loaded.model, loaded.record
-    assert record.step == 7
-    stored = state(tmp_path / "run", step=7)
-    for name, variable in states.named("model", gpt2.variables).items():
-        np.testing.assert_array_equal(variable, stored[name], err_msg=name)
-    with pytest.raises(DataError, match=r"6, 7, 8\. Received: 2"):
-        run_checkpoints.load_model(str(tmp_path / "run"), step=2)
+def test_a_model_of_a_step_without_checkpoint(stopped):
+    with pytest.raises(DataError, match=r"1, 2, 3\. Received: 7"):
+        run_checkpoints.load_model(str(stopped(3)), step=7)
 
 
 def test_a_workdir_without_checkpoint(tmp_path):

@@ -1,5 +1,7 @@
 """Generation: as PyTorch's, whatever stands beside it; seeds and softmax decide."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -36,9 +38,20 @@ def ids(text):
     return [int(word.removeprefix("w")) for word in text.split()]
 
 
-def continued(gpt2, tokenizer, prompts, *, seed=0, batch_size=8, **settings):
+@pytest.fixture(scope="module")
+def sampler(gpt2, tokenizer):
+    """A function that makes samplers, and compiles equal ones once for all tests."""
+
+    @functools.cache
+    def make(batch_size=8, **settings):
+        settings = Settings(**{"max_new_tokens": 8, **settings})
+        return Sampler(gpt2, tokenizer, settings, batch_size=batch_size)
+
+    return make
+
+
+def first_texts(sampler, prompts, seed=0):
     """The first continuation of each prompt."""
-    sampler = Sampler(gpt2, tokenizer, Settings(**settings), batch_size=batch_size)
     return [texts[0] for texts in sampler(prompts, seed=seed)]
 
 
@@ -51,10 +64,10 @@ def random_prompts(count):
     ]
 
 
-def test_greedy_equals_taking_the_likeliest_token_by_hand(gpt2, tokenizer):
-    prompts = ["w3", "w9 w1 w4", "w2 w2 w7 w8 w5 w6 w1 w3 w4"]
-    found = continued(gpt2, tokenizer, prompts, max_new_tokens=8, temperature=0.0)
-    for prompt, text in zip(prompts, found, strict=True):
+def test_greedy_equals_taking_the_likeliest_token_by_hand(gpt2, sampler):
+    prompts = random_prompts(10)
+    texts = first_texts(sampler(temperature=0.0), prompts)
+    for prompt, text in zip(prompts, texts, strict=True):
         tokens = ids(prompt)
         for _ in range(8):
             logits = gpt2(tf.constant([tokens])).logits[0, -1]
@@ -73,50 +86,54 @@ def test_greedy_equals_taking_the_likeliest_token_by_hand(gpt2, tokenizer):
         pytest.param({"num_beams": 3}, marks=pytest.mark.slow),
     ],
 )
-def test_a_batch_gives_each_prompt_what_it_gets_alone(gpt2, tokenizer, settings):
+def test_a_batch_gives_each_prompt_what_it_gets_alone(sampler, settings):
     """Padding, the rows beside it and the order change nothing."""
     prompts = random_prompts(50)
-    settings = Settings(max_new_tokens=10, **settings)
-    sampler = Sampler(gpt2, tokenizer, settings)
-    alone = Sampler(gpt2, tokenizer, settings, batch_size=1)
-    together = sampler(prompts)
+    batches, alone = sampler(**settings), sampler(batch_size=1, **settings)
+    together = batches(prompts)
     assert together == [texts for prompt in prompts for texts in alone([prompt])]
-    assert together == sampler(prompts[::-1])[::-1]
+    assert together == batches(prompts[::-1])[::-1]
+
+
+@pytest.fixture(scope="module")
+def judge(gpt2, tokenizer, tmp_path_factory):
+    """PyTorch's model of the exported weights."""
+    pytest.importorskip("torch", reason="needs the extra `parity`")
+    from transformers import GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("export")
+    huggingface.save(gpt2, tokenizer, folder, tf.float32)
+    return GPT2LMHeadModel.from_pretrained(folder).eval()
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"repetition_penalty": 1.3},
+        {"temperature": 0.0},
+        {"temperature": 0.0, "repetition_penalty": 1.3},
         pytest.param(
             {"num_beams": 2, "repetition_penalty": 1.3}, marks=pytest.mark.slow
         ),
     ],
 )
-def test_the_text_is_that_of_pytorch(gpt2, tokenizer, tmp_path, settings):
+def test_the_text_is_that_of_pytorch(sampler, judge, settings):
     """On the exported model, of 50 prompts, which PyTorch takes one by one."""
-    torch = pytest.importorskip("torch", reason="needs the extra `parity`")
-    from transformers import GPT2LMHeadModel
+    import torch
 
-    huggingface.save(gpt2, tokenizer, tmp_path, tf.float32)
-    judge = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     prompts = random_prompts(50)
-    if "num_beams" not in settings:
-        settings = {**settings, "temperature": 0.0}
-    found = continued(gpt2, tokenizer, prompts, max_new_tokens=10, **settings)
-    theirs = {name: v for name, v in settings.items() if name != "temperature"}
-    for prompt, text in zip(prompts, found, strict=True):
-        given = torch.tensor([ids(prompt)])
-        (made,) = judge.generate(
-            given,
-            attention_mask=torch.ones_like(given),
-            max_new_tokens=10,
+    texts = first_texts(sampler(**settings), prompts)
+    arguments = {name: v for name, v in settings.items() if name != "temperature"}
+    for prompt, text in zip(prompts, texts, strict=True):
+        tokens = torch.tensor([ids(prompt)])
+        (expected,) = judge.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=8,
             do_sample=False,
-            **theirs,
+            **arguments,
         ).tolist()
-        made = made[: made.index(0)] if 0 in made else made
-        assert ids(text) == made
+        expected = expected[: expected.index(0)] if 0 in expected else expected
+        assert ids(text) == expected
 
 
 def test_padding_is_no_repetition():
@@ -126,36 +143,43 @@ def test_padding_is_no_repetition():
     (penalize,) = decoding.processors(settings, mask, tf.constant(0), tf.constant([0]))
     scores = tf.constant([[1.0, 1.0, 1.0, -1.0, 1.0]])
     tokens = tf.constant([[0, 0, 2, 3, 4, 0]])  # 4 is new, 0 is padding
-    found = penalize(tokens, scores, 4).numpy()
-    np.testing.assert_array_equal(found, [[1.0, 1.0, 0.5, -2.0, 1.0]])
-    found = penalize(tokens, scores, 5).numpy()
-    np.testing.assert_array_equal(found, [[1.0, 1.0, 0.5, -2.0, 0.5]])
+    for length, expected in (
+        (4, [[1.0, 1.0, 0.5, -2.0, 1.0]]),
+        (5, [[1.0, 1.0, 0.5, -2.0, 0.5]]),
+    ):
+        penalized = penalize(tokens, scores, length).numpy()
+        np.testing.assert_array_equal(penalized, expected)
 
 
-def test_the_same_seed_gives_the_same_text(gpt2, tokenizer):
-    sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=12))
-    (first,) = sampler(["w3"], 2, seed=1)
-    assert [first] == sampler(["w3"], 2, seed=1)
+def test_the_same_seed_gives_the_same_text(sampler):
+    draw = sampler()
+    (first,) = draw(["w3"], 2, seed=1)
+    assert [first] == draw(["w3"], 2, seed=1)
     assert first[0] != first[1]
-    (other,) = sampler(["w3"], 2, seed=2)
+    (other,) = draw(["w3"], 2, seed=2)
     assert not set(first) & set(other)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"temperature": 0.0}, {"repetition_penalty": 1.5, "top_k": 20}],
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "repetition_penalty": 1.4},
+    ],
 )
-def test_a_stream_shows_the_same_text(gpt2, tokenizer, capsys, settings):
-    sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=9, **settings))
-    prompts = ["w9 w1 w4", " ".join(["w5"] * 20)]
-    expected = [texts[0] for texts in sampler(prompts, seed=3)]
+def test_a_stream_shows_the_same_text(sampler, capsys, settings):
+    alone = sampler(batch_size=1, **settings)
+    prompts = ["w9 w1 w4", " ".join(["w5"] * 12)]
+    expected = first_texts(alone, prompts, seed=3)
     for prompt in prompts:
-        sampler.stream(prompt, seed=3)
+        alone.stream(prompt, seed=3)
     assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_prompts_of_about_the_same_length_share_a_program(gpt2, tokenizer):
-    sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=4), batch_size=1)
+    settings = Settings(max_new_tokens=4, temperature=0.0)
+    sampler = Sampler(gpt2, tokenizer, settings, batch_size=1)
     for length in (1, 5, 16):
         sampler([" ".join(["w3"] * length)])
     assert sampler._compiled.experimental_get_tracing_count() == 1
@@ -171,8 +195,8 @@ def drawn_tokens(gpt2, tokenizer, count, **settings):
     return [ids(text)[-1] if len(ids(text)) > 1 else 0 for text in texts]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_samples_follow_the_softmax(gpt2, tokenizer, temperature):
+def test_samples_follow_the_softmax(gpt2, tokenizer):
+    temperature = 0.5
     drawn = drawn_tokens(gpt2, tokenizer, 4000, temperature=temperature)
     observed = np.bincount(drawn, minlength=VOCABULARY_SIZE) / len(drawn)
     logits = gpt2(tf.constant([[3]])).logits[0, -1] / temperature
@@ -196,7 +220,8 @@ def test_only_the_likeliest_are_drawn(gpt2, tokenizer, limit):
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(gpt2, tokenizer):
-    sampler = Sampler(gpt2, tokenizer, Settings(max_new_tokens=60))
+    settings = Settings(max_new_tokens=60, temperature=0.0)
+    sampler = Sampler(gpt2, tokenizer, settings)
     sampler(["w1 w2 w3 w4"])
     with pytest.raises(UserError, match="Received: 5 and 60"):
         sampler(["w1 w2 w3 w4 w5"])
@@ -215,9 +240,7 @@ def test_settings_that_exclude_each_other(settings, count, message):
         Settings(**settings).check(count)
 
 
-def test_an_empty_prompt_begins_a_text(gpt2, tokenizer):
-    prompts = ["", "<|endoftext|>"]
-    first, second = continued(
-        gpt2, tokenizer, prompts, max_new_tokens=4, temperature=0.0
-    )
+def test_an_empty_prompt_begins_a_text(sampler):
+    alone = sampler(batch_size=1, temperature=0.0)
+    first, second = first_texts(alone, ["", "<|endoftext|>"])
     assert first == second

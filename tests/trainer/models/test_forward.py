@@ -15,6 +15,9 @@ from trainer.models.layers.dropout import NO_DROPOUT, Dropout
 from trainer.models.layers.noise import row_keys
 from trainer.tasks import causal_lm
 
+LENGTH = 8
+NUM_LABELS = (LENGTH - 1) + (5 - 1)
+
 
 @pytest.fixture(scope="module")
 def gpt2():
@@ -23,8 +26,8 @@ def gpt2():
 
 @pytest.fixture(scope="module")
 def batch():
-    tokens = np.random.default_rng(1).integers(0, VOCABULARY_SIZE, (3, 12))
-    return tf.constant(tokens, tf.int32), tf.constant([12, 7, 0])
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY_SIZE, (3, LENGTH))
+    return tf.constant(tokens, tf.int32), tf.constant([LENGTH, 5, 0])
 
 
 def transformers_loss(gpt2, tokens, length):
@@ -71,7 +74,7 @@ def loss_and_gradients(gpt2, batch, options, dropout=NO_DROPOUT):
 def transformers_gradients(gpt2, batch):
     """Of the loss over real tokens, by transformers' forward and TensorFlow's."""
     tokens, length = batch
-    mask = tf.cast(tf.range(12) < length[:, None], tf.int32)
+    mask = tf.cast(tf.range(LENGTH) < length[:, None], tf.int32)
     with tf.GradientTape() as tape:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
             tokens[:, 1:], gpt2(tokens, attention_mask=mask).logits[:, :-1]
@@ -105,11 +108,12 @@ def test_masks_are_no_constants_of_the_compiled_program(gpt2, batch, remat):
     assert not [shape for shape in constants if "," in shape and shape != "1,1"]
 
 
-@pytest.mark.parametrize("options", WAYS)
+# With dropout, all of them are compared below.
+@pytest.mark.parametrize("options", [WAYS[0], WAYS[3], WAYS[5]])
 def test_loss_and_gradients_equal_transformers(gpt2, batch, options):
     loss, count, gradients = loss_and_gradients(gpt2, batch, options)
     expected, expected_count = transformers_loss(gpt2, *batch)
-    assert int(count) == expected_count == 11 + 6
+    assert int(count) == expected_count == NUM_LABELS
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     theirs = transformers_gradients(gpt2, batch)
     assert_close(gpt2.trainable_variables, gradients, theirs, 1e-5)
@@ -123,8 +127,8 @@ def test_token_losses_are_those_that_are_summed(gpt2, batch, compiled):
         return causal_lm.token_losses(GPT2, gpt2, batch)
 
     losses, weights = token_losses(*batch)
-    assert losses.shape == weights.shape == (3, 12)
-    assert float(tf.reduce_sum(weights)) == 11 + 6
+    assert losses.shape == weights.shape == (3, LENGTH)
+    assert float(tf.reduce_sum(weights)) == NUM_LABELS
     expected, _ = transformers_loss(gpt2, *batch)
     assert float(tf.reduce_sum(losses * weights)) == pytest.approx(expected, rel=1e-5)
 
@@ -210,7 +214,7 @@ def test_dropout_has_the_gradient_of_what_it_did(gpt2, batch):
 
 def test_what_padding_holds_changes_nothing(gpt2, batch):
     tokens, length = batch
-    other = tf.where(tf.range(12) < length[:, None], tokens, 5)
+    other = tf.where(tf.range(LENGTH) < length[:, None], tokens, 5)
     loss, _ = summed_loss(gpt2, tokens, length)
     other_loss, _ = summed_loss(gpt2, other, length)
     assert float(loss) == pytest.approx(float(other_loss), rel=1e-6)

@@ -43,10 +43,9 @@ def test_logits_agree(both):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 4])
-def test_twenty_adamw_steps_agree(both, accumulation_steps):
+def test_twenty_adamw_steps_agree(both):
     ours, judge = both
-    task = training_step(ours, accumulation_steps=accumulation_steps)
+    task = training_step(ours, accumulation_steps=4)
     config = OptimizerConfig(
         name="adamw",
         learning_rate=1e-3,

@@ -73,9 +73,8 @@ def test_samples_are_written_at_the_interval(run):
     assert len(set(texts)) > 1  # each is by the weights of its step
 
 
-def test_sampling_does_not_change_the_training(run, small_run):
-    folder = small_run
-    plain = folder.parent / "plain"
+def test_sampling_does_not_change_the_training(run, small_run, tmp_path):
+    plain = tmp_path / "plain"
     train(small_run, plain, *SMALL)
     names = ("step", "loss", "validation_loss", "gradient_norm", "update_norm")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import write_dataset
 from tests.trainer.runtime.test_preemption import (
     assert_same,
     command,
@@ -27,7 +28,10 @@ OPTIONS = {
     "precision": "float32",
     "num_steps": 12,
     "evaluation_interval": 4,
+    "checkpoint_interval": 3,
 }
+# So many steps that a signal comes in time.
+LONGER = {"num_steps": 120, "evaluation_interval": 0}
 
 
 def free_ports(count):
@@ -101,13 +105,26 @@ def test_a_machine_that_ends_first_is_no_loss(monkeypatch):
                 cluster.exit_barrier()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokens):
+    """A run of two machines that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_dataset(
+        folder / "data",
+        train_tokens=tokens,
+        validation_tokens=tokens[:83],
+        sequence_length=8,
+    )
+    train(2, [folder / "data"], folder / "run", **LONGER)
+    return folder / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1], ids=["chief", "other"])
 def test_when_a_machine_dies_the_others_stop_and_all_continue(
-    dataset, tmp_path, killed
+    dataset, tmp_path, whole, killed
 ):
-    options = {"num_steps": 300, "evaluation_interval": 0}
-    machines = start_machines(2, dataset, tmp_path / "run", **options)
+    machines = start_machines(2, dataset, tmp_path / "run", **LONGER)
     wait(tmp_path / "run", 7, machines[0])
     machines[killed].kill()
     code, log = finish(machines[1 - killed])
@@ -116,9 +133,8 @@ def test_when_a_machine_dies_the_others_stop_and_all_continue(
     assert "Graph execution error" not in log
     assert "Traceback" not in log
     machines[killed].finish()
-    train(2, dataset, tmp_path / "run", **options)
-    train(2, dataset, tmp_path / "whole", **options)
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    train(2, dataset, tmp_path / "run", **LONGER)
+    assert_same(tmp_path / "run", whole)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from trainer.runtime.cluster import Cluster
 from trainer.runtime.strategy import mirror_cpu
 
 # So many that a signal comes in time, on however fast a machine.
-NUM_STEPS = 150
+NUM_STEPS = 120
 
 
 def command(dataset, workdir, *, sample_interval=0, **training):
@@ -32,8 +32,8 @@ def command(dataset, workdir, *, sample_interval=0, **training):
         "dropout": 0.1,
         "precision": "bfloat16",  # not compiled here, which starts sooner
         "steps_per_execution": 1,
-        "checkpoint_interval": 3,
-        "evaluation_interval": 7,
+        "checkpoint_interval": 10,
+        "evaluation_interval": 25,
         **training,
     }
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
@@ -220,7 +220,13 @@ def test_a_second_trainer_is_refused(dataset, tmp_path):
 @pytest.mark.slow
 def test_thirty_kills_change_nothing(dataset, tmp_path):
     """At random moments; most of the time a save goes on. Fewer on a fast machine."""
-    options = {"num_steps": 400, "checkpoint_interval": 1, "keep_last": 3}
+    options = {
+        "num_steps": 400,
+        "checkpoint_interval": 1,
+        "evaluation_interval": 60,
+        "microbatch_size": 4,
+        "keep_last": 3,
+    }
     code, log = finish(start(command(dataset, tmp_path / "whole", **options)))
     assert code == 0, log
     chance = random.Random(0)

@@ -1,0 +1,148 @@
+"""Configs train on a CPU at their real width, vocabulary, context and precision.
+
+Cut are the layers, to two, and the global batch; the weights are random, since the
+checkpoints are not on this machine. Two configs have no case of their own:
+`gpt2_small_pretrain` has the shape and microbatch of `distilgpt2` and the optimizer of
+`gpt2_small`, and `quickstart` runs unchanged in `test_end_to_end.py`.
+"""
+
+import gc
+import importlib
+import json
+
+import numpy as np
+import pytest
+import tf_keras
+
+from configs.validation import validate
+from tests.conftest import write_dataset
+from trainer.runtime import preemption
+from trainer.runtime.cluster import Cluster
+from trainer.runtime.strategy import mirror_cpu
+from trainer.tasks.step import TrainingStep
+from trainer.training.loop import train
+
+# Config -> global batch, and what it is in the config. On one device, and on two, each
+# accumulates at least twice; only `wikitext2_cpu` never does. On two devices, a
+# microbatch of 4 becomes one of 2.
+GLOBAL_BATCH_SIZES = {
+    "gpt2_small": 4,  # 8
+    "gpt2_medium": 4,  # 8
+    "gpt2_large": 4,  # 8
+    "gpt2_xl": 4,  # 8
+    "distilgpt2": 8,  # 32
+    "wikitext2_cpu": 4,  # 4
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Returns the folder of a dataset for a config; each kind is written once."""
+    parent, written = tmp_path_factory.mktemp("data"), {}
+
+    def write(config):
+        length, size = config.data.sequence_length, config.data.vocab_size
+        key = (length, size)
+        if key not in written:
+            written[key] = parent / f"{length}-{size}"
+            tokens = np.random.default_rng(0).integers(0, size, 33 * length)
+            write_dataset(
+                written[key],
+                train_tokens=tokens[: 32 * length],
+                validation_tokens=tokens[32 * length :],
+                sequence_length=length,
+                num_shards=1,
+                vocabulary_size=size,
+            )
+        return str(written[key])
+
+    return write
+
+
+def load(name, *, num_layers, num_steps):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.model.initial_checkpoint = ""
+    config.model.n_layer = num_layers
+    config.optimizer.warmup_steps = 0
+    config.training.num_steps = num_steps
+    config.training.global_batch_size = GLOBAL_BATCH_SIZES[name]
+    config.training.evaluation_interval = config.training.checkpoint_interval = 0
+    config.training.steps_per_execution = 2
+    config.tracking.sample_interval = 0
+    config.tracking.sample_tokens = 2
+    validate(config)
+    return config
+
+
+def run(config, data_dir, workdir, *, num_devices, num_steps, monkeypatch):
+    """Trains some steps, each in an execution of the loop over steps, and stops."""
+    fit = TrainingStep.fit
+
+    def in_executions(training_step, batches, *, steps_per_epoch, **kwargs):
+        for _ in range(num_steps):
+            fit(training_step, batches, steps_per_epoch=1, **kwargs)
+        if steps_per_epoch > num_steps:
+            raise preemption.PreemptedError("stopped")
+
+    monkeypatch.setattr(TrainingStep, "fit", in_executions)
+    try:
+        train(config, data_dir, str(workdir), Cluster(mirror_cpu(num_devices)))
+    except preemption.PreemptedError:
+        pass
+    finally:
+        monkeypatch.setattr(TrainingStep, "fit", fit)
+        tf_keras.backend.clear_session()
+        gc.collect()
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GLOBAL_BATCH_SIZES)
+def test_a_config_trains_and_continues(name, data_dir, tmp_path, monkeypatch):
+    """On one device, and then on two; it is evaluated, saved and sampled from."""
+    # What an execution leaves behind would be in the way of the next one. For that the
+    # widest models take too long.
+    at_once = 2 if name == "gpt2_small" else 1
+    config = load(name, num_layers=2, num_steps=2 * at_once)
+    for num_devices in (1, 2):
+        config.tracking.sample_interval = 2 * at_once * (num_devices == 2)
+        if num_devices == 2 and config.training.microbatch_size > 1:
+            config.training.microbatch_size //= 2
+        run(
+            config,
+            data_dir(config),
+            tmp_path,
+            num_devices=num_devices,
+            num_steps=at_once,
+            monkeypatch=monkeypatch,
+        )
+    metrics = read(tmp_path / "metrics.jsonl")
+    losses = {line["step"]: line["loss"] for line in metrics if "loss" in line}
+    scores = {line["step"] for line in metrics if "validation_loss" in line}
+    assert sorted(losses) == list(range(1, 2 * at_once + 1))
+    assert np.isfinite(list(losses.values())).all()
+    assert scores == {0, 2 * at_once}
+    samples = read(tmp_path / "samples.jsonl")
+    assert [line["step"] for line in samples] == [2 * at_once]
+
+
+@pytest.mark.slow
+def test_the_whole_of_gpt2_small_trains(data_dir, tmp_path, monkeypatch):
+    """All twelve layers, on one device, where two microbatches are accumulated."""
+    config = load("gpt2_small", num_layers=12, num_steps=2)
+    config.training.global_batch_size = 2
+    run(
+        config,
+        data_dir(config),
+        tmp_path,
+        num_devices=1,
+        num_steps=2,
+        monkeypatch=monkeypatch,
+    )
+    metrics = read(tmp_path / "metrics.jsonl")
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()

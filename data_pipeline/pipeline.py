@@ -17,7 +17,6 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 
-
 from configs.errors import DataError
 from configs.progress import progress
 from data_pipeline import dataset_folder

@@ -8,16 +8,20 @@ setup(
     description="Train GPT-2 on TPUs with TensorFlow and Keras",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(exclude=["tests"]),
-    package_data={"trainer.reporting": ["report.css"]},
+    packages=find_packages(exclude=["tests", "tests.*"]),
+    package_data={
+        "": ["py.typed", "*.css", "*.html", "*.json", "*.svg", "templates/*"]
+    },
     # The lower bounds were tried together, on Python 3.11.
     install_requires=[
         "absl-py>=2.3,<3",
         "google-cloud-storage>=3.4,<4",
         "gigatoken>=0.10,<0.11",
         "google-crc32c>=1.7,<2",
+        "h5py>=3.11,<4",
         # tensorflow-datasets needs it to prepare a dataset, and does not say so.
         "importlib-resources>=6.4",
+        "jinja2>=3.1,<4",
         "matplotlib>=3.10,<4",
         "ml-collections>=1.1,<2",
         "numpy>=2.1,<3",

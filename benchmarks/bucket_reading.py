@@ -29,11 +29,11 @@ BLOCKS = (64, 16, 8, 2)  # MiB; TensorFlow's default is 64
 
 def read(data_dir: str) -> None:
     """Prints seconds, without TensorFlow's start, and peak memory in MiB."""
-    found = manifest.load(data_dir)
-    num_steps = found.split("train").num_records // BATCH_SIZE
+    dataset = manifest.load(data_dir)
+    num_steps = dataset.split("train").num_records // BATCH_SIZE
     start = time.perf_counter()
     batches = reader.training_batches(
-        *(data_dir, found),
+        *(data_dir, dataset),
         global_batch_size=BATCH_SIZE,
         batch_size=BATCH_SIZE,
         start_step=0,
@@ -48,15 +48,15 @@ def read(data_dir: str) -> None:
 
 
 def measure(label: str, data_dir: str, environment: dict[str, str]) -> None:
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, f"--read={data_dir}"],
         env=os.environ | environment,
         capture_output=True,
         text=True,
     )
-    if found.returncode:
-        sys.exit(found.stderr)
-    seconds, peak, tokens = map(float, found.stdout.split())
+    if process.returncode:
+        sys.exit(process.stderr)
+    seconds, peak, tokens = map(float, process.stdout.split())
     print(f"{label:24}{tokens / seconds / 1e6:8.1f} M tokens/s{peak:10,.0f} MiB")
 
 

@@ -69,7 +69,7 @@ def losses(arguments, manifest, step_class, options):
     config.optimizer.name = "sgd"
     config.optimizer.beta_1 = 0.9
     config.optimizer.learning_rate = 0.1
-    gpt2 = weights.from_shape(
+    gpt2 = weights.build(
         GPT2Config(
             vocab_size=manifest.vocabulary_size,
             n_positions=manifest.sequence_length,

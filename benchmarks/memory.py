@@ -29,15 +29,15 @@ WORKER = (
 
 
 def peak_mebibytes(arguments: list[str]) -> float:
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PEAK, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    if found.returncode:
-        sys.exit(found.stderr)
-    return float(found.stdout)
+    if process.returncode:
+        sys.exit(process.stderr)
+    return float(process.stdout)
 
 
 def main() -> None:

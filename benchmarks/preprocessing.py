@@ -71,16 +71,16 @@ print(count, time.monotonic() - began)
 
 def run(arguments: list[str], **environment: str) -> tuple[float, str]:
     began = time.monotonic()
-    found = subprocess.run(
+    process = subprocess.run(
         arguments,
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
-    if found.returncode:
-        sys.exit(found.stderr)
-    return time.monotonic() - began, found.stdout
+    if process.returncode:
+        sys.exit(process.stderr)
+    return time.monotonic() - began, process.stdout
 
 
 def ours(files: str, tokenizer: str) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""The training step on a TPU, by the word of its compiler, beside plain TFGPT2.
+"""What does a training step take on a TPU? By its compiler, beside plain TFGPT2.
 
 `python benchmarks/tpu_step.py` compiles both for one board each and prints a table; it
 needs no TPU, the extra `plan`, and about two hours on two cores. `--rows=temporaries`
@@ -6,9 +6,14 @@ runs a part. Every program is the whole step: forward, backward, the all-reduce 
 8 replicas, and the optimizer's update.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("USE_TORCH", "0")
 
 import tensorflow as tf
 import tf_keras
@@ -96,7 +101,7 @@ ROWS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
 
 
 def plain_step(gpt2: TFGPT2LMHeadModel, optimizer: str) -> Callable:
-    """What one writes who has TFGPT2, Keras' mixed precision, and nothing else."""
+    """Returns a step of TFGPT2 with Keras' mixed precision, without our forward."""
     rules = {
         "adamw": tf_keras.optimizers.AdamW,
         "adafactor": tf_keras.optimizers.Adafactor,
@@ -144,7 +149,7 @@ def lower(case: dict[str, Any], size: int) -> bytes:
         tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     if not case.get("loop", True):
         cross_entropy.CHUNK_TOKENS = size * LENGTH
-    gpt2 = weights.from_shape(
+    gpt2 = weights.build(
         GPT2Config(n_layer=num_layers, n_head=num_heads, n_embd=channels)
     )
     if case["step"] == "plain":
@@ -160,29 +165,33 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Compiles one case, or several to find the largest microbatch."""
     tpu_type = tpu.parse(case.get("tpu", "v3-8"))
 
-    def compiled(size: int) -> dict[str, Any]:
+    def compile_for(size: int) -> dict[str, Any]:
         hlo = compilation.apart(lower, case=case, size=size)
-        found = compilation.compile_hlo(hlo, tpu_type)
-        print(size, found["message"] or found["peak_bytes"], file=sys.stderr)
-        return found
+        compiled = compilation.compile_hlo(hlo, tpu_type)
+        print(size, compiled["message"] or compiled["peak_bytes"], file=sys.stderr)
+        return compiled
 
     size = case.get("size", 8)
     if case.get("find"):
         hbm = tpu_type.facts.hbm_bytes
-        return {"max_microbatch_size": planner.largest_microbatch(compiled, size, hbm)}
-    return {**compiled(size), "microbatch_size": size}
+        return {
+            "max_microbatch_size": planner.largest_microbatch(compile_for, size, hbm)
+        }
+    return {**compile_for(size), "microbatch_size": size}
 
 
-def shown(row: str, found: dict[str, Any]) -> str:
-    if "max_microbatch_size" in found:
-        return str(found["max_microbatch_size"])
-    if not found["fits"]:
-        return f"refused: {found['message'].split('Ran')[-1][:90]}"
+def figure(row: str, measured: dict[str, Any]) -> str:
+    if "max_microbatch_size" in measured:
+        return str(measured["max_microbatch_size"])
+    if not measured["fits"]:
+        return f"refused: {measured['message'].split('Ran')[-1][:90]}"
     if row == "bytes":
-        return f"{found['bytes_accessed'] / 1e9:.1f}"
+        return f"{measured['bytes_accessed'] / 1e9:.1f}"
     if row in ("microbatch", "model"):
-        return f"{found['microbatch_size']}, peak {found['peak_bytes'] / 1e9:.2f} GB"
-    return f"{found['temporary_bytes'] / 1e6:,.0f}"
+        return (
+            f"{measured['microbatch_size']}, peak {measured['peak_bytes'] / 1e9:.2f} GB"
+        )
+    return f"{measured['temporary_bytes'] / 1e6:,.0f}"
 
 
 def main(_: list[str]) -> None:
@@ -190,8 +199,8 @@ def main(_: list[str]) -> None:
         title, cases = ROWS[row]
         print(title, flush=True)
         for label, case in cases:
-            found = measure(case)
-            print(f"  {label:36}{shown(row, found)}", flush=True)
+            measured = measure(case)
+            print(f"  {label:36}{figure(row, measured)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Fine-tunes DistilGPT2 (82M parameters) by its authors' recipe for WikiText-2.
+r"""Fine-tunes DistilGPT2 (82M parameters) with its authors' recipe for WikiText-2.
 
-Command   make preprocess CONFIG=configs/distilgpt2.py INPUT=wiki.train.tokens \\
+Command   make preprocess CONFIG=configs/distilgpt2.py INPUT=wiki.train.tokens \
               VALIDATION_INPUT=wiki.valid.tokens
           make train CONFIG=configs/distilgpt2.py TPU=local
 Hardware  8 TPU cores: 8 replicas x microbatch 4
+Expected  not measured: this has not run on a TPU yet
 """
 
 from configs import schema
 
 
 def get_config() -> schema.Config:
+    """Returns the config of this job."""
     return schema.Config(
         data=schema.DataConfig(tokenizer="distilgpt2", detokenizer="wikitext"),
         model=schema.ModelConfig(n_layer=6, initial_checkpoint="distilgpt2"),

@@ -1,14 +1,16 @@
-"""Fine-tunes GPT-2 large (774M parameters) as `gpt2_small` does the small one.
+"""Fine-tunes GPT-2 large (774M parameters) with the recipe of `gpt2_small`.
 
 Command   make preprocess CONFIG=configs/gpt2_large.py INPUT='corpus/*.txt'
           make train CONFIG=configs/gpt2_large.py TPU=local
-Hardware  8 TPU cores: 8 replicas x microbatch 1; not run there yet
+Hardware  8 TPU cores: 8 replicas x microbatch 1
+Expected  not measured: this has not run on a TPU yet
 """
 
 from configs import gpt2_small, schema
 
 
 def get_config() -> schema.Config:
+    """Returns the config of this job."""
     config = gpt2_small.get_config()
     config.data.tokenizer = "gpt2-large"
     config.model = schema.ModelConfig(

@@ -1,14 +1,16 @@
-"""Fine-tunes GPT-2 small (124M parameters) on a corpus: one epoch, context 1024.
+"""Fine-tunes GPT-2 small (124M parameters) for one epoch with context 1024.
 
 Command   make preprocess CONFIG=configs/gpt2_small.py INPUT='corpus/*.txt'
           make train CONFIG=configs/gpt2_small.py TPU=local
-Hardware  8 TPU cores: 8 replicas x microbatch 1; not run there yet
+Hardware  8 TPU cores: 8 replicas x microbatch 1
+Expected  not measured: this has not run on a TPU yet
 """
 
 from configs import schema
 
 
 def get_config() -> schema.Config:
+    """Returns the config of this job."""
     return schema.Config(
         data=schema.DataConfig(tokenizer="gpt2", sequence_length=1024),
         model=schema.ModelConfig(

@@ -1,20 +1,21 @@
-"""Pretrains GPT-2 small (124M parameters) from random weights on a large corpus.
+r"""Pretrains GPT-2 small (124M parameters) from random weights on a large corpus.
 
-Command   make preprocess CONFIG=configs/gpt2_small_pretrain.py INPUT='openwebtext/*' \\
+Command   make preprocess CONFIG=configs/gpt2_small_pretrain.py INPUT='openwebtext/*' \
               DATA=gs://BUCKET/openwebtext
-          make train CONFIG=configs/gpt2_small_pretrain.py TPU=NAME \\
+          make train CONFIG=configs/gpt2_small_pretrain.py TPU=NAME \
               DATA=gs://BUCKET/openwebtext WORKDIR=gs://BUCKET/run
-Hardware  a v3-128: 128 replicas x microbatch 4
-Expected  others report perplexity 21 on OpenWebText with this schedule, in 10 to 20
-          hours; it was not run here
+Hardware  v3-128: 128 replicas x microbatch 4
+Expected  not measured here; others report perplexity 21 on OpenWebText with this
+          schedule, after 10 to 20 hours
 """
 
 from configs import schema
 
 
 def get_config() -> schema.Config:
+    """Returns the config of this job."""
     return schema.Config(
-        # 16 hosts read 16 shards each.
+        # Each of the 16 hosts of a v3-128 reads 16 shards.
         data=schema.DataConfig(tokenizer="gpt2", num_shards=256),
         model=schema.ModelConfig(n_layer=12, n_head=12, n_embd=768, n_positions=1024),
         optimizer=schema.OptimizerConfig(

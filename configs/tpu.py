@@ -1,4 +1,4 @@
-"""The TPU types that can be planned for, and what is published about them."""
+"""Lists the TPU types that can be planned for, with their published figures."""
 
 import dataclasses
 
@@ -7,17 +7,17 @@ from configs.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What is the same for all sizes of a generation.
+    """Describes what all sizes of a TPU generation share.
 
     Attributes:
-      hbm_bytes: what a replica can use; what libtpu 0.0.52 said when a program did not
-        fit (`tests/trainer/planning/test_planner.py` asks again).
+      hbm_bytes: memory that a replica can use, as reported by libtpu 0.0.52 for a
+        program that did not fit (`tests/trainer/planning/test_planner.py` checks it).
       peak_flops: bfloat16 FLOP/s of a replica.
       bandwidth: bytes/s of a replica's HBM.
-      replicas_per_chip: 2 where the cores of a chip are devices of their own.
-      chips_in_name: whether a type's number counts chips, not cores.
-      topologies: chips -> their arrangement, as the compiler names it.
-      compiler_options: of the compiler's topology.
+      replicas_per_chip: 2 if each core of a chip is a device, 1 if each chip is.
+      chips_in_name: whether the number in a type's name counts chips instead of cores.
+      topologies: number of chips -> their arrangement, as the compiler names it.
+      compiler_options: options of the compiler's topology.
 
     Source of the peaks: cloud.google.com/tpu/docs/system-architecture-tpu-vm.
     """
@@ -71,7 +71,7 @@ GENERATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class TpuType:
-    """A board or pod, such as v3-8."""
+    """Describes a board or pod, such as v3-8."""
 
     name: str
     generation: str
@@ -79,36 +79,42 @@ class TpuType:
 
     @property
     def facts(self) -> Generation:
+        """Returns the figures of its generation."""
         return GENERATIONS[self.generation]
 
     @property
     def num_replicas(self) -> int:
+        """Returns the number of devices that each hold a copy of the model."""
         return self.num_chips * self.facts.replicas_per_chip
 
     @property
     def num_hosts(self) -> int:
-        """Machines that feed it: one a board of 4 chips, or of v5e-8 and v6e-8."""
+        """Returns the number of host machines.
+
+        A host serves 4 chips; v5e-8 and v6e-8 have one host for 8 chips.
+        """
         if self.facts.chips_in_name and self.num_chips <= 8:
             return 1
         return self.num_chips // 4
 
     @property
     def topology(self) -> str:
+        """Returns the compiler's name of the arrangement, such as "v3:2x2"."""
         return f"{self.generation}:{self.facts.topologies[self.num_chips]}"
 
 
 def parse(name: str) -> TpuType:
-    """Returns the type of that name; Cloud's "v5litepod-8" is v5e-8.
+    """Returns the type with a name; "v5litepod-8" is Google Cloud's name of v5e-8.
 
     Raises:
-      UserError: there is no such type.
+      UserError: the name is unknown.
     """
-    found = _TYPES.get(name.replace("v5litepod", "v5e"))
-    if found is None:
+    tpu_type = _TYPES.get(name.replace("v5litepod", "v5e"))
+    if tpu_type is None:
         raise UserError(
             f"A TPU type must be one of {', '.join(_TYPES)}. Received: {name!r}."
         )
-    return found
+    return tpu_type
 
 
 def names() -> list[str]:

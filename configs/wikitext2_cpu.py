@@ -1,9 +1,9 @@
-"""A small GPT-2 on WikiText-2, one epoch, on a laptop's CPU.
+r"""Trains a small GPT-2 on WikiText-2 for one epoch, on a laptop's CPU.
 
-Command   make preprocess CONFIG=configs/wikitext2_cpu.py INPUT=wiki.train.tokens \\
+Command   make preprocess CONFIG=configs/wikitext2_cpu.py INPUT=wiki.train.tokens \
               VALIDATION_INPUT=wiki.valid.tokens
           make train CONFIG=configs/wikitext2_cpu.py
-Hardware  2 CPU cores; 40 minutes on busy ones
+Hardware  2 CPU cores; 40 minutes while other programs use them too
 Expected  validation loss 4.73, token perplexity 113, word perplexity 472
 """
 
@@ -11,6 +11,7 @@ from configs import schema
 
 
 def get_config() -> schema.Config:
+    """Returns the config of this job."""
     return schema.Config(
         data=schema.DataConfig(
             tokenizer="train",

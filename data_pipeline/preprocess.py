@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from configs import cli
 from configs.errors import DataError, UserError
-from configs.schema import validate
+from configs.validation import validate
 from data_pipeline import (
     chunks,
     dataset_folder,
@@ -36,7 +36,7 @@ from data_pipeline import (
     tokenizer,
 )
 from data_pipeline import job as jobs
-from tfrecords import manifest, schema
+from tfrecords import fingerprints, manifest, schema
 from tfrecords.storage import files
 
 FLAGS = flags.FLAGS
@@ -88,7 +88,7 @@ def _make(
         missing = [item for item in all_items if not files.exists(item.path)]
         token_bytes = np.dtype(work[0].token_dtype).itemsize
         num_bytes = sum(item.num_tokens for item in missing) * token_bytes
-        files.check_room(work_dir, num_bytes)
+        files.check_free_space(work_dir, num_bytes)
     written = _write_shards(all_items, runner)
     result = manifest.Manifest(
         format_version=schema.FORMAT_VERSION,
@@ -98,7 +98,7 @@ def _make(
         end_of_text_id=vocabulary.end_of_text_id,
         pad_id=vocabulary.pad_id,
         padding_side=job.config.padding_side,
-        tokenizer_fingerprint=manifest.fingerprint_of_tokenizer(
+        tokenizer_fingerprint=fingerprints.of_tokenizer_json(
             files.read(work[0].tokenizer_path).decode()
         ),
         tokenizer_engine=encoder.version(work[0].engine),

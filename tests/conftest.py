@@ -23,7 +23,7 @@ from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
 from tests import object_store, programs
-from tfrecords import manifest, order, schema, writer
+from tfrecords import fingerprints, manifest, order, schema, writer
 from tfrecords.storage import gcs
 from trainer.models.gpt2 import weights
 from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
@@ -132,7 +132,7 @@ def write_dataset(
         padding_side="right",
         tokenizer_engine="",
         added_tokens=(),
-        tokenizer_fingerprint=str(manifest.tokenizer_fingerprint(str(tokenizer))),
+        tokenizer_fingerprint=str(fingerprints.of_tokenizer(str(tokenizer))),
         mode="packed",
         config={},
         splits=splits,
@@ -244,7 +244,7 @@ def tiny_model(seed: int = 0, **overrides):
     """A GPT-2 whose every weight is random, biases and layer norms included."""
     shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16}
     shape |= {"vocab_size": VOCABULARY_SIZE, **overrides}
-    gpt2 = weights.from_shape(GPT2Config(**shape))
+    gpt2 = weights.build(GPT2Config(**shape))
     weights.initialize(gpt2, seed)
     for index, variable in enumerate(gpt2.trainable_variables):
         noise = tf.random.stateless_normal(variable.shape, [seed, index], stddev=0.1)

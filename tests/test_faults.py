@@ -24,7 +24,7 @@ from configs.errors import DataError
 from tests import programs
 from tests.conftest import ROOT, assert_refused, run_program, shared
 from tests.data_pipeline.test_preprocess import hashes, load_encoder
-from tfrecords import manifest, reader, schema, writer
+from tfrecords import manifest, reader, schema, verify, writer
 from tfrecords.windows import Windows
 
 SIZES = ("--config.data.vocab_size=300", "--config.data.sequence_length=32")
@@ -37,10 +37,10 @@ HEEDING_CTRL_C = (
 
 TESTED = {
     # -- reading
-    "a flipped bit": "inspect::any_flipped_bit_is_found_in_its_record",
+    "a flipped bit": "verify::a_flipped_bit_is_reported_with_its_record",
     "a shard cut between records": "faults::a_shard_that_is_not_whole_is_refused_before_training",
-    "a shard empty, missing, renamed": "manifest::a_shard_of_another_size_is_named",
-    "records doubled or exchanged": "inspect::records_exchanged_or_doubled_are_found",
+    "a shard empty, missing, renamed": "verify::a_shard_of_the_wrong_size_is_refused",
+    "records doubled or exchanged": "verify::swapped_and_duplicated_records_are_reported",
     "another format version": "manifest::another_format_version_is_refused",
     "a record of another length, an unknown id": "faults::a_record_that_does_not_fit_is_named_while_it_is_read",
     "fewer shards than hosts": "reader::more_hosts_than_shards_is_refused",
@@ -72,12 +72,12 @@ TESTED = {
     "learning by heart": "run_checkpoints::a_model_that_learns_by_heart_says_so",
     # -- buckets
     "a bucket elsewhere": "buckets::a_bucket_elsewhere_is_told_of",
-    "503 for minutes": "storage::a_bucket_that_does_not_answer_is_one_message",
+    "503 for minutes": "storage::a_bucket_that_does_not_answer_gives_one_message",
     "a lease that was taken": "storage::a_writer_whose_lease_was_taken_ends",
     "503 and connections that break": "buckets::the_whole_job_equals_the_one_on_a_disk",
     "401, 403, 404": "buckets::what_the_bucket_refuses_is_one_message",
-    "412 to our own write": "storage::our_own_write_whose_answer_was_lost_is_no_other_writer",
-    "412 to another's": "storage::what_another_writer_wrote_meanwhile_is_not_overwritten",
+    "412 to our own write": "storage::a_write_whose_answer_was_lost_is_not_another_writers",
+    "412 to another's": "storage::a_concurrent_write_of_another_program_is_not_overwritten",
     "a shard is replaced": "run_checkpoints::a_shard_that_is_replaced_while_it_is_read_is_noticed",
     "what a killed writer leaves": "buckets::the_whole_job_equals_the_one_on_a_disk",
 }
@@ -437,7 +437,7 @@ def test_a_shard_that_is_not_whole_is_refused_before_training(data, damage):
     damage(data)
     found = manifest.load(str(data))
     with pytest.raises(DataError, match=SHARD):
-        manifest.verify_shards(str(data), found, "train")
+        verify.verify_shards(str(data), found, "train")
     inspected = run_program("tfrecords.inspect", f"--data_dir={data}")
     assert inspected.returncode == 2
     assert SHARD in inspected.stderr
@@ -464,7 +464,7 @@ def test_a_record_that_does_not_fit_is_named_while_it_is_read(data, fault):
     message = "outside the vocabulary" if fault == "id" else "must have 32 tokens"
     with (
         pytest.raises(DataError, match=f"{SHARD}, record 2: .*{message}"),
-        reader.naming_damage(str(data), found),
+        reader.translate_data_loss_errors(str(data), found),
     ):
         for _ in batches:
             pass

@@ -7,11 +7,11 @@ import pytest
 
 from tests.test_tpu_install import copy_tree
 
-TEXT = "The quick brown fox jumps over the lazy dog. {} times it did so.\n\n"
+TEXT = "The quick brown fox jumps over the lazy dog. It jumps {} times.\n\n"
 
 
-def stand_in_for_an_environment(folder: pathlib.Path) -> None:
-    """Makes `make` take the environment that runs this test, and install nothing."""
+def create_stand_in_environment(folder: pathlib.Path) -> None:
+    """Creates an environment that `make` takes for installed: the one of this test."""
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -28,7 +28,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     pytest.importorskip("jax", reason="the extra `plan` is not installed")
     tree, text = tmp_path / "tree", tmp_path / "text.txt"
     copy_tree(tree)
-    stand_in_for_an_environment(tmp_path / "venv")
+    create_stand_in_environment(tmp_path / "venv")
     text.write_text("".join(TEXT.format(number) for number in range(2000)))
     settings = {
         "TPU": "none",
@@ -47,7 +47,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    # The copy's modules are to be found, not those of the tree that is tested.
+    # Import the copy's modules, not those of the tree that is tested.
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
     notebook = nbformat.read(tree / "notebooks" / "colab_tpu.ipynb", as_version=4)

@@ -1,4 +1,4 @@
-"""`make install-tpu`: an environment for TPUs, from an empty one, on this machine."""
+"""`make install-tpu`: sets up an environment for TPUs from nothing, on this machine."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# In a process of its own, as a user would: what can be imported, and what is installed.
+# Prints the devices and the installed packages, in a process of its own.
 REPORT = """
 import json
 from importlib import metadata
@@ -24,7 +24,7 @@ print(json.dumps({
 
 
 def copy_tree(target: pathlib.Path) -> None:
-    """Copies the tree as a commit of all that is here would have it."""
+    """Copies the files that a commit of the whole tree would have."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     command.append("--exclude=.venv*")
     files = subprocess.run(
@@ -36,18 +36,19 @@ def copy_tree(target: pathlib.Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """This one, without what would lead to ROOT's modules or this process's libtpu."""
-    others = ("PYTHONPATH", "TPU_LIBRARY_PATH")
-    kept = {name: value for name, value in os.environ.items() if name not in others}
+    """Returns this environment, without ROOT's modules and this process's libtpu."""
+    removed = ("PYTHONPATH", "TPU_LIBRARY_PATH")
+    kept = {name: value for name, value in os.environ.items() if name not in removed}
     return kept | {"TPU_SKIP_MDS_QUERY": "1"}
 
 
-def run(*command: str, cwd: pathlib.Path, **more: str) -> str:
-    found = subprocess.run(
-        command, cwd=cwd, env=environment() | more, capture_output=True, text=True
+def run(*command: str, cwd: pathlib.Path, **variables: str) -> str:
+    """Runs a command that must succeed; returns its standard output."""
+    process = subprocess.run(
+        command, cwd=cwd, env=environment() | variables, capture_output=True, text=True
     )
-    assert found.returncode == 0, found.stdout + found.stderr
-    return found.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 @pytest.mark.slow
@@ -57,21 +58,20 @@ def test_an_environment_for_tpus_has_one_tensorflow_that_sees_the_tpu_system(tmp
         pytest.skip("no package index can be reached from here")
     tree, venv = tmp_path / "tree", tmp_path / "venv"
     copy_tree(tree)
-    where = [f"VENV={venv}", f"PYTHON={sys.executable}"]
-    # As from a notebook that has imported another TensorFlow.
-    another = {"TPU_LIBRARY_PATH": str(tmp_path / "another/libtpu.so")}
-    printed = run("make", "install-tpu", *where, cwd=tree, **another)
+    variables = [f"VENV={venv}", f"PYTHON={sys.executable}"]
+    # A notebook that has imported another TensorFlow exports its libtpu.
+    notebook = {"TPU_LIBRARY_PATH": str(tmp_path / "another/libtpu.so")}
+    printed = run("make", "install-tpu", *variables, cwd=tree, **notebook)
     assert "device_type='TPU_SYSTEM'" in printed
 
-    found = json.loads(run(str(venv / "bin/python"), "-c", REPORT, cwd=tree))
-    assert "TPU_SYSTEM" in found["devices"]
-    assert "tensorflow-tpu" in found["packages"]
-    assert "tensorflow" not in found["packages"]
+    report = json.loads(run(str(venv / "bin/python"), "-c", REPORT, cwd=tree))
+    assert "TPU_SYSTEM" in report["devices"]
+    assert "tensorflow-tpu" in report["packages"]
+    assert "tensorflow" not in report["packages"]
 
     program = ["doctor", "TPU=none", "CONFIG=configs/quickstart.py"]
-    assert "replicas compute" in run("make", *program, *where, cwd=tree, **another)
-    refused = subprocess.run(
-        ["make", "plan", "TPU=v3-8", *where], cwd=tree, capture_output=True, text=True
-    )
+    assert "replicas compute" in run("make", *program, *variables, cwd=tree, **notebook)
+    plan = ["make", "plan", "TPU=v3-8", *variables]
+    refused = subprocess.run(plan, cwd=tree, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "VENV=.venv-plan" in refused.stderr

@@ -1,19 +1,19 @@
-"""Looks into a dataset: `python -m tfrecords.inspect --data_dir=…`.
+"""Checks and describes a dataset: `python -m tfrecords.inspect --data_dir=…`.
 
 Reads every record, compares all checksums and counts with the manifest, and prints
-what is there and some examples as text. Needs neither a config nor TensorFlow.
+statistics and some examples as text. Needs neither a config nor TensorFlow.
 """
 
 import json
-import sys
-from typing import Any, NoReturn
+from itertools import islice
+from typing import Any
 
 import numpy as np
-import tokenizers
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
-from configs.errors import DataError
+from configs import cli
+from configs.errors import DataError, UserError
 from tfrecords import manifest as manifests
 from tfrecords import verify
 from tfrecords.manifest import Manifest
@@ -23,27 +23,36 @@ FLAGS = flags.FLAGS
 _HISTOGRAM_BINS = 8
 
 
-def inspect(data_dir: str, *, read_records: bool, show: int) -> dict[str, Any]:
-    """Returns what `main` prints.
+def inspect(data_dir: str, *, read_records: bool, num_examples: int) -> dict[str, Any]:
+    """Checks a dataset and describes its contents.
+
+    Args:
+      data_dir: folder of the dataset.
+      read_records: whether to read all records and compare all checksums. If not, only
+        sizes and counts are checked.
+      num_examples: number of records to return as text.
+
+    Returns:
+      The description, as `--json` prints it.
 
     Raises:
-      DataError: lists everything that is not as the manifest says.
+      DataError: lists all differences from the manifest.
     """
     manifest = manifests.load(data_dir)
-    manifests.verify_tokenizer(data_dir, manifest)
+    verify.verify_tokenizer(data_dir, manifest)
     splits = {}
     problems = []
     for name in manifest.splits:
         if read_records:
-            statistics, found = _read(data_dir, manifest, name)
-            problems += found
-            splits[name] = _figures(manifest, name) | _measured(statistics, manifest)
+            statistics, split_problems = _read(data_dir, manifest, name)
+            problems += split_problems
+            splits[name] = _counts(manifest, name) | _measured(statistics, manifest)
         else:
-            manifests.verify_shards(data_dir, manifest, name)
-            splits[name] = _figures(manifest, name)
+            verify.verify_shards(data_dir, manifest, name)
+            splits[name] = _counts(manifest, name)
     if read_records:
         problems += [
-            f"{data_dir} holds {name}, which is not in the manifest."
+            f"{data_dir} holds {name}, which is not in the manifest. Remove it."
             for name in verify.unlisted_shards(data_dir, manifest)
         ]
     if problems:
@@ -56,7 +65,7 @@ def inspect(data_dir: str, *, read_records: bool, show: int) -> dict[str, Any]:
         "vocabulary_size": manifest.vocabulary_size,
         "tokenizer_engine": manifest.tokenizer_engine,
         "splits": splits,
-        "examples": _examples(data_dir, manifest, show),
+        "examples": _examples(data_dir, manifest, num_examples),
     }
 
 
@@ -69,10 +78,10 @@ def _read(
         return verify.examine(data_dir, manifest, split, bar.update)
 
 
-def _figures(manifest: Manifest, name: str) -> dict[str, Any]:
-    """What the manifest says of a split."""
+def _counts(manifest: Manifest, name: str) -> dict[str, Any]:
+    """Returns the manifest's counts of a split."""
     split = manifest.split(name)
-    figures = {
+    counts = {
         "documents": split.documents,
         "words": split.words,
         "bytes": split.bytes,
@@ -84,17 +93,17 @@ def _figures(manifest: Manifest, name: str) -> dict[str, Any]:
         "kept_as_they_are": split.kept,
     }
     if manifest.mode != "packed":
-        figures["truncated_documents"] = split.truncated_documents
-        figures["truncated_share_of_tokens"] = split.truncated_tokens / max(
+        counts["truncated_documents"] = split.truncated_documents
+        counts["truncated_share_of_tokens"] = split.truncated_tokens / max(
             split.tokens + split.truncated_tokens, 1
         )
     if manifest.labelled:
-        figures["labels"] = split.labels
-    return figures
+        counts["labels"] = split.labels
+    return counts
 
 
 def _measured(statistics: verify.Statistics, manifest: Manifest) -> dict[str, Any]:
-    """What reading the records showed."""
+    """Returns the statistics of the records of a split."""
     counts, edges = np.histogram(
         list(statistics.lengths),
         _HISTOGRAM_BINS,
@@ -113,31 +122,37 @@ def _measured(statistics: verify.Statistics, manifest: Manifest) -> dict[str, An
     }
 
 
-def _examples(data_dir: str, manifest: Manifest, show: int) -> list[dict[str, Any]]:
-    """The first records of the first training shard, as text."""
+def _examples(data_dir: str, manifest: Manifest, count: int) -> list[dict[str, Any]]:
+    """Returns the first records of the first shard as text."""
+    if not count:
+        return []
+    import tokenizers  # takes longer to import than to answer a mistyped flag
+
     name = f"{manifests.TOKENIZER_FOLDER}/tokenizer.json"
-    stored = files.read(files.join(data_dir, name)).decode()
-    tokenizer = tokenizers.Tokenizer.from_str(stored)
+    tokenizer_json = files.read(files.join(data_dir, name)).decode()
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     split = next(iter(manifest.splits.values()))
-    found = []
-    stream = verify.records(files.join(data_dir, split.shards[0].name), manifest.dtype)
-    for _, (tokens, length, label) in zip(range(show), stream, strict=False):
+    path = files.join(data_dir, split.shards[0].name)
+    examples = []
+    for tokens, length, label in islice(verify.records(path, manifest.dtype), count):
         length = len(tokens) if length is None else length
         start = len(tokens) - length if manifest.padding_side == "left" else 0
         real = tokens[start : start + length]
         example = {"text": tokenizer.decode(real, skip_special_tokens=False)}
         example["tokens"] = length
-        found.append(example if label is None else {**example, "label": label})
-    return found
+        if label is not None:
+            example["label"] = label
+        examples.append(example)
+    return examples
 
 
 def _print_table(result: dict[str, Any]) -> None:
     for name, value in result.items():
         if name == "splits":
-            for split, figures in value.items():
+            for split, counts in value.items():
                 print(f"\n{split}")
-                for key, figure in figures.items():
-                    print(f"  {key.replace('_', ' '):28}{_text(figure)}")
+                for key, count in counts.items():
+                    print(f"  {key.replace('_', ' '):28}{_text(count)}")
         elif name == "examples":
             for example in value:
                 label = f", label {example['label']}" if "label" in example else ""
@@ -155,45 +170,26 @@ def _text(value: object) -> str:
 
 
 def define_flags() -> None:
+    """Defines the flags of this program."""
     flags.DEFINE_string("data_dir", "", "folder of the dataset")
     flags.DEFINE_bool("verify", True, "read every record and compare all checksums")
-    flags.DEFINE_integer("show", 3, "examples to print", lower_bound=0)
-    flags.DEFINE_bool("json", False, "print the result as one JSON object")
+    flags.DEFINE_integer("show", 3, "number of examples to print", lower_bound=0)
 
 
-def main(_: object) -> None:
-    try:
-        result = inspect(FLAGS.data_dir, read_records=FLAGS.verify, show=FLAGS.show)
-    except (ValueError, RuntimeError) as error:
-        if not hasattr(error, "exit_code"):
-            raise
-        _stop(str(error), error.exit_code)
-    except PermissionError as error:
-        _stop(f"{error.filename} cannot be read: {error.strerror}.")
+def main() -> None:
+    """Prints the description of the dataset that the flags name."""
+    if not FLAGS.data_dir:
+        raise UserError("--data_dir=DIR is missing.")
+    result = inspect(FLAGS.data_dir, read_records=FLAGS.verify, num_examples=FLAGS.show)
     if FLAGS.json:
         print(json.dumps(result))
     else:
         _print_table(result)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        remaining = FLAGS(argv)
-    except flags.Error as error:
-        _stop(str(error))
-    if len(remaining) > 1:
-        _stop(f"Only flags are understood. Received: {' '.join(remaining[1:])}")
-    return remaining
-
-
-def _stop(message: str, exit_code: int = 2) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(exit_code)
-
-
 def run() -> None:
-    define_flags()
-    app.run(main, flags_parser=_parse)
+    """Runs the program."""
+    cli.run(main, define_flags)
 
 
 if __name__ == "__main__":

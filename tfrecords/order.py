@@ -1,7 +1,7 @@
-"""Which record comes when: seeded permutations and the reading order of an epoch.
+"""Defines the order in which records are read: seeded permutations and epochs.
 
-Everything here is integer arithmetic on NumPy arrays, the same on every machine and
-in every version, and everything is a pure function of its arguments.
+All functions are pure and use integer arithmetic on NumPy arrays only, so the results
+are the same on every machine and in every version.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 def permutation(size: int, *key: int) -> np.ndarray:
     """Returns a permutation of range(size) that depends on `key` alone.
 
-    Each index is hashed with the key, and the hashes are sorted.
+    It sorts the indices by their hashes with the key.
 
     Args:
       size: number of elements.
@@ -28,7 +28,14 @@ def permutation(size: int, *key: int) -> np.ndarray:
 
 
 def hash_integers(values: np.ndarray, *key: int) -> np.ndarray:
-    """Hashes each value with a key, to uint64 of the same shape.
+    """Hashes each value with a key.
+
+    Args:
+      values: non-negative integers of any shape.
+      *key: non-negative integers, such as seed and epoch.
+
+    Returns:
+      uint64, of the shape of `values`.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators"
     (2014), the finalizer of SplitMix64, chained over the parts of the key.
@@ -44,7 +51,11 @@ def hash_integers(values: np.ndarray, *key: int) -> np.ndarray:
 
 
 def shard_sizes(num_records: int, num_shards: int) -> np.ndarray:
-    """Splits records evenly: the first shards hold one more. int64 [num_shards]."""
+    """Splits records evenly among shards; the first shards may hold one record more.
+
+    Returns:
+      int64 [num_shards].
+    """
     sizes = np.full(num_shards, num_records // num_shards, np.int64)
     sizes[: num_records % num_shards] += 1
     return sizes
@@ -52,15 +63,21 @@ def shard_sizes(num_records: int, num_shards: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of the reading order: take one record of each row in turn.
+    """Describes a part of the reading order: a round-robin over rows.
 
-    Row i reads shard `shard[i]` from record `first[i]`, then every `stride`-th,
-    wrapping at the end of the shard, until it has given `count[i]` records.
+    Row i reads `count[i]` records of shard `shard[i]`: record `first[i]` and then every
+    `stride`-th, wrapping around at the end of the shard.
+
+    Attributes:
+      shard: int64 [rows].
+      first: int64 [rows].
+      count: int64 [rows].
+      stride: records from one read to the next.
     """
 
-    shard: np.ndarray  # int64 [rows]
-    first: np.ndarray  # int64 [rows]
-    count: np.ndarray  # int64 [rows]
+    shard: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
     stride: int
 
 
@@ -73,37 +90,35 @@ def epoch_phases(
     host_index: int = 0,
     num_hosts: int = 1,
 ) -> list[Phase]:
-    """Returns how one host reads one epoch.
+    """Returns the order in which one host reads one epoch.
 
-    The order of an epoch is a round-robin over all shards, which are permuted, and
-    each read from an offset, by (seed, epoch). Where some shards hold one record
-    more, a last, shorter round takes those. Over all epochs the records form one
-    endless stream; the host reads those whose place in it is `host_index` modulo
-    `num_hosts`. With `num_shards` a multiple of `num_hosts` it so opens only its
-    part of the shards.
+    An epoch is a round-robin over all shards. (seed, epoch) determines the permutation
+    of the shards and the record at which each starts. If some shards hold one record
+    more, a last, shorter round reads those. The epochs form one endless stream, of
+    which a host reads the positions that are `host_index` modulo `num_hosts`. If
+    `num_hosts` divides the number of shards, each host opens only its own shards.
 
     Args:
-      sizes: records of each shard, differing by at most one, the larger first.
-      epoch: which pass over the data.
-      seed: of the order.
-      start: records of this epoch that were read before, by all hosts.
-      host_index: this host, below `num_hosts`.
-      num_hosts: how many hosts share the stream.
+      sizes: int64 [num_shards], records of each shard, as `shard_sizes` returns them.
+      epoch: index of the pass over the data.
+      seed: seed of the order.
+      start: records of this epoch that all hosts together have read before.
+      host_index: index of this host.
+      num_hosts: number of hosts that share the stream.
     """
     num_shards, total = len(sizes), int(sizes.sum())
     shards = permutation(num_shards, seed, epoch)
-    offsets = hash_integers(np.arange(num_shards), seed, epoch, 1) % sizes.astype(
-        np.uint64
-    )
+    hashes = hash_integers(np.arange(num_shards), seed, epoch, 1)
+    offsets = (hashes % sizes.astype(np.uint64)).astype(np.int64)
     num_rounds = total // num_shards
     whole = num_rounds * num_shards
 
     def phase(shards: np.ndarray, positions: np.ndarray, stop: int) -> Phase:
-        # Of all positions only the host's; a shard's come `stride` rounds apart.
+        # Positions of this host. Those in the same shard are `stride` rounds apart.
         owned = positions[(epoch * total + positions) % num_hosts == host_index]
         rounds = owned // num_shards
         shard = shards[owned % num_shards]
-        offset = offsets.astype(np.int64)[shard]
+        offset = offsets[shard]
         count = -(-(stop - owned) // (num_shards * stride))
         return Phase(shard, (offset + rounds) % sizes[shard], count, stride)
 
@@ -127,14 +142,15 @@ def phases(
     host_index: int = 0,
     num_hosts: int = 1,
 ) -> list[Phase]:
-    """Returns how one host reads records [start, stop) of the endless stream.
+    """Returns the order in which one host reads positions [start, stop) of the stream.
 
-    The last phase may hold more. Arguments as in `epoch_phases`.
+    The last phase may continue after `stop`, to the end of its epoch. See
+    `epoch_phases` for the other arguments.
     """
     total = int(sizes.sum())
-    found = []
+    result = []
     for epoch in range(start // total, (stop - 1) // total + 1):
-        found += epoch_phases(
+        result += epoch_phases(
             sizes,
             epoch=epoch,
             seed=seed,
@@ -142,11 +158,11 @@ def phases(
             host_index=host_index,
             num_hosts=num_hosts,
         )
-    return found
+    return result
 
 
-def places(sizes: np.ndarray, phases: Iterable[Phase]) -> Iterator[tuple[int, int]]:
-    """Yields shard and record in the order in which phases are read."""
+def locations(sizes: np.ndarray, phases: Iterable[Phase]) -> Iterator[tuple[int, int]]:
+    """Yields (shard, index in the shard) of each record of phases, in reading order."""
     for phase in phases:
         for turn in range(int(phase.count.max(initial=0))):
             for row in np.flatnonzero(phase.count > turn):

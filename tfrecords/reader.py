@@ -1,9 +1,9 @@
-"""From a manifest to `tf.data`: which records this host reads at this step.
+"""Builds the `tf.data` pipeline of training batches.
 
 The global batch of step s is records [s * B, (s + 1) * B) of one endless stream, which
-`order.epoch_phases` defines from (dataset, seed) alone. So it does not depend on how
-many hosts or replicas read it, nor on where a run was interrupted: a run that continues
-at step s opens each shard where it stands then.
+`order.epoch_phases` defines by (dataset, seed) alone. It depends neither on the number
+of hosts or replicas nor on interruptions: a run that resumes at step s starts reading
+each shard at its position for that step.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from configs.errors import DataError
 from tfrecords import order, schema, verify
 from tfrecords.manifest import Manifest, Split
 from tfrecords.storage import files
+from tfrecords.tensorflow_errors import root_cause
 
 
 def training_batches(
@@ -31,86 +32,67 @@ def training_batches(
     host_index: int = 0,
     num_hosts: int = 1,
 ) -> tf.data.Dataset:
-    """Returns the batches that one host reads for steps [start_step, num_steps).
+    """Returns the batches of one host for steps [start_step, num_steps).
 
     Args:
       data_dir: folder of the dataset.
       manifest: its manifest.
       global_batch_size: records of a step over all hosts, a multiple of
         `num_hosts * batch_size`.
-      batch_size: records of one element: what one replica gets for one step. A step
-        takes `global_batch_size / num_hosts / batch_size` elements.
-      start_step: steps made before.
+      batch_size: records of one element, which one replica uses for one step.
+      start_step: steps completed before.
       num_steps: steps of the whole run.
-      seed: of the order of the epochs.
-      host_index: this host, below `num_hosts`.
+      seed: seed of the order of each epoch.
+      host_index: index of this host.
       num_hosts: hosts that share each global batch.
 
     Returns:
       Elements {tokens: int32 [batch_size, sequence_length], length: int32
-      [batch_size], row: int32 [batch_size]}, the last being each record's place in the
-      global batch; and label: int32 [batch_size] of labelled records. Padding stands at
-      the end, on whatever side it is stored.
+      [batch_size], row: int32 [batch_size]}, where `row` is each record's index in the
+      global batch; labelled records also have label: int32 [batch_size]. Padding is at
+      the end of `tokens`, even if it is stored on the left.
+
+    Raises:
+      DataError: the dataset has fewer shards than hosts.
     """
-    split = manifest.split("train")
-    if len(split.shards) < num_hosts:
-        raise DataError(
-            "The dataset must have at least one shard for each host. Received: "
-            f"{len(split.shards)} shards for {num_hosts} hosts. Preprocess with "
-            f"`--config.data.num_shards={num_hosts}` or a multiple of it."
-        )
-    phases = order.phases(
-        _sizes(split),
-        start_step * global_batch_size,
-        num_steps * global_batch_size,
-        seed=seed,
-        host_index=host_index,
-        num_hosts=num_hosts,
-    )
-    records = _read_phases(paths(data_dir, split), phases)
-    records = records.take((num_steps - start_step) * global_batch_size // num_hosts)
+    start, stop = start_step * global_batch_size, num_steps * global_batch_size
+    host = {"host_index": host_index, "num_hosts": num_hosts}
     batches = (
-        records.batch(batch_size, drop_remainder=True)
-        .map(
-            lambda serialized: parse(serialized, manifest),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        _host_records(data_dir, manifest, start, stop, seed=seed, **host)
+        .batch(batch_size, drop_remainder=True)
+        .map(lambda r: parse(r, manifest), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
         .with_options(options())
     )
-    # The host's records are those whose place in the stream is its index modulo the
-    # number of hosts, which divides the global batch.
-    places = np.arange(host_index, global_batch_size, num_hosts, dtype=np.int32)
-    rows = tf.data.Dataset.from_tensor_slices(places.reshape(-1, batch_size)).repeat()
-    return tf.data.Dataset.zip(batches, rows).map(
-        lambda batch, row: {**batch, "row": row}
-    )
+    # `num_hosts` divides the global batch, so the rows are the same in each step.
+    indices = np.arange(host_index, global_batch_size, num_hosts, dtype=np.int32)
+    rows = tf.data.Dataset.from_tensor_slices(indices.reshape(-1, batch_size)).repeat()
+    return tf.data.Dataset.zip(batches, rows).map(lambda b, row: {**b, "row": row})
 
 
 def batch_records(
     manifest: Manifest, *, step: int, global_batch_size: int, seed: int
 ) -> list[tuple[str, int]]:
-    """Returns shard and number in it of each record of a step's global batch."""
+    """Returns (shard name, index in the shard) of each record of a global batch."""
     split = manifest.split("train")
     first = step * global_batch_size
     sizes = _sizes(split)
     phases = order.phases(sizes, first, first + global_batch_size, seed=seed)
-    places = itertools.islice(order.places(sizes, phases), global_batch_size)
-    return [(split.shards[shard].name, record) for shard, record in places]
+    locations = itertools.islice(order.locations(sizes, phases), global_batch_size)
+    return [(split.shards[shard].name, record) for shard, record in locations]
 
 
 def paths(data_dir: str, split: Split) -> list[str]:
-    """Returns the shards' files, in order."""
+    """Returns the paths of a split's shards, in order."""
     return [files.join(data_dir, shard.name) for shard in split.shards]
 
 
 @contextlib.contextmanager
-def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
-    """Says which shard and record is damaged where reading them fails.
+def translate_data_loss_errors(data_dir: str, manifest: Manifest) -> Iterator[None]:
+    """Replaces TensorFlow's errors about unreadable data by one that names the shard.
 
     Raises:
-      DataError: in place of TensorFlow's error, when the dataset is not as its
-        manifest says, or may not be read any more.
+      DataError: the dataset differs from its manifest, or is no longer accessible.
     """
     try:
         yield
@@ -119,11 +101,13 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
         tf.errors.PermissionDeniedError,
         tf.errors.UnauthenticatedError,
     ) as error:
-        folder = data_dir if data_dir.rstrip("/") in str(error) else "What a run uses"
+        folders = (
+            data_dir if data_dir.rstrip("/") in str(error) else "The folders of a run"
+        )
         raise DataError(
-            f"{folder} must stay there and let this account read and write all the "
-            f"time. Received: {cause(error)}\nThe same command continues from the last "
-            "checkpoint."
+            f"{folders} must exist and be accessible to this account during the whole "
+            f"run. Received: {root_cause(error)}\nRestore access; the same command "
+            "continues from the last checkpoint."
         ) from error
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         problems = [
@@ -133,17 +117,84 @@ def naming_damage(data_dir: str, manifest: Manifest) -> Iterator[None]:
         ]
         if not problems:
             raise
+        raise DataError("\n".join([*problems, verify.REMEDY])) from error
+
+
+def parse(serialized: tf.Tensor, manifest: Manifest) -> dict[str, tf.Tensor]:
+    """Parses a batch of records and moves padding to the end.
+
+    Args:
+      serialized: string [batch].
+      manifest: manifest of the dataset.
+
+    Returns:
+      {tokens: int32 [batch, sequence_length], length: int32 [batch]}; labelled records
+      also have label: int32 [batch].
+
+    Raises:
+      InvalidArgumentError: at run time, if a token id is outside the vocabulary.
+    """
+    batch = schema.parse(
+        serialized,
+        sequence_length=manifest.sequence_length,
+        dtype=manifest.dtype,
+        labelled=manifest.labelled,
+    )
+    if manifest.padding_side == "left":
+        # With the padding after them, real tokens of a causal model never attend to it
+        # and start at position 0.
+        source = tf.range(manifest.sequence_length) - batch[schema.LENGTH][:, None]
+        source %= manifest.sequence_length
+        batch[schema.TOKENS] = tf.gather(batch[schema.TOKENS], source, batch_dims=1)
+    # On a TPU, a gather with an id outside the vocabulary raises no error.
+    in_vocabulary = tf.debugging.assert_less(
+        batch[schema.TOKENS],
+        manifest.vocabulary_size,
+        message="A record holds a token id outside the vocabulary.",
+    )
+    with tf.control_dependencies([in_vocabulary]):
+        return {name: tf.identity(value) for name, value in batch.items()}
+
+
+def options() -> tf.data.Options:
+    """Returns the options of all datasets: deterministic, no automatic sharding."""
+    result = tf.data.Options()
+    result.deterministic = True
+    # The datasets already select the records of this host.
+    result.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF
+    )
+    return result
+
+
+def _host_records(
+    data_dir: str,
+    manifest: Manifest,
+    start: int,
+    stop: int,
+    *,
+    seed: int,
+    host_index: int,
+    num_hosts: int,
+) -> tf.data.Dataset:
+    """Returns every `num_hosts`-th record of [start, stop) of the endless stream."""
+    split = manifest.split("train")
+    if len(split.shards) < num_hosts:
         raise DataError(
-            "\n".join(problems) + "\nCopy the dataset again, or preprocess it again."
-        ) from error
-
-
-def cause(error: Exception) -> str:
-    """Returns the line of TensorFlow's error that says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    frames = ("[[", "Detected at", "Graph execution error", "File ", "<stack", "(")
-    said = [line for line in lines if not line.startswith(frames)]
-    return (said or lines or [type(error).__name__])[-1]
+            "The dataset must have at least one shard for each host. Received: "
+            f"{len(split.shards)} shards for {num_hosts} hosts. Preprocess with "
+            f"`--config.data.num_shards={num_hosts}` or a multiple of it."
+        )
+    phases = order.phases(
+        _sizes(split),
+        start,
+        stop,
+        seed=seed,
+        host_index=host_index,
+        num_hosts=num_hosts,
+    )
+    records = _read_phases(paths(data_dir, split), phases)
+    return records.take((stop - start) // num_hosts)
 
 
 def _sizes(split: Split) -> np.ndarray:
@@ -151,11 +202,11 @@ def _sizes(split: Split) -> np.ndarray:
 
 
 def _read_phases(paths: list[str], phases: list[order.Phase]) -> tf.data.Dataset:
-    """Reads phases one after the other, and in each one record of each row in turn."""
+    """Reads phases one after the other, and the rows of each in round-robin order."""
     num_rows = max(len(phase.shard) for phase in phases)
 
     def table(field: str) -> np.ndarray:
-        # A row that only fills up the table has count 0.
+        # All phases get the same number of rows; an added row has count 0.
         values = [getattr(phase, field) for phase in phases]
         return np.stack([np.pad(v, (0, num_rows - len(v))) for v in values])
 
@@ -166,8 +217,8 @@ def _read_phases(paths: list[str], phases: list[order.Phase]) -> tf.data.Dataset
         shard: tf.Tensor, first: tf.Tensor, count: tf.Tensor
     ) -> tf.data.Dataset:
         records = tf.data.TFRecordDataset(all_paths[shard])
-        turned = records.skip(first).concatenate(records.take(first))
-        return turned.shard(stride, 0).take(count)
+        rotated = records.skip(first).concatenate(records.take(first))
+        return rotated.shard(stride, 0).take(count)
 
     def read_phase(*rows: tf.Tensor) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices(rows).interleave(
@@ -180,46 +231,3 @@ def _read_phases(paths: list[str], phases: list[order.Phase]) -> tf.data.Dataset
 
     tables = (table("shard"), table("first"), table("count"))
     return tf.data.Dataset.from_tensor_slices(tables).flat_map(read_phase)
-
-
-def parse(serialized: tf.Tensor, manifest: Manifest) -> dict[str, tf.Tensor]:
-    """Decodes records, string [B], and turns padding to the end.
-
-    Returns:
-      {tokens: int32 [B, sequence_length], length: int32 [B]}, and label: int32 [B] of
-      labelled records.
-
-    Raises:
-      InvalidArgumentError: as it runs, where a token is outside the vocabulary.
-    """
-    batch = schema.parse(
-        serialized,
-        sequence_length=manifest.sequence_length,
-        dtype=manifest.dtype,
-        labelled=manifest.labelled,
-    )
-    if manifest.padding_side == "left":
-        # A causal model gives the same at the real tokens when the padding, which
-        # none of them sees, comes after them.
-        turn = tf.range(manifest.sequence_length) - batch[schema.LENGTH][:, None]
-        turn %= manifest.sequence_length
-        batch[schema.TOKENS] = tf.gather(batch[schema.TOKENS], turn, batch_dims=1)
-    # A gather with an id outside the vocabulary would not complain on a TPU.
-    in_vocabulary = tf.debugging.assert_less(
-        batch[schema.TOKENS],
-        manifest.vocabulary_size,
-        message="A record holds a token id outside the vocabulary.",
-    )
-    with tf.control_dependencies([in_vocabulary]):
-        return {name: tf.identity(value) for name, value in batch.items()}
-
-
-def options() -> tf.data.Options:
-    """Returns those of every dataset: the order is fixed, and so are a host's parts."""
-    found = tf.data.Options()
-    found.deterministic = True
-    # `order` has already given each host its own part.
-    found.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.OFF
-    )
-    return found

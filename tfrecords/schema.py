@@ -1,12 +1,14 @@
-"""The record: `sequence_length` token ids in a `tf.train.Example` in a TFRecord file.
+"""Serializes records: `tf.train.Example` messages in TFRecord files.
 
-An Example holds bytes features, all little-endian. `tokens`: uint16, or uint32 where
-the vocabulary has more than 65,536 ids. `length`, uint32: the number of real tokens, in
-every record of a document and in a packed record with padding; a record without it is
-full. `label`, int32: in labelled datasets. Padding stands on the manifest's side.
+The features of an Example are little-endian bytes:
+  tokens: `sequence_length` ids, uint16, or uint32 if the vocabulary has more than
+    65,536 ids. The manifest says on which side padding is.
+  length: uint32, number of real tokens. In all records of documents, and in packed
+    records with padding; a record without it is full.
+  label: int32, in labelled datasets.
 
-Every record of the same kind has the same size, so the size of a shard tells its
-number of records. Writing needs no TensorFlow: worker processes start in an instant.
+All records of a kind have the same size, so the size of a shard determines its number
+of records. Only `parse` needs TensorFlow, so worker processes start fast.
 """
 
 import functools
@@ -26,12 +28,13 @@ LABEL = "label"
 FORMAT_VERSION = 2
 MAX_UINT16_VOCABULARY = 1 << 16
 
-# A TFRecord frame: uint64 length, uint32 crc of it, payload, uint32 crc of the payload.
+# A TFRecord frame is: uint64 length, uint32 CRC of the length, payload, uint32 CRC of
+# the payload.
 _FRAME_OVERHEAD_BYTES = 16
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
-    """Returns the little-endian dtype that holds ids below `vocabulary_size`."""
+    """Returns the smaller little-endian dtype that holds ids below the given size."""
     return np.dtype("<u2" if vocabulary_size <= MAX_UINT16_VOCABULARY else "<u4")
 
 
@@ -41,9 +44,9 @@ def serialize(
     """Serializes one record as a `tf.train.Example`.
 
     Args:
-      tokens: uint16 or uint32 [sequence_length], padded where `length` is given.
-      length: number of real tokens; None when all of them are.
-      label: of a labelled document, below 2^31 in size.
+      tokens: uint16 or uint32 [sequence_length], little-endian, with padding.
+      length: number of real tokens. None: all.
+      label: label of a labelled document, an int32.
     """
     features = _feature(TOKENS, tokens.tobytes())
     if length is not None:
@@ -56,10 +59,17 @@ def serialize(
 def deserialize(
     payload: bytes, dtype: np.dtype
 ) -> tuple[np.ndarray, int | None, int | None]:
-    """Returns (tokens, length, label) of what `serialize` made, without TensorFlow.
+    """Parses one serialized record, without TensorFlow.
+
+    Args:
+      payload: result of `serialize`.
+      dtype: dtype of the stored tokens.
+
+    Returns:
+      (tokens, length, label); length and label are None if the record lacks them.
 
     Raises:
-      ValueError: the payload is no such Example.
+      ValueError: the payload is not a record.
     """
     try:
         ((_, features),) = _fields(payload)
@@ -86,19 +96,19 @@ def parse(
     dtype: np.dtype,
     labelled: bool = False,
 ) -> dict[str, "tf.Tensor"]:
-    """Parses a batch of serialized records.
+    """Parses a batch of serialized records with TensorFlow.
 
     Args:
       serialized: string [batch].
-      sequence_length: tokens in every record.
-      dtype: what `token_dtype` returned when the records were written.
+      sequence_length: tokens of a record.
+      dtype: dtype of the stored tokens.
       labelled: whether the records have labels.
 
     Returns:
-      `tokens` int32 [batch, sequence_length], `length` int32 [batch] and, of labelled
-      records, `label` int32 [batch].
+      {tokens: int32 [batch, sequence_length], length: int32 [batch]}; labelled records
+      also have label: int32 [batch].
     """
-    import tensorflow as tf  # writing does without it
+    import tensorflow as tf  # all other functions work without it
 
     full = struct.pack("<I", sequence_length)
     features = {
@@ -108,7 +118,7 @@ def parse(
     if labelled:
         features[LABEL] = tf.io.FixedLenFeature([], tf.string)
     example = tf.io.parse_example(serialized, features)
-    # decode_raw knows no uint32; ids stay far below 2**31.
+    # decode_raw does not support uint32; ids are far below 2**31.
     stored = tf.uint16 if dtype.itemsize == 2 else tf.int32
     tokens = tf.cast(tf.io.decode_raw(example[TOKENS], stored), tf.int32)
     (batch,) = serialized.shape
@@ -120,7 +130,7 @@ def parse(
 
 
 def frame(payload: bytes) -> bytes:
-    """Frames a payload as TFRecord files do.
+    """Returns a payload as a frame of a TFRecord file.
 
     Source: tensorflow/core/lib/io/record_writer.h.
     """
@@ -131,10 +141,10 @@ def unframe(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """Yields the payloads of a TFRecord file.
 
     Args:
-      read: reads that many bytes of the file, or what is left.
+      read: function that reads up to the given number of bytes.
 
     Raises:
-      ValueError: a frame is cut off, or a checksum is wrong.
+      ValueError: a frame is incomplete, or a checksum is wrong.
     """
     while header := read(12):
         if len(header) < 12 or _masked_crc(header[:8]) != header[8:]:
@@ -155,7 +165,7 @@ def frame_bytes(
     with_length: bool = False,
     with_label: bool = False,
 ) -> int:
-    """Returns the size on disk of one framed record."""
+    """Returns the size of one record in a file, in bytes."""
     payload = serialize(
         np.zeros(sequence_length, dtype),
         length=0 if with_length else None,
@@ -171,11 +181,11 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 def _feature(name: str, value: bytes) -> bytes:
-    """One entry of the map Features.feature: {name: Feature(bytes_list=[value])}."""
+    """Encodes an entry of the map Features.feature, with a bytes_list of one value."""
     return _feature_start(name, len(value)) + value
 
 
-# Records of a file have the same few sizes: what depends on them alone is made once.
+# The following prefixes depend on sizes only, which the records of a file share.
 
 
 @functools.lru_cache
@@ -195,15 +205,15 @@ def _feature_start(name: str, size: int) -> bytes:
 
 @functools.lru_cache
 def _field_start(number: int, size: int) -> bytes:
-    """What stands before the content of a length-delimited protocol buffer field."""
+    """Returns the tag and size of a length-delimited protocol buffer field."""
     return bytes([number << 3 | 2]) + _varint(size)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yields (number, content) of the length-delimited fields that `data` consists of.
+    """Yields (number, content) of the length-delimited fields of a message.
 
     Raises:
-      IndexError: it does not.
+      IndexError: the data has other content.
     """
     position = 0
     while position < len(data):
@@ -217,7 +227,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
                 break
         start, position = position + 1, position + 1 + size
         if kind != 2 or position > len(data):
-            raise IndexError("no length-delimited field, or one that is cut off")
+            raise IndexError("a field is incomplete or not length-delimited")
         yield number, data[start:position]
 
 

@@ -1,7 +1,9 @@
-"""Reads a dataset record by record, without TensorFlow: what is in it, what is wrong.
+"""Compares a dataset with its manifest, without TensorFlow.
 
-Every byte is compared with a checksum: the frames' own, and the manifest's SHA-256,
-which notices records that were exchanged, doubled or left out, too.
+Two levels: `verify_shards` and `verify_tokenizer` compare sizes and counts, which takes
+no time and is done before every run. `examine` reads every record and compares all
+checksums: those of the records, and the manifest's SHA-256, which also detects
+records that were swapped, duplicated or dropped.
 """
 
 import dataclasses
@@ -12,16 +14,108 @@ from typing import BinaryIO
 
 import numpy as np
 
-from configs.errors import DataError
-from tfrecords import manifest as manifests
-from tfrecords import schema
-from tfrecords.manifest import Manifest, Shard
+from configs.errors import DataError, UserError
+from tfrecords import fingerprints, schema
+from tfrecords.manifest import TOKENIZER_FOLDER, Manifest, Shard, num_windows
 from tfrecords.storage import files
+
+REMEDY = "Copy the dataset again, or preprocess it again."
+
+
+def verify_shards(data_dir: str, manifest: Manifest, split: str) -> None:
+    """Checks that all shards of a split exist with the right size.
+
+    Raises:
+      DataError: lists all shards that differ from the manifest.
+    """
+    problems = shard_problems(data_dir, manifest, split)
+    if problems:
+        raise DataError("\n".join([*problems, REMEDY]))
+
+
+def shard_problems(data_dir: str, manifest: Manifest, split: str) -> list[str]:
+    """Returns a message for each shard that is missing or has the wrong size.
+
+    The size detects a file that was cut between two records, which TFRecord readers
+    accept. Checksums are not read; see `examine`.
+    """
+    problems = []
+    sizes = files.sizes_and_versions(data_dir)
+    for shard in manifest.split(split).shards:
+        path = files.join(data_dir, shard.name)
+        if shard.name not in sizes:
+            problems.append(f"{path} is missing.")
+        elif sizes[shard.name][0] != shard.num_bytes:
+            problems.append(
+                f"{path} must have {shard.num_bytes} bytes. It has "
+                f"{sizes[shard.name][0]}."
+            )
+    return problems + _count_problems(manifest, split)
+
+
+def verify_tokenizer(data_dir: str, manifest: Manifest) -> None:
+    """Checks the fingerprint of the dataset's tokenizer.
+
+    Raises:
+      DataError: the tokenizer is missing, damaged or not the manifest's.
+    """
+    folder = files.join(data_dir, TOKENIZER_FOLDER)
+    try:
+        fingerprint = fingerprints.of_tokenizer(folder)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        fingerprint = None  # a damaged file
+    if fingerprint != manifest.tokenizer_fingerprint:
+        raise DataError(
+            f"{folder} must hold the tokenizer that the manifest names. It is missing, "
+            f"damaged or another. {REMEDY}"
+        )
+
+
+class ShardChangeDetector:
+    """Detects shards that are rewritten while a run reads them.
+
+    A reader that has opened an old shard does not notice.
+    """
+
+    def __init__(self, data_dir: str, manifest: Manifest):
+        """Records the sizes and versions of all shards."""
+        self._data_dir = data_dir
+        splits = manifest.splits.values()
+        self._names = [shard.name for split in splits for shard in split.shards]
+        self._initial = files.sizes_and_versions(data_dir)
+
+    def check(self) -> None:
+        """Compares all shards with those at the start.
+
+        Raises:
+          DataError: a shard was replaced or removed.
+        """
+        current = files.sizes_and_versions(self._data_dir)
+        changed = [n for n in self._names if current.get(n) != self._initial.get(n)]
+        if changed:
+            raise DataError(
+                f"The shards of {self._data_dir} must not change while a run reads "
+                f"them. Changed since its start: {', '.join(changed[:5])}"
+                f"{', …' if len(changed) > 5 else ''}. The steps since the last "
+                "checkpoint are dropped. Restore the dataset and run the same command "
+                "again, or train on the new dataset in a new --workdir."
+            )
 
 
 @dataclasses.dataclass
 class Statistics:
-    """What the records of a split hold; `lengths` counts records by real tokens."""
+    """Summarizes the records of a split.
+
+    Attributes:
+      num_records: number of records.
+      real_tokens: tokens that are not padding.
+      padding_tokens: tokens that are padding.
+      smallest_id: smallest id of a real token.
+      largest_id: largest id of a real token; -1 if there are no tokens.
+      lengths: number of real tokens -> records.
+    """
 
     num_records: int = 0
     real_tokens: int = 0
@@ -37,17 +131,17 @@ def examine(
     split: str,
     progress: Callable[[int], object] = lambda _: None,
 ) -> tuple[Statistics, list[str]]:
-    """Reads every record of a split.
+    """Reads and checks every record of a split.
 
     Args:
       data_dir: folder of the dataset.
       manifest: its manifest.
       split: name of the split.
-      progress: is told the bytes that have been read, shard by shard.
+      progress: called after each shard with the bytes of that shard.
 
     Returns:
-      What the records hold, and a message for each shard that is not as the manifest
-      says, with the first record that is damaged.
+      The statistics of the records, and a message for each shard that differs from
+      the manifest, which names the first damaged record.
     """
     statistics, problems = Statistics(), []
     for shard in manifest.split(split).shards:
@@ -57,27 +151,65 @@ def examine(
         else:
             problems += _examine_shard(path, shard, manifest, statistics)
         progress(shard.num_bytes)
-    sizes = manifests.shard_problems(data_dir, manifest, split)
+    sizes = shard_problems(data_dir, manifest, split)
     return statistics, problems + [p for p in sizes if p not in problems]
 
 
 def unlisted_shards(data_dir: str, manifest: Manifest) -> list[str]:
-    """Names the shards in the folder that the manifest does not know."""
+    """Returns the names of shards in the folder that the manifest does not list."""
     listed = {s.name for split in manifest.splits.values() for s in split.shards}
-    found = files.sizes_and_versions(data_dir)
-    return sorted(n for n in found if n.endswith(".tfrecord") and n not in listed)
+    names = files.sizes_and_versions(data_dir)
+    return sorted(n for n in names if n.endswith(".tfrecord") and n not in listed)
 
 
 def records(
     path: str, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, int | None, int | None]]:
-    """Yields (tokens, length, label) of a shard; DataError at damage."""
+    """Yields (tokens, length, label) of each record of a shard.
+
+    Raises:
+      DataError: a record is damaged.
+    """
     with files.open_read(path) as stream:
         try:
             for payload in schema.unframe(stream.read):
                 yield schema.deserialize(payload, dtype)
         except ValueError as error:
-            raise DataError(f"{path}: {error}.") from error
+            raise DataError(f"{path}: {error}. {REMEDY}") from error
+
+
+def _count_problems(manifest: Manifest, name: str) -> list[str]:
+    """Checks that the manifest's counts of tokens, records and bytes are consistent.
+
+    All records of a kind have the same size, so the counts determine the bytes.
+    """
+    split, length = manifest.split(name), manifest.sequence_length
+    packed = manifest.mode == "packed"
+    full = schema.frame_bytes(
+        length, manifest.dtype, with_length=not packed, with_label=manifest.labelled
+    )
+    padded = schema.frame_bytes(length, manifest.dtype, with_length=True)
+    num_records = split.documents
+    if packed:
+        num_records = num_windows(split.tokens, length, split.stride)
+    problems = []
+    for shard in split.shards:
+        expected = shard.num_records * full
+        last_token = (num_records - 1) * split.stride + length
+        if packed and shard is split.shards[-1] and last_token > split.tokens:
+            expected += padded - full  # the last record of the split
+        if shard.num_bytes != expected:
+            problems.append(
+                f"The manifest's {shard.name} must have {expected} bytes for its "
+                f"{shard.num_records} records. It has {shard.num_bytes}."
+            )
+    if split.num_records != num_records:
+        problems.append(
+            f"The manifest's {name} split must have {num_records} records for its "
+            f"{split.tokens} tokens of {split.documents} documents. It has "
+            f"{split.num_records}."
+        )
+    return problems
 
 
 def _examine_shard(
@@ -85,22 +217,22 @@ def _examine_shard(
 ) -> list[str]:
     number = 0
     with files.open_read(path) as file:
-        stream = _Hashed(file)
+        stream = _HashingStream(file)
         try:
             for payload in schema.unframe(stream.read):
                 tokens, length, _ = schema.deserialize(payload, manifest.dtype)
                 _check_record(tokens, length, manifest)
-                _count(tokens, length, manifest, statistics)
+                _add_record(tokens, length, manifest, statistics)
                 number += 1
         except ValueError as error:
             return [f"{path}, record {number}: {error}."]
     if number != shard.num_records:
         return [f"{path} must have {shard.num_records} records. It has {number}."]
-    if stream.digest.hexdigest() != shard.sha256:
+    sha256 = stream.digest.hexdigest()
+    if sha256 != shard.sha256:
         return [
-            f"{path} must have the SHA-256 {shard.sha256[:16]}… It has "
-            f"{stream.digest.hexdigest()[:16]}…: its records are others, or in another "
-            "order."
+            f"{path} must have the SHA-256 {shard.sha256[:16]}… It has {sha256[:16]}…: "
+            "its records are others, or in another order."
         ]
     return []
 
@@ -119,23 +251,23 @@ def _check_record(tokens: np.ndarray, length: int | None, manifest: Manifest) ->
         )
 
 
-def _count(
-    tokens: np.ndarray, length: int | None, manifest: Manifest, counted: Statistics
+def _add_record(
+    tokens: np.ndarray, length: int | None, manifest: Manifest, statistics: Statistics
 ) -> None:
     length = len(tokens) if length is None else length
     start = len(tokens) - length if manifest.padding_side == "left" else 0
     real = tokens[start : start + length]
-    counted.num_records += 1
-    counted.real_tokens += length
-    counted.padding_tokens += len(tokens) - length
-    counted.lengths[length] += 1
+    statistics.num_records += 1
+    statistics.real_tokens += length
+    statistics.padding_tokens += len(tokens) - length
+    statistics.lengths[length] += 1
     if length:
-        counted.smallest_id = min(counted.smallest_id, int(real.min()))
-        counted.largest_id = max(counted.largest_id, int(real.max()))
+        statistics.smallest_id = min(statistics.smallest_id, int(real.min()))
+        statistics.largest_id = max(statistics.largest_id, int(real.max()))
 
 
-class _Hashed:
-    """A stream that hashes what is read from it."""
+class _HashingStream:
+    """Hashes all bytes that are read from a stream."""
 
     def __init__(self, stream: BinaryIO):
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Writes a shard whole or not at all."""
+"""Writes shards; a shard appears complete or not at all."""
 
 import hashlib
 import itertools
@@ -15,11 +15,9 @@ _BATCH_RECORDS = 256
 def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
     """Writes serialized records as a TFRecord file.
 
-    The file appears under its name when it is complete and on disk.
-
     Args:
-      path: where the shard goes, on a disk or in a bucket.
-      payloads: what `schema.serialize` returns, in order.
+      path: path of the shard, on a disk or in a bucket.
+      payloads: results of `schema.serialize`, in order.
 
     Returns:
       The shard's entry for the manifest.
@@ -28,7 +26,7 @@ def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
     num_records = num_bytes = 0
     frames = map(schema.frame, payloads)
     with files.writing(path) as partial, open(partial, "wb") as file:
-        # Many records at once: hashing and writing each by itself takes twice as long.
+        # In batches: hashing and writing records one by one takes twice as long.
         while batch := list(itertools.islice(frames, _BATCH_RECORDS)):
             data = b"".join(batch)
             digest.update(data)

@@ -14,7 +14,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from configs.schema import validate
+from configs.validation import validate
 from trainer.planning import hardware
 from trainer.runtime import strategy as strategies
 

@@ -6,15 +6,16 @@ has its protocol with it, and one of a run is kept in `WORKDIR/evaluations/`.
 """
 
 import json
+import math
 from typing import Any
 
 import tensorflow as tf
 from absl import flags
 
 from configs import cli
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from tfrecords import manifest as manifests
-from tfrecords import reader
+from tfrecords import reader, verify
 from tfrecords.windows import Windows
 from trainer.checkpoints import pretrained
 from trainer.evaluation import published
@@ -61,7 +62,7 @@ def evaluate() -> list[dict[str, Any]]:
     strategies.check_folder("data_dir", FLAGS.data_dir)
     manifest = manifests.load(FLAGS.data_dir)
     split = manifest.split(FLAGS.split)
-    manifests.verify_shards(FLAGS.data_dir, manifest, FLAGS.split)
+    verify.verify_shards(FLAGS.data_dir, manifest, FLAGS.split)
 
     strategy = strategies.from_flags()
     with strategy.scope():
@@ -93,8 +94,9 @@ def evaluate() -> list[dict[str, Any]]:
     scorers = [_scorer(training_step, strategy, manifest, stamp) for stamp in stamps]
     found = []
     for stamp, scorer in zip(stamps, scorers, strict=True):
-        with reader.naming_damage(FLAGS.data_dir, manifest):
+        with reader.translate_data_loss_errors(FLAGS.data_dir, manifest):
             sums = scorer()
+        _check_finite(sums, trained.name)
         result: dict[str, Any] = {
             "model": trained.name,
             "step": trained.step,
@@ -104,12 +106,21 @@ def evaluate() -> list[dict[str, Any]]:
         result["published"] = []
         if "token_perplexity" in result:
             result["published"] = published.compare(
-                result, trained.model.config, trained.origin
+                result, trained.published_name, trained.origin
             )
         found.append(result)
         if FLAGS.workdir:
-            results.keep(FLAGS.workdir, result)
+            results.save(FLAGS.workdir, result)
     return found
+
+
+def _check_finite(sums: dict[str, float], name: str) -> None:
+    if not all(map(math.isfinite, sums.values())):
+        raise DataError(
+            f"The loss of {name} must be finite. Received: {sums}. Its "
+            "weights are finite, but so large that the network overflows: its training "
+            "has diverged. Evaluate an earlier `--step`, or another checkpoint."
+        )
 
 
 def _context_lengths(manifest: manifests.Manifest, n_positions: int) -> list[int]:
@@ -169,7 +180,8 @@ def main() -> None:
     with preemption.naming_loss():
         found = evaluate()
     if FLAGS.json:
-        print(json.dumps(found[0] if len(found) == 1 else {"results": found}))
+        shown = found[0] if len(found) == 1 else {"results": found}
+        print(json.dumps(shown, allow_nan=False))
         return
     for number, result in enumerate(found):
         if number:
@@ -193,7 +205,7 @@ def _print(result: dict[str, Any]) -> None:
         differences = "; ".join(study["differences"])
         print(f"  not comparable: {differences}" if differences else "  comparable")
     if not result["published"]:
-        print("published: nothing for a model of this size on this text")
+        print("published: none for this text and checkpoint name (a folder has none)")
 
 
 def run() -> None:

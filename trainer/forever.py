@@ -21,6 +21,7 @@ from absl import flags
 from configs import cli
 from configs.errors import TryAgainError
 from tfrecords.storage import files
+from trainer.run_dir import layout
 
 _STOPPED = 75  # `trainer.runtime.preemption.PreemptedError`
 _MAX_STARTS_WITHOUT_PROGRESS = 20
@@ -84,7 +85,7 @@ def _workdir(arguments: Sequence[str]) -> str:
 
 def _saved_step(workdir: str) -> int:
     """Returns the step of the newest checkpoint; 0 where there is none."""
-    found = files.expand(files.join(workdir, "checkpoints")) if workdir else []
+    found = files.expand(files.join(workdir, layout.CHECKPOINTS)) if workdir else []
     record = re.compile(r".*/step-(\d+)/checkpoint\.json")
     steps = [int(match[1]) for path in found if (match := record.fullmatch(path))]
     return max(steps, default=0)

@@ -11,7 +11,7 @@ from absl import flags
 
 from configs import cli, tpu
 from configs.errors import UserError
-from configs.schema import validate
+from configs.validation import validate
 from tfrecords import manifest as manifests
 from tfrecords.storage import files
 from trainer.planning import hardware, planner

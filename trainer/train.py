@@ -18,9 +18,10 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from configs import cli
-from configs.schema import Config, flatten, validate
+from configs.schema import Config, flatten
+from configs.validation import validate
 from tfrecords import manifest as manifests
-from tfrecords import reader
+from tfrecords import reader, verify
 from tfrecords.storage import files, lease
 from tfrecords.windows import Windows
 from trainer.callbacks.at_intervals import AtIntervals
@@ -82,10 +83,10 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     """
     # -- data: verified before anything is built
     manifest = manifests.load(data_dir)
-    manifests.verify_tokenizer(data_dir, manifest)
+    verify.verify_tokenizer(data_dir, manifest)
     for split in manifest.splits:
-        manifests.verify_shards(data_dir, manifest, split)
-    watch = manifests.Watch(data_dir, manifest)
+        verify.verify_shards(data_dir, manifest, split)
+    watch = verify.ShardChangeDetector(data_dir, manifest)
     cluster.check_same("--data_dir", manifest.fingerprint)
 
     # -- hardware: the one expected, and what of the run depends on it
@@ -124,7 +125,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
 
     # -- train
     with (
-        reader.naming_damage(data_dir, manifest),
+        reader.translate_data_loss_errors(data_dir, manifest),
         contextlib.closing(checkpoints),
         contextlib.closing(log),
         preemption.watched(cluster) as notice,
@@ -180,7 +181,7 @@ def _is_finished(run: _Run, step: int, log: metrics.MetricsLog) -> bool:
 
 
 def _describe(run: _Run, step: int, training_step: TrainingStep) -> None:
-    journal.describe(
+    journal.write_run_record(
         run.workdir,
         run.data_dir,
         run.config,
@@ -356,7 +357,7 @@ def main() -> None:
         cluster = Cluster(strategies.from_flags())
         if cluster.is_chief:
             held.enter_context(lease.only_writer(FLAGS.workdir))
-            held.enter_context(journal.recorded(FLAGS.workdir))
+            held.enter_context(journal.record_events(FLAGS.workdir))
         train(config, FLAGS.data_dir, FLAGS.workdir, cluster)
     if cluster.is_chief:
         _print_result(FLAGS.data_dir, FLAGS.workdir)

@@ -1,4 +1,4 @@
-"""Configs: every file is valid, every problem is told at once, with what to change."""
+"""Tests that every config is valid, and that every problem is reported at once."""
 
 import dataclasses
 import importlib
@@ -7,27 +7,27 @@ import sys
 
 import pytest
 
-from configs import schema
+from configs import schema, validation
 from configs.errors import UserError
 from tests.conftest import ROOT, assert_refused, run_program
 
 FILES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "schema", "cli", "tpu")
+    if path.stem not in ("__init__", "cli", "errors", "schema", "tpu", "validation")
 )
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_config_is_valid_and_explains_itself(name):
+def test_every_config_is_valid_and_documented(name):
     module = importlib.import_module(f"configs.{name}")
-    schema.validate(module.get_config())
-    assert "Command" in module.__doc__
-    assert "Hardware" in module.__doc__
+    validation.validate(module.get_config())
+    for heading in ("Command", "Hardware", "Expected"):
+        assert f"\n{heading} " in module.__doc__
 
 
 @pytest.mark.parametrize("name", ["gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl"])
-def test_fine_tuning_has_the_known_good_values(name):
+def test_fine_tuning_configs_share_the_tested_recipe(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     rule = config.optimizer
     assert (rule.name, rule.learning_rate, rule.beta_1) == ("adafactor", 5e-5, None)
@@ -35,14 +35,22 @@ def test_fine_tuning_has_the_known_good_values(name):
     assert (config.training.num_epochs, config.data.sequence_length) == (1, 1024)
 
 
-def test_what_needs_no_tensorflow_does_not_load_it():
+def test_programs_without_a_model_do_not_import_tensorflow():
     programs = ["data_pipeline.preprocess", "tfrecords.inspect", "trainer.report"]
     names = ", ".join([*(f"configs.{name}" for name in FILES), *programs])
     program = f"import sys, {names}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
-def test_all_problems_are_told_at_once():
+def test_the_schema_imports_neither_numpy_nor_tensorflow():
+    program = (
+        "import sys, configs.schema, configs.tpu, configs.validation; "
+        "sys.exit(bool({'numpy', 'tensorflow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_all_problems_are_reported_at_once():
     config = schema.Config()
     config.optimizer.name = "adam"
     config.data.sequence_length = 2048
@@ -52,7 +60,7 @@ def test_all_problems_are_told_at_once():
     config.training.num_epochs = 0
     config.training.evaluation_interval = 15
     with pytest.raises(UserError) as error:
-        schema.validate(config)
+        validation.validate(config)
     message = str(error.value)
     assert len(message.splitlines()) == 6
     for expected in (
@@ -66,21 +74,21 @@ def test_all_problems_are_told_at_once():
         assert expected in message
 
 
-@pytest.mark.parametrize("field", sorted(schema._RANGES))
-def test_each_range_is_checked(field):
+@pytest.mark.parametrize("field", sorted(validation.RANGES))
+def test_a_value_below_its_range_is_refused(field):
     concern, name = field.split(".")
     config = schema.Config()
-    low, _ = schema._RANGES[field]
+    low, _ = validation.RANGES[field]
     setattr(getattr(config, concern), name, low - 1)
     with pytest.raises(UserError, match=f"`{field}` must be"):
-        schema.validate(config)
+        validation.validate(config)
 
 
-def test_a_config_survives_json():
+def test_a_config_is_restored_from_its_dict():
     config = schema.Config()
     config.optimizer.beta_1 = 0.5
     assert schema.from_dict(dataclasses.asdict(config)) == config
-    with pytest.raises(UserError, match="not of this version"):
+    with pytest.raises(UserError, match="must be of this version"):
         schema.from_dict({**dataclasses.asdict(config), "model": {"depth": 3}})
 
 
@@ -99,31 +107,33 @@ def test_a_config_survives_json():
         ("stray", "Only flags are understood. Received: stray"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_message(argument, message, tmp_path):
-    found = run_program(
+def test_a_mistake_on_the_command_line_is_refused_with_one_message(
+    argument, message, tmp_path
+):
+    result = run_program(
         "data_pipeline.preprocess",
         "--config=configs/quickstart.py",
         f"--output_dir={tmp_path / 'out'}",
         argument,
     )
-    assert_refused(found, message)
+    assert_refused(result, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_argument_hides_no_mistake(tmp_path):
-    """Only what follows --runner=beam goes to Beam."""
-    found = run_program(
+def test_a_mistake_after_an_empty_argument_is_refused(tmp_path):
+    """Only arguments after --runner=beam are passed on to Beam."""
+    result = run_program(
         "trainer.generate", f"--workdir={tmp_path}", "--prompt", "", "--max_tokns=5"
     )
-    assert found.returncode == 2
-    assert "Unknown command line flag 'max_tokns'" in found.stderr
+    assert result.returncode == 2
+    assert "Unknown command line flag 'max_tokns'" in result.stderr
 
 
 @pytest.mark.parametrize("config", [[], ["--config=configs/none.py"]])
-def test_a_missing_config_is_one_message(config, tmp_path):
-    found = run_program(
+def test_a_missing_config_is_refused_with_one_message(config, tmp_path):
+    result = run_program(
         "data_pipeline.preprocess", f"--output_dir={tmp_path / 'out'}", *config
     )
-    assert found.returncode == 2
-    assert "--config" in found.stderr or "configs/none.py" in found.stderr
-    assert "Traceback" not in found.stderr
+    assert result.returncode == 2
+    assert "--config" in result.stderr or "configs/none.py" in result.stderr
+    assert "Traceback" not in result.stderr

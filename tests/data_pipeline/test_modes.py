@@ -30,7 +30,7 @@ from tests.data_pipeline.test_preprocess import (
     run,
 )
 from tests.tfrecords.test_windows import by_hand, read
-from tfrecords import manifest, schema
+from tfrecords import manifest, schema, verify
 from tfrecords.windows import Windows
 from trainer.models.create import create_model
 from trainer.models.gpt2 import weights
@@ -135,10 +135,10 @@ def test_beam_from_the_command_line(corpus, tmp_path):
     assert hashes(tmp_path / "beam") == hashes(tmp_path / "local")
 
 
-def test_beam_knows_the_options_of_the_readme():
+def test_beam_knows_the_options_of_the_documentation():
     pytest.importorskip("apache_beam")
-    readme = (ROOT / "README.md").read_text()
-    (command,) = re.findall(r"--runner=beam (--runner=Dataflow.*?)```", readme, re.S)
+    page = (ROOT / "docs" / "data.md").read_text()
+    (command,) = re.findall(r"--runner=beam (--runner=Dataflow.*?)```", page, re.S)
     with engine.beam(command.replace("\\\n", " ").split()):
         pass
 
@@ -269,7 +269,7 @@ def test_a_stride_makes_windows_that_overlap(corpus, tmp_path):
             stream[record * stride :][:length] = tokens[:length]
         streams[name] = stream.tolist()
     assert streams["dense"] == streams["plain"]
-    manifest.verify_shards(str(tmp_path / "dense"), dense, "train")
+    verify.verify_shards(str(tmp_path / "dense"), dense, "train")
 
 
 def test_repetitions_are_left_out_before_the_split(corpus, tmp_path):

@@ -1,4 +1,4 @@
-"""What a step reads is a pure function of (dataset, seed, global batch size, step)."""
+"""Tests that a step's batch depends on dataset, seed, batch size and step alone."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tfrecords.windows import Windows
 
 
 def global_batches(dataset, *, num_steps, start_step=0, num_hosts=1, replicas=1):
-    """Returns each step's records, over all hosts, as a sorted list of tuples."""
+    """Returns the records of each step over all hosts, as sorted lists of tuples."""
     folder, manifest = dataset
     batch_size = 12 // num_hosts // replicas
     steps = [[] for _ in range(num_steps - start_step)]
@@ -51,18 +51,18 @@ def test_an_epoch_holds_each_record_once(dataset, tokens):
 @pytest.mark.parametrize("num_hosts", [1, 2, 3])
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("start_step", [0, 1, 3, 6])
-def test_hosts_replicas_and_interruptions_change_nothing(
+def test_batches_do_not_depend_on_hosts_replicas_or_interruptions(
     dataset, num_hosts, replicas, start_step
 ):
     whole = global_batches(dataset, num_steps=7)
-    again = global_batches(
+    resumed = global_batches(
         dataset,
         num_steps=7,
         start_step=start_step,
         num_hosts=num_hosts,
         replicas=replicas,
     )
-    assert again == whole[start_step:]
+    assert resumed == whole[start_step:]
 
 
 def test_more_hosts_than_shards_is_refused(dataset):
@@ -89,14 +89,14 @@ def test_evaluation_reads_every_record_once_in_order(
         for host in range(num_hosts)
     ]
     columns = [list(host.unbatch().as_numpy_iterator()) for host in hosts]
-    records = [record for turn in zip(*columns, strict=True) for record in turn]
-    filler = -11 % global_batch_size  # 11 records, up to a whole batch
+    records = [record for row in zip(*columns, strict=True) for record in row]
+    filler = -11 % global_batch_size  # 11 records, padded to whole batches
     assert [r["length"] for r in records] == [8] * 10 + [3] + [0] * filler
     real = np.concatenate([r["tokens"][: r["length"]] for r in records])
     np.testing.assert_array_equal(real, tokens[:83])
 
 
-def test_an_id_outside_the_vocabulary_stops_the_run(tmp_path):
+def test_an_id_outside_the_vocabulary_raises_an_error(tmp_path):
     manifest = write_dataset(
         tmp_path,
         train_tokens=np.array([1, 2, 97, 3]),

@@ -1,4 +1,4 @@
-"""The record against TensorFlow's own reader, writer and protocol buffers."""
+"""Compares records with TensorFlow's reader, writer and protocol buffers."""
 
 import io
 
@@ -12,12 +12,12 @@ from tfrecords import schema, writer
 @pytest.mark.parametrize(
     ("vocabulary_size", "name"), [(257, "<u2"), (65_536, "<u2"), (65_537, "<u4")]
 )
-def test_dtype_holds_the_largest_id(vocabulary_size, name):
+def test_the_dtype_holds_the_largest_id(vocabulary_size, name):
     assert schema.token_dtype(vocabulary_size) == np.dtype(name)
 
 
 @pytest.mark.parametrize("sequence_length", [2, 60, 64, 1024, 20_000])
-def test_serializes_as_protocol_buffers_do(sequence_length):
+def test_protocol_buffers_parse_a_serialized_record(sequence_length):
     tokens = np.arange(sequence_length, dtype="<u2")
     example = tf.train.Example()
     example.ParseFromString(schema.serialize(tokens, length=sequence_length - 1))
@@ -34,20 +34,20 @@ def test_a_full_record_has_one_feature():
     assert list(example.features.feature) == ["tokens"]
 
 
-def test_a_shard_is_what_tensorflow_would_write(tmp_path):
+def test_a_shard_equals_the_one_that_tensorflow_writes(tmp_path):
     payloads = [b"", b"a", bytes(range(256)) * 9]
-    shard = writer.write_shard(str(tmp_path / "ours"), payloads)
-    with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as theirs:
+    shard = writer.write_shard(str(tmp_path / "product"), payloads)
+    with tf.io.TFRecordWriter(str(tmp_path / "tensorflow")) as tensorflow_writer:
         for payload in payloads:
-            theirs.write(payload)
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+            tensorflow_writer.write(payload)
+    assert (tmp_path / "product").read_bytes() == (tmp_path / "tensorflow").read_bytes()
     assert (shard.num_records, shard.num_bytes) == (
         3,
-        (tmp_path / "theirs").stat().st_size,
+        (tmp_path / "tensorflow").stat().st_size,
     )
 
 
-def test_a_shard_that_fails_does_not_appear(tmp_path):
+def test_a_failed_shard_leaves_no_file(tmp_path):
     def payloads():
         yield b"one"
         raise RuntimeError("the disk is full")
@@ -58,7 +58,7 @@ def test_a_shard_that_fails_does_not_appear(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
-def test_parse_gives_back_tokens_and_length(dtype):
+def test_parse_restores_tokens_and_length(dtype):
     rows = np.array([[1, 2, 3, 4], [65_535, 0, 7, 0]], dtype)
     serialized = [schema.serialize(rows[0]), schema.serialize(rows[1], length=3)]
     parsed = schema.parse(
@@ -71,7 +71,7 @@ def test_parse_gives_back_tokens_and_length(dtype):
 @pytest.mark.parametrize(
     ("length", "label"), [(None, None), (299, None), (5, -7), (0, 2**31 - 1)]
 )
-def test_a_record_comes_back_and_has_the_size_of_its_kind(length, label):
+def test_a_record_is_restored_and_has_the_size_of_its_kind(length, label):
     dtype = np.dtype("<u2")
     for fill in (0, 65_535):
         payload = schema.serialize(np.full(300, fill, dtype), length, label)
@@ -96,6 +96,6 @@ def test_a_record_comes_back_and_has_the_size_of_its_kind(length, label):
 
 
 @pytest.mark.parametrize("payload", [b"", b"text", b"\x0a\x05ab", b"\x0a\xff"])
-def test_what_is_no_record_is_refused(payload):
+def test_bytes_that_are_not_a_record_are_refused(payload):
     with pytest.raises(ValueError, match="not a record"):
         schema.deserialize(payload, np.dtype("<u2"))

@@ -1,4 +1,4 @@
-"""Files here and in a real bucket server: whole or not at all, one writer."""
+"""Tests files on a disk and in a bucket of a real server, and their one writer."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from configs.errors import TryAgainError, UserError
+from configs.errors import RunError, TryAgainError, UserError
 from configs.schema import DataConfig
 from data_pipeline import readers, sources
 from tests import object_store
@@ -21,13 +21,13 @@ from tfrecords.storage import files, gcs, lease
 
 @pytest.fixture(params=["local", "bucket"])
 def root(request, tmp_path) -> str:
-    """A folder on this machine, and one in a bucket."""
+    """Returns a folder on this machine, and one in a bucket."""
     if request.param == "local":
         return str(tmp_path)
     return request.getfixturevalue("bucket") + f"/{tmp_path.name}"
 
 
-def test_what_is_written_is_read(root):
+def test_a_file_is_read_as_it_was_written(root):
     path = f"{root}/sub/file.bin"
     assert not files.exists(path)
     files.write(path, b"one\ntwo")
@@ -49,7 +49,9 @@ def test_what_is_written_is_read(root):
     assert files.read(f"{root}/sub/new") == b"!"
 
 
-def test_local_copies_are_of_their_version_and_go(root, tmp_path, monkeypatch):
+def test_a_local_copy_belongs_to_a_version_and_can_be_removed(
+    root, tmp_path, monkeypatch
+):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for version in (b"1", b"2"):
         files.write(f"{root}/file", version)
@@ -60,13 +62,13 @@ def test_local_copies_are_of_their_version_and_go(root, tmp_path, monkeypatch):
     assert copy.exists() != files.is_remote(root)
 
 
-def test_a_checksum_is_the_same_here_and_in_a_bucket(tmp_path, bucket):
+def test_a_checksum_is_the_same_on_disk_and_in_a_bucket(tmp_path, bucket):
     for path in (f"{tmp_path}/x", f"{bucket}/x"):
         files.write(path, bytes(range(256)))
     assert files.checksum(f"{tmp_path}/x") == files.checksum(f"{bucket}/x")
 
 
-def test_a_write_that_fails_leaves_nothing(root):
+def test_a_failed_write_leaves_no_file(root):
     def fail():
         with files.writing(f"{root}/file") as name:
             with open(name, "wb") as stream:
@@ -78,25 +80,34 @@ def test_a_write_that_fails_leaves_nothing(root):
     assert files.expand(root) == []
 
 
-def test_names_folders_and_globs(root):
-    for name in ("a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt", "sub/.hidden"):
+def test_paths_folders_and_globs_select_files(root):
+    names = ("a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt", "sub/.hidden")
+    for name in (*names, ".cache/e.txt", "sub.txt/[x].txt"):
         files.write(f"{root}/{name}", b"x")
 
     def expand(pattern):
         return [p.removeprefix(f"{root}/") for p in files.expand(f"{root}{pattern}")]
 
-    assert expand("") == ["a.txt", "b.jsonl", "sub/c.txt", "sub/deep/d.txt"]
+    assert sorted(expand("")) == sorted([*names[:-1], "sub.txt/[x].txt"])
     assert expand("/a.txt") == ["a.txt"]
     assert expand("/*.txt") == ["a.txt"]
     assert expand("/*/?.txt") == ["sub/c.txt"]
     assert expand("/[a-c].*") == ["a.txt", "b.jsonl"]
     assert expand("/[!b-z].*") == ["a.txt"]
     assert expand("/[ac]*") == ["a.txt"]
-    assert expand("/**/*.txt") == ["a.txt", "sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/sub/**/*.txt") == ["sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/s**/c.txt") == ["sub/c.txt"]
+    assert expand("/sub/**") == ["sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/sub") == expand("/sub/") == ["sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/*/.hidden") == ["sub/.hidden"]
+    assert expand("/.cache/*") == expand("/.cache") == [".cache/e.txt"]
+    assert expand("/sub.txt/[x].txt") == ["sub.txt/[x].txt"]
+    assert expand("/sub.txt/[[]x].*") == ["sub.txt/[x].txt"]
+    assert expand("/sub.txt/[!x]*") == ["sub.txt/[x].txt"]
     assert expand("/nothing") == []
 
 
-def test_move_and_remove(root):
+def test_files_are_moved_and_removed(root):
     files.write(f"{root}/a", b"1")
     files.move(f"{root}/a", f"{root}/b")
     assert not files.exists(f"{root}/a")
@@ -111,7 +122,7 @@ def test_move_and_remove(root):
     assert files.expand(root) == [f"{root}/b"]
 
 
-def test_one_writer(root):
+def test_a_second_writer_is_refused(root):
     with lease.only_writer(root):
         with pytest.raises(UserError, match="must have one writer"):
             lease.only_writer(root).__enter__()
@@ -121,40 +132,36 @@ def test_one_writer(root):
         pass
 
 
-def test_a_killed_writer_holds_nothing(root, monkeypatch):
+def test_a_killed_writer_does_not_keep_its_folder(root):
     program = (
-        "import os, signal, sys; from tfrecords import lease\n"
+        "import os, signal, sys; from tfrecords.storage import lease\n"
         "with lease.only_writer(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     )
     arguments = [sys.executable, "-c", program, root]
     assert subprocess.run(arguments, cwd=ROOT).returncode == -9
     with lease.only_writer(root):
         pass
-    if files.is_remote(root):  # other machines cannot know, until the lease ends
+    if files.is_remote(root):  # another machine must wait until the lease expires
         assert subprocess.run(arguments, cwd=ROOT).returncode == -9
-        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
-        monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
-        monkeypatch.setattr(lease, "_LEASE_SECONDS", 4)
         start = time.monotonic()
-        with lease.only_writer(root):
+        with lease.only_writer(root, heartbeat_seconds=0.8, machine="another machine"):
             assert time.monotonic() - start > 1
 
 
-def test_a_writer_on_another_machine_that_lives_is_noticed(bucket, monkeypatch):
-    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "_HEARTBEAT_SECONDS", 1)
-    with lease.only_writer(f"{bucket}/held"):
-        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
-        message = r"writes there \(process \d+ on"
+def test_a_live_writer_on_another_machine_is_detected(bucket):
+    folder = f"{bucket}/shared"
+    message = r"writes there \(process \d+ on"
+    with lease.only_writer(folder, heartbeat_seconds=1):
+        other = lease.only_writer(folder, heartbeat_seconds=2, machine="another")
         with pytest.raises(UserError, match=message):
-            lease.only_writer(f"{bucket}/held").__enter__()
+            other.__enter__()
 
 
 def test_a_writer_whose_lease_was_taken_ends(bucket):
     program = (
-        "import sys, time; from tfrecords import lease\n"
-        "lease._HEARTBEAT_SECONDS = 0.2\n"
-        "with lease.only_writer(sys.argv[1]): print(flush=True); time.sleep(60)"
+        "import sys, time; from tfrecords.storage import lease\n"
+        "with lease.only_writer(sys.argv[1], heartbeat_seconds=0.2):\n"
+        "    print(flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, f"{bucket}/taken"],
@@ -171,25 +178,26 @@ def test_a_writer_whose_lease_was_taken_ends(bucket):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_bucket_that_does_not_answer_is_one_message(
+def test_a_bucket_that_does_not_answer_gives_one_message(
     store, bucket, monkeypatch, status
 ):
     from google.cloud.storage import retry
 
+    # The library has no setting for the two minutes of its default.
     monkeypatch.setattr(retry.DEFAULT_RETRY, "_timeout", 1)
     store.faults = [object_store.Fault(".", status=status)]
     with pytest.raises(TryAgainError, match="its bucket does not answer"):
         files.exists(f"{bucket}/x")
 
 
-def test_a_bucket_that_is_not_there_is_one_message(bucket):
+def test_a_missing_bucket_gives_one_message(bucket):
     with pytest.raises(UserError, match="gs://nowhere/x must exist"):
         files.read("gs://nowhere/x")
     with pytest.raises(UserError, match=r"answered 404"):
         files.stat(f"{bucket}/absent")
 
 
-def test_what_is_refused_while_it_is_read_is_one_message(store, bucket):
+def test_a_refusal_while_reading_gives_one_message(store, bucket):
     path = f"{bucket}/refused.txt"
     files.write(path, b"text")
     (file,) = sources.find_files(path, "input")
@@ -216,32 +224,34 @@ def run_without_emulator(program, home, credentials=""):
     )
 
 
-def test_missing_credentials_are_one_message(tmp_path):
+def test_missing_credentials_give_one_message(tmp_path):
     program = "from tfrecords.storage import files; files.read('gs://bucket/x')"
-    found = run_without_emulator(program, tmp_path)
-    assert "gs://bucket/x needs credentials" in found.stderr
+    result = run_without_emulator(program, tmp_path)
+    assert "gs://bucket/x needs credentials" in result.stderr
 
 
 def test_credentials_need_not_name_a_project(tmp_path):
-    """As after `gcloud auth application-default login`."""
+    """As the credentials of `gcloud auth application-default login`."""
     names = ("client_id", "client_secret", "refresh_token")
     login = {"type": "authorized_user", **dict.fromkeys(names, "x")}
     (tmp_path / "login.json").write_text(json.dumps(login))
-    program = "from tfrecords import gcs; gcs.client()"
-    found = run_without_emulator(program, tmp_path, str(tmp_path / "login.json"))
-    assert found.returncode == 0, found.stderr
+    program = "from tfrecords.storage import gcs; gcs.client()"
+    result = run_without_emulator(program, tmp_path, str(tmp_path / "login.json"))
+    assert result.returncode == 0, result.stderr
 
 
-def test_our_own_write_whose_answer_was_lost_is_no_other_writer(store, bucket):
+def test_a_write_whose_answer_was_lost_is_not_another_writers(store, bucket):
     fault = object_store.Fault("POST .*upload", times=1)
     store.faults = [fault]
-    files.write(f"{bucket}/once", b"mine")
+    files.write(f"{bucket}/once", b"data")
     assert store.num_faults == 1
     assert sum("ifGenerationMatch" in request for request in store.requests) == 2
-    assert files.read(f"{bucket}/once") == b"mine"
+    assert files.read(f"{bucket}/once") == b"data"
 
 
-def test_an_answer_that_breaks_off_is_not_the_end_of_a_file(store, bucket, tmp_path):
+def test_an_interrupted_answer_is_not_taken_for_the_end_of_a_file(
+    store, bucket, tmp_path
+):
     path, copy = f"{bucket}/file", str(tmp_path / "copy")
     files.write(path, bytes(100_000))
     for number, read in enumerate(
@@ -258,7 +268,7 @@ def test_an_answer_that_breaks_off_is_not_the_end_of_a_file(store, bucket, tmp_p
         assert store.num_faults == 2, store.requests[-4:]
 
 
-def test_what_another_writer_wrote_meanwhile_is_not_overwritten(store, bucket):
+def test_a_concurrent_write_of_another_program_is_not_overwritten(store, bucket):
     url = "/upload/storage/v1/b/corpus/o?uploadType=media&name=shared"
     write = functools.partial(store.ask, "POST", url, {}, b"theirs")
     store.faults = [object_store.Fault("POST .*upload", before=write, times=1)]
@@ -267,7 +277,7 @@ def test_what_another_writer_wrote_meanwhile_is_not_overwritten(store, bucket):
     assert files.read(f"{bucket}/shared") == b"theirs"
 
 
-def test_a_disk_without_room_is_told_of_before(root):
-    files.check_room(root, 1)
-    with pytest.raises(UserError, match="MB free for what goes to"):
-        files.check_room(root, 1 << 60)
+def test_a_disk_without_enough_free_space_is_reported(root):
+    files.check_free_space(root, 1)
+    with pytest.raises(RunError, match="MB free for what goes to"):
+        files.check_free_space(root, 1 << 60)

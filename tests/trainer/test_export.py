@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import huggingface_hub
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
 
 from configs.errors import UserError
@@ -18,8 +20,9 @@ from tests.conftest import run_program, tiny_model
 from tests.trainer.generation.test_sampling import tokenizer  # noqa: F401
 from tfrecords.storage import files
 from trainer import export
-from trainer.checkpoints import run_checkpoints
+from trainer.checkpoints import pretrained, run_checkpoints
 from trainer.exporting import hub as uploads
+from trainer.exporting import model_card
 from trainer.generation import decoding, sampling
 from trainer.models.gpt2 import weights
 
@@ -281,6 +284,54 @@ def test_a_model_loads_by_its_name_on_the_hub(exported, hub):
     by_folder = programs.run("trainer.generate", f"--checkpoint={folder}", *arguments)
     assert by_name.returncode == 0, by_name.stderr
     assert by_name.stdout == by_folder.stdout
+
+
+@pytest.mark.parametrize(
+    ("initial", "source", "base"),
+    [
+        ("gpt2", "gpt2", "base_model: gpt2\n"),
+        ("someone/wise", "someone/wise", "base_model: someone/wise\n"),
+        ("runs/wise", "/home/someone/runs/wise", ""),
+        ("", "", ""),
+    ],
+)
+def test_only_a_model_of_the_hub_is_named_as_the_base(
+    exported, tmp_path, initial, source, base
+):
+    """Not a relative path, which is not there when another folder exports."""
+    record = json.loads((exported[0] / "run.json").read_text())
+    record["config"]["model"]["initial_checkpoint"] = initial
+    record["model_config"]["_name_or_path"] = source
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    loaded = run_checkpoints.load_model(str(exported[0]))
+    trained = pretrained.Pretrained(
+        loaded.model,
+        loaded.architecture,
+        task="causal_lm",
+        tokenizer="",
+        precision="float32",
+        name="model",
+        step=6,
+        origin="",
+        published_name="",
+    )
+    card = model_card.write(trained, str(tmp_path))
+    assert "".join(re.findall(r"base_model: .*\n", card)) == base
+
+
+def test_a_model_in_shards_loads_by_its_name_on_the_hub(exported, hub):
+    """Files that the hub lacks are asked for first, and are no error."""
+    contents = {path.name: path.read_bytes() for path in exported[1].iterdir()}
+    weights = contents.pop("model.safetensors")
+    contents["part-1.safetensors"] = weights
+    names = safetensors.numpy.load(weights)
+    index = {"weight_map": dict.fromkeys(names, "part-1.safetensors")}
+    contents["model.safetensors.index.json"] = json.dumps(index).encode()
+    hub.repositories["someone/sharded"] = contents
+    found = run_program(
+        "trainer.generate", "--checkpoint=someone/sharded", "--max_new_tokens=2"
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_a_wrong_token_is_one_message(exported, hub, tmp_path, monkeypatch):

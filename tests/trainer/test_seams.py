@@ -61,11 +61,23 @@ def initialize(model, seed):
         variable.assign(tf.random.stateless_normal(variable.shape, [seed, index]))
 
 
-def hidden_states(model, tokens, options, dropout=None):
+def hidden_states(model, tokens, *_):
     """The mean of the embeddings so far, through a matrix."""
     embedded = tf.matmul(tf.one_hot(tokens, model.config.vocab_size), model.table)
     counts = tf.range(1.0, tokens.shape[1] + 1.0)[:, None]
     return tf.tanh(tf.matmul(tf.cumsum(embedded, axis=1) / counts, model.matrix))
+
+
+def output_table(model):
+    return tf.convert_to_tensor(model.table)
+
+
+def step_flops(configuration, sequence_length, num_sequences):
+    return 6 * configuration.n_embd**2 * sequence_length * num_sequences
+
+
+def activation_values(configuration, *_):
+    return configuration.n_embd
 
 
 def not_needed(*_):
@@ -83,14 +95,15 @@ ARCHITECTURE = Architecture(
     resize_vocabulary=not_needed,
     load_tokenizer=not_needed,
     hidden_states=hidden_states,
-    output_table=lambda model: tf.convert_to_tensor(model.table),
-    step_flops=lambda configuration, length, count: count * length,
+    output_table=output_table,
+    step_flops=step_flops,
+    activation_values=activation_values,
     generates=False,
 )
 
 
 def first_token_losses(architecture, model, batch, options):
-    """The loss of naming a record's first token at its end; its weight; whether right."""
+    """The losses of naming a record's first token at its end, weights, and hits."""
     hidden = architecture.hidden_states(model, batch["tokens"], options)
     last = tf.maximum(batch["length"] - 1, 0)
     hidden = tf.gather(hidden, last, batch_dims=1)
@@ -101,7 +114,7 @@ def first_token_losses(architecture, model, batch, options):
     return losses, tf.cast(batch["length"] > 0, tf.float32), right
 
 
-def summed_loss(architecture, model, batch, options, dropout):
+def summed_loss(architecture, model, batch, options, _):
     losses, weights, _ = first_token_losses(architecture, model, batch, options)
     return tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
 
@@ -115,7 +128,7 @@ def evaluation_sums(architecture, model, batch, options):
     }
 
 
-def figures(sums, split=None):
+def figures(sums, *_):
     return {
         "loss": sums["loss_sum"] / sums["count"],
         "accuracy": sums["right"] / sums["count"],
@@ -176,7 +189,7 @@ def test_a_toy_trains_and_resumes_bit_for_bit(dataset, tmp_path):
     assert all(0 <= line["validation_accuracy"] <= 1 for line in scores)
     assert not any("memorization" in line for line in lines)
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     with pytest.MonkeyPatch.context() as patch:
@@ -186,10 +199,10 @@ def test_a_toy_trains_and_resumes_bit_for_bit(dataset, tmp_path):
             save(self, best_step)
             steps.append(best_step)
             if len(steps) == 2:
-                raise Stopped
+                raise StoppedError
 
         patch.setattr(run_checkpoints.Checkpoints, "save", save_and_stop)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run(dataset, tmp_path / "stopped", toy_config(num_steps=8))
     run(dataset, tmp_path / "stopped", toy_config(num_steps=8))
     both = zip(values(tmp_path / "whole"), values(tmp_path / "stopped"), strict=True)
@@ -222,7 +235,7 @@ def test_a_toy_is_planned(dataset):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="gpt2, toy. Received: 'gtp2'"):
+    with pytest.raises(ValueError, match=r"gpt2, toy\. Received: 'gtp2'"):
         architectures.get("gtp2")
-    with pytest.raises(ValueError, match="causal_lm, first_token. Received: 'x'"):
+    with pytest.raises(ValueError, match=r"causal_lm, first_token\. Received: 'x'"):
         tasks.check("x")

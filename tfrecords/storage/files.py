@@ -1,11 +1,11 @@
-"""Files on this machine or in a bucket (`gs://…`), without TensorFlow.
+"""Reads and writes files on a disk or in a bucket (`gs://…`), without TensorFlow.
 
-What is written appears whole under its name or not at all. A bucket is reached through
-google-cloud-storage, with the credentials of the environment.
+A file that is written appears complete under its name or not at all.
 """
 
 import base64
 import contextlib
+import fnmatch
 import glob
 import hashlib
 import io
@@ -14,7 +14,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import google_crc32c
@@ -32,7 +32,11 @@ def join(folder: str, name: str) -> str:
 
 
 def expand(name: str) -> list[str]:
-    """Returns the files that a file name, a folder or a glob stands for, sorted."""
+    """Returns the files that a path, a folder or a glob selects, sorted.
+
+    Folders are searched recursively. Globs follow `glob.glob`: `**` matches any number
+    of folders, and hidden files are only selected by a pattern that starts with a dot.
+    """
     if not is_remote(name):
         if os.path.isfile(name):
             return [name]
@@ -40,61 +44,76 @@ def expand(name: str) -> list[str]:
             name = os.path.join(glob.escape(name), "**")
         return sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
     bucket, pattern = gcs.split(name)
-    fixed = re.split(r"[*?\[]", pattern)[0]
-    with gcs.clear_errors(name):
-        found = [b.name for b in gcs.client().list_blobs(bucket, prefix=fixed)]
-    folder = pattern.rstrip("/") + "/" if pattern else ""
-    chosen = [
-        path
-        for path in found
-        # As on a disk, hidden files are not found, but read where they are named.
-        if not path.endswith("/")
-        and "/." not in "/" + path.removeprefix(fixed.rpartition("/")[0] + "/")
-        and (path == pattern or path.startswith(folder) or _matches(path, pattern))
-    ]
-    return sorted(f"gs://{bucket}/{path}" for path in chosen)
+    prefix = re.split(r"[*?\[]", pattern)[0]
+    # Not by `match_glob`: it selects hidden files, and fake-gcs-server ignores it.
+    with gcs.translate_errors(name):
+        listed = [b.name for b in gcs.client().list_blobs(bucket, prefix=prefix)]
+    names = [n for n in listed if not n.endswith("/")]  # placeholders of folders
+    if pattern in names:
+        return [name]
+    folder = f"{pattern.rstrip('/')}/" if pattern else ""
+    if any(n.startswith(folder) for n in names):
+        pattern = f"{glob.escape(folder)}**"
+    parts = pattern.split("/")
+    return sorted(f"gs://{bucket}/{n}" for n in names if _matches(n.split("/"), parts))
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Returns whether `glob.glob` would select a path, both split at slashes."""
+    if not patterns:
+        return not parts
+    if patterns[0] == "**" and _matches(parts, patterns[1:]):
+        return True
+    if not parts or (parts[0].startswith(".") and not patterns[0].startswith(".")):
+        return False
+    if patterns[0] == "**":
+        return _matches(parts[1:], patterns)
+    is_match = fnmatch.fnmatchcase(parts[0], patterns[0])
+    return is_match and _matches(parts[1:], patterns[1:])
 
 
 def stat(path: str) -> tuple[int, str]:
-    """Returns the size in bytes, and what changes when the file is written again."""
+    """Returns size in bytes and a version that changes when the file is written."""
     if is_remote(path):
-        blob = gcs.existing(path)
+        blob = gcs.existing_blob(path)
         return int(blob.size or 0), str(blob.generation)
     status = os.stat(path)
     return status.st_size, f"{status.st_mtime_ns}-{status.st_ino}"
 
 
 def open_read(path: str) -> BinaryIO:
-    """Opens a file to read and seek in."""
+    """Opens a file for reading and seeking."""
     if not is_remote(path):
         return open(path, "rb")
     from google.cloud.storage.fileio import BlobReader
 
     class Reader(BlobReader):
         def read(self, size: int = -1) -> bytes:
-            with gcs.clear_errors(path):
+            with gcs.translate_errors(path):
                 return bytes(super().read(size))
 
-    reader: Any = Reader(gcs.existing(path), chunk_size=_BLOCK_BYTES)
+    reader: Any = Reader(gcs.existing_blob(path), chunk_size=_BLOCK_BYTES)
     return io.BufferedReader(reader, _BLOCK_BYTES)
 
 
 def exists(path: str) -> bool:
+    """Returns whether a file, or a folder on a disk, exists."""
     if not is_remote(path):
         return os.path.exists(path)
-    with gcs.clear_errors(path):
+    with gcs.translate_errors(path):
         return bool(gcs.blob(path).exists())
 
 
 def read(path: str) -> bytes:
-    """Returns the contents; of a file in a bucket, as its checksum says they are."""
+    """Returns the contents of a file; those of a bucket are checked by checksum."""
     if not is_remote(path):
         return pathlib.Path(path).read_bytes()
-    with gcs.clear_errors(path):
+    with gcs.translate_errors(path):
         return gcs.blob(path).download_as_bytes(checksum="crc32c")
 
 
 def write(path: str, data: bytes) -> None:
+    """Writes a file."""
     with writing(path) as name, open(name, "wb") as stream:
         stream.write(data)
         stream.flush()
@@ -102,7 +121,7 @@ def write(path: str, data: bytes) -> None:
 
 
 def append(path: str, data: bytes) -> None:
-    """Writes to the end of a file; in a bucket, which has no such thing, all anew."""
+    """Appends to a file; a bucket cannot append, so there the file is rewritten."""
     if is_remote(path):
         write(path, (read(path) if exists(path) else b"") + data)
         return
@@ -112,16 +131,17 @@ def append(path: str, data: bytes) -> None:
 
 
 def download(path: str, name: str) -> None:
-    """Copies a file of a bucket to this disk, as its checksum says it is."""
-    with gcs.clear_errors(path):
+    """Copies a file of a bucket to a file on this disk, and checks its checksum."""
+    with gcs.translate_errors(path):
         gcs.blob(path).download_to_filename(name, checksum="crc32c")
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[str]:
-    """Yields a file name to write to; what is there at the end appears as `path`.
+    """Yields the name of a local file to write, which becomes `path` at the end.
 
-    Two processes that write the same file do not meet.
+    Each process has a name of its own, so writers of the same path do not interfere.
+    If the block raises, `path` is left unchanged.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -138,51 +158,13 @@ def writing(path: str) -> Iterator[str]:
         pathlib.Path(partial).unlink(missing_ok=True)
 
 
-def sizes_and_versions(folder: str) -> dict[str, tuple[int, str]]:
-    """Returns size, and what changes when it is written again, of a folder's files.
-
-    Raises:
-      UserError: the bucket is not there or does not let this account read.
-    """
-    if not is_remote(folder):
-        files = [p for p in pathlib.Path(folder).glob("*") if p.is_file()]
-        # Not the inode: some network file systems number their files anew.
-        return {p.name: (p.stat().st_size, str(p.stat().st_mtime_ns)) for p in files}
-    bucket, prefix = gcs.split(folder.rstrip("/") + "/")
-    with gcs.clear_errors(folder):
-        found = list(gcs.client().list_blobs(bucket, prefix=prefix, delimiter="/"))
-    return {
-        blob.name.removeprefix(prefix): (int(blob.size or 0), str(blob.generation))
-        for blob in found
-    }
-
-
-def check_room(folder: str, num_bytes: int) -> None:
-    """Checks the disk of a folder, which is made where it is not there yet.
-
-    Of a folder in a bucket, it is the disk where its files are staged.
-
-    Raises:
-      RunError: it has not so many bytes free.
-    """
-    local = tempfile.gettempdir() if is_remote(folder) else folder
-    os.makedirs(local, exist_ok=True)
-    free = shutil.disk_usage(local).free
-    if free < num_bytes:
-        raise RunError(
-            f"The disk is full: {local} must have {num_bytes / 1e6:,.1f} MB free for "
-            f"what goes to {folder}. It has {free / 1e6:,.1f} MB. Make room"
-            + (", or set TMPDIR to another disk." if is_remote(folder) else ".")
-        )
-
-
 def _upload(name: str, path: str) -> None:
-    """Publishes a file; what another writes there meanwhile is not overwritten."""
+    """Uploads a local file, unless another program writes `path` meanwhile."""
     from google.api_core.exceptions import NotFound, PreconditionFailed
 
     blob = gcs.blob(path)
     try:
-        with gcs.clear_errors(path):
+        with gcs.translate_errors(path):
             with contextlib.suppress(NotFound):
                 blob.reload()
             blob.upload_from_filename(
@@ -192,41 +174,83 @@ def _upload(name: str, path: str) -> None:
                 retry=gcs.retry(),
             )
     except PreconditionFailed:
-        # The answer to our own write may have been lost, and the write repeated.
+        # If the response to our own write was lost, its retry fails here.
         if checksum(path) != checksum(name):
             raise UserError(
                 f"{path} was written by another program meanwhile. A dataset and a run "
-                "must have one writer: wait for the other, or give another folder."
+                "must have one writer: wait for the other, or use another folder."
             ) from None
 
 
+def sizes_and_versions(folder: str) -> dict[str, tuple[int, str]]:
+    """Returns size and version of each file in a folder, without subfolders.
+
+    Args:
+      folder: path of the folder; if it does not exist, the result is empty.
+
+    Returns:
+      name -> (bytes, version); the version changes when the file is written.
+
+    Raises:
+      UserError: the bucket does not exist or is not readable.
+    """
+    if not is_remote(folder):
+        files = [p for p in pathlib.Path(folder).glob("*") if p.is_file()]
+        # Not the inode: some network file systems renumber their files.
+        return {p.name: (p.stat().st_size, str(p.stat().st_mtime_ns)) for p in files}
+    bucket, prefix = gcs.split(folder.rstrip("/") + "/")
+    with gcs.translate_errors(folder):
+        blobs = list(gcs.client().list_blobs(bucket, prefix=prefix, delimiter="/"))
+    return {
+        blob.name.removeprefix(prefix): (int(blob.size or 0), str(blob.generation))
+        for blob in blobs
+    }
+
+
+def check_free_space(folder: str, num_bytes: int) -> None:
+    """Checks the free space of a folder's disk, and creates the folder.
+
+    For a folder in a bucket, it checks the temporary folder, which holds uploads.
+
+    Raises:
+      RunError: fewer than `num_bytes` bytes are free.
+    """
+    local = tempfile.gettempdir() if is_remote(folder) else folder
+    os.makedirs(local, exist_ok=True)
+    free = shutil.disk_usage(local).free
+    if free < num_bytes:
+        raise RunError(
+            f"The disk is full: {local} must have {num_bytes / 1e6:,.1f} MB free for "
+            f"what goes to {folder}. It has {free / 1e6:,.1f} MB. Free some space"
+            + (", or set TMPDIR to another disk." if is_remote(folder) else ".")
+        )
+
+
 def checksum(path: str) -> str:
-    """Returns size and CRC32C of a file; of one in a bucket without reading it."""
+    """Returns size and CRC32C of a file; a bucket gives both without a download."""
     if is_remote(path):
-        blob = gcs.existing(path)
+        blob = gcs.existing_blob(path)
         return f"{blob.size}-{blob.crc32c}"
-    crc, size = 0, 0
+    crc = google_crc32c.Checksum()
     with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            crc = google_crc32c.extend(crc, block)
-            size += len(block)
-    return f"{size}-{base64.b64encode(crc.to_bytes(4, 'big')).decode()}"
+        size = sum(len(block) for block in crc.consume(stream, _BLOCK_BYTES))
+    return f"{size}-{base64.b64encode(crc.digest()).decode()}"
 
 
 def local_copy(path: str, version: str) -> str:
-    """Returns the file itself, or the name of a copy on this machine's disk.
+    """Returns a local file with the contents of `path`, which may be `path` itself.
 
-    The processes of a machine share the copies, which stand in the temporary folder
-    until `remove_copies`.
+    The processes of a machine share the copies. They stay in the temporary folder until
+    `remove_copies`.
 
     Args:
-      path: of the file.
-      version: differs wherever the contents under a path of this name do.
+      path: path of the file.
+      version: identifies the contents, as in the result of `stat`.
     """
     if not is_remote(path):
         return path
     folder, name = path.rsplit("/", 1)
-    copy = os.path.join(_copies_of(folder), f"{version}-{name}")
+    copy = os.path.join(_copies_folder(folder), f"{version}-{name}")
     if not os.path.exists(copy):
         with writing(copy) as partial:
             download(path, partial)
@@ -234,24 +258,24 @@ def local_copy(path: str, version: str) -> str:
 
 
 def remove_copies(folder: str) -> None:
-    """Removes what `local_copy` made here of a folder's files."""
-    shutil.rmtree(_copies_of(folder), ignore_errors=True)
+    """Removes the local copies of a folder's files."""
+    shutil.rmtree(_copies_folder(folder), ignore_errors=True)
 
 
-def _copies_of(folder: str) -> str:
+def _copies_folder(folder: str) -> str:
     digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
     root = os.path.join(tempfile.gettempdir(), f"gpt2-tpu-{os.getuid()}")
     return os.path.join(root, digest)
 
 
 def move(source: str, target: str) -> None:
-    """Gives a file another name."""
+    """Moves a file to another path on the same disk or in any bucket."""
     if not is_remote(source):
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
         os.replace(source, target)
         return
-    blob = gcs.existing(source)
-    with gcs.clear_errors(target):
+    blob = gcs.existing_blob(source)
+    with gcs.translate_errors(target):
         bucket, name = gcs.split(target)
         blob.bucket.copy_blob(
             blob, gcs.client().bucket(bucket), name, retry=gcs.retry()
@@ -260,7 +284,7 @@ def move(source: str, target: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Removes a file or a folder, where there is one."""
+    """Removes a file or a folder, if it exists."""
     if not is_remote(path):
         if os.path.isdir(path):
             shutil.rmtree(path)
@@ -268,22 +292,9 @@ def remove(path: str) -> None:
             pathlib.Path(path).unlink(missing_ok=True)
         return
     bucket, name = gcs.split(path.rstrip("/"))
-    with gcs.clear_errors(path):
+    with gcs.translate_errors(path):
         listed = gcs.client().list_blobs(bucket, prefix=name)
-        for found in [blob.name for blob in listed]:
-            if found == name or found.startswith(f"{name}/"):
-                # Not by its generation: a bucket with versions keeps the last one.
-                gcs.delete(gcs.blob(f"gs://{bucket}/{found}"))
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """As `glob.glob` does it: `**` crosses folders, `*` does not."""
-    regex = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
-    regex = regex.replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
-    regex = re.sub(r"\\\[(!?)(.+?)\\\]", _letters, regex)
-    return re.fullmatch(regex, path) is not None
-
-
-def _letters(found: re.Match) -> str:
-    """A pattern's `[a-z]` or `[!a-z]`, after `re.escape`."""
-    return f"[{'^' if found[1] else ''}{found[2].replace(chr(92) + '-', '-')}]"
+        for object_name in [blob.name for blob in listed]:
+            if object_name == name or object_name.startswith(f"{name}/"):
+                # Without a generation: versioned buckets then keep the last version.
+                gcs.delete(gcs.blob(f"gs://{bucket}/{object_name}"))

@@ -1,6 +1,7 @@
-"""Google Cloud Storage: its client, and what its answers mean.
+"""Connects to Google Cloud Storage and translates its errors.
 
-With the credentials of the environment, which no message ever shows.
+Uses the credentials of the environment, which no message contains. The library is
+imported on first use: a run on local files does not load it.
 """
 
 import contextlib
@@ -15,65 +16,91 @@ if TYPE_CHECKING:
 
 
 def is_remote(path: str) -> bool:
+    """Returns whether a path names a bucket."""
     return path.startswith("gs://")
 
 
 @functools.lru_cache(maxsize=1)
 def client() -> Any:
+    """Returns this process's client."""
     from google.cloud import storage
 
-    # Nothing here needs a project, which not all credentials name.
+    # Not all credentials name a project, and no request of ours needs one.
     return storage.Client(project=None)
 
 
 def split(path: str) -> tuple[str, str]:
+    """Splits `gs://BUCKET/NAME` into bucket and object name."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
     return bucket, name
 
 
 def blob(path: str) -> "Blob":
+    """Returns a handle of an object, without a request."""
     bucket, name = split(path)
-    with clear_errors(path):
+    with translate_errors(path):
         return client().bucket(bucket).blob(name)
 
 
-def existing(path: str) -> "Blob":
-    found = blob(path)
-    with clear_errors(path):
-        found.reload()
-    return found
+def existing_blob(path: str) -> "Blob":
+    """Returns an object with its metadata.
+
+    Raises:
+      UserError: the object does not exist or is not accessible.
+    """
+    result = blob(path)
+    with translate_errors(path):
+        result.reload()
+    return result
 
 
 def location(path: str) -> str:
-    """Returns where a bucket lies, such as "US-CENTRAL1" or "EU"; empty: unknown.
+    """Returns the location of a bucket, such as "US-CENTRAL1" or "EU".
 
-    To know it takes a permission that reading and writing do not.
+    Returns "" without the permission to read it, which storing objects does not need.
     """
     from google.api_core.exceptions import Forbidden
 
-    with clear_errors(path), contextlib.suppress(Forbidden):
+    with translate_errors(path), contextlib.suppress(Forbidden):
         return str(client().get_bucket(split(path)[0]).location or "")
     return ""
 
 
 def retry() -> Any:
-    """Repeats whatever a bucket cannot do at the moment: all of it can be repeated."""
+    """Returns the retry policy for requests that the library does not retry by itself.
+
+    All requests of this package can be repeated.
+    """
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     return DEFAULT_RETRY
 
 
 def delete(blob: "Blob", **conditions: int) -> None:
+    """Deletes an object, if it exists.
+
+    Args:
+      blob: the object.
+      **conditions: preconditions of `Blob.delete`.
+    """
     from google.api_core.exceptions import NotFound
 
-    # Where the answer to a first attempt was lost, it is not there any more.
+    # The response to a first, successful attempt may have been lost.
     with contextlib.suppress(NotFound):
         blob.delete(retry=retry(), **conditions)
 
 
 @contextlib.contextmanager
-def clear_errors(path: str) -> Iterator[None]:
-    """Turns what the bucket refuses into one message, without any credential."""
+def translate_errors(path: str) -> Iterator[None]:
+    """Replaces errors of a bucket by one message without credentials.
+
+    Args:
+      path: named in the message.
+
+    Raises:
+      TryAgainError: the bucket did not respond.
+      UserError: the bucket or object does not exist or is not accessible.
+    """
     import requests
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError, TransportError
@@ -89,9 +116,9 @@ def clear_errors(path: str) -> Iterator[None]:
         TransportError,
     ) as error:
         raise TryAgainError(
-            f"{path} cannot be reached: its bucket does not answer, also when it is "
-            f"asked again ({type(error).__name__}). The same command continues when it "
-            "does."
+            f"{path} cannot be reached: its bucket does not answer, even after "
+            f"retries ({type(error).__name__}). Run the same command again later; it "
+            "continues."
         ) from None
     except (exceptions.NotFound, exceptions.Forbidden, exceptions.Unauthorized) as e:
         raise UserError(

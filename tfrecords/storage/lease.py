@@ -1,4 +1,4 @@
-"""One writer a folder: a lock on this machine, a lease in a bucket."""
+"""Ensures one writer per folder: by a lock on a disk, by a lease in a bucket."""
 
 import contextlib
 import datetime
@@ -15,24 +15,39 @@ from absl import logging
 from configs.errors import UserError
 from tfrecords.storage import files, gcs
 
-# A writer in a bucket says that it is alive; one that is silent for longer is dead.
-_HEARTBEAT_SECONDS = 30
-_LEASE_SECONDS = 5 * _HEARTBEAT_SECONDS
-_LOOK_SECONDS = 5
+HEARTBEAT_SECONDS = 30.0
+# A lease that was not renewed for this many heartbeats has expired.
+_HEARTBEATS_TO_EXPIRE = 5
+_POLL_SECONDS = 5.0
 _NAME = ".writer"
 
 
 @contextlib.contextmanager
-def only_writer(folder: str) -> Iterator[None]:
-    """Holds a folder for this process.
+def only_writer(
+    folder: str,
+    *,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    machine: str | None = None,
+) -> Iterator[None]:
+    """Reserves a folder for this process.
+
+    A process that died does not keep its folder: the operating system unlocks a local
+    folder; a lease in a bucket is void at once for processes of the same machine, and
+    for others when it expires.
+
+    Args:
+      folder: path of the folder. A local one is created.
+      heartbeat_seconds: interval at which a lease is renewed. It expires after five.
+      machine: identifies this machine in a lease. None: host name, boot and container.
 
     Raises:
-      UserError: another process holds it. One that died does not: the operating
-        system releases a local folder; a lease in a bucket ends at once for this
-        machine. Others wait until it is renewed, or 150 s old.
+      UserError: another process writes to the folder.
     """
-    hold = _leased if gcs.is_remote(folder) else _locked
-    with hold(folder):
+    if gcs.is_remote(folder):
+        reserved = _leased(folder, heartbeat_seconds, machine or _machine())
+    else:
+        reserved = _locked(folder)
+    with reserved:
         yield
 
 
@@ -43,7 +58,7 @@ def _locked(folder: str) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _in_use(folder, "") from None
+        raise _in_use(folder) from None
     else:
         yield
     finally:
@@ -51,43 +66,51 @@ def _locked(folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _leased(folder: str) -> Iterator[None]:
+def _leased(folder: str, heartbeat_seconds: float, machine: str) -> Iterator[None]:
     from google.api_core.exceptions import PreconditionFailed
 
     path = files.join(folder, _NAME)
-    with gcs.clear_errors(path):
-        lease = _Lease(path, _wait_until_free(folder, path))
+    with gcs.translate_errors(path):
+        generation = _wait_until_free(folder, path, heartbeat_seconds, machine)
+        lease = _Lease(path, generation, machine)
         try:
-            lease.hold()
+            lease.write()
         except PreconditionFailed:
-            raise _in_use(folder, "") from None
+            raise _in_use(folder) from None
     finished = threading.Event()
-    thread = threading.Thread(target=lease.renew_until, args=(finished,), daemon=True)
+    thread = threading.Thread(
+        target=lease.renew_until, args=(finished, heartbeat_seconds), daemon=True
+    )
     thread.start()
     try:
         yield
     finally:
         finished.set()
         thread.join()
-        lease.give_back()
+        lease.remove()
 
 
 class _Lease:
-    """An object that names its writer.
+    """An object in a bucket that names its writer.
 
     Args:
-      path: of the object.
-      generation: of the lease that it replaces; 0: there is none.
+      path: path of the object.
+      generation: generation of the expired lease that it replaces; 0: none.
+      machine: identifies this machine.
     """
 
-    def __init__(self, path: str, generation: int):
+    def __init__(self, path: str, generation: int, machine: str):
         self._path = path
         self._generation = generation
-        mark = os.urandom(4).hex()
-        self._holder = f"process {os.getpid()} on {_machine()}, {mark}"
+        unique = os.urandom(4).hex()
+        self._holder = f"process {os.getpid()} on {machine}, {unique}"
 
-    def hold(self) -> None:
-        """Writes it; raises PreconditionFailed where somebody else has."""
+    def write(self) -> None:
+        """Writes or renews the lease.
+
+        Raises:
+          PreconditionFailed: another process has written it.
+        """
         from google.api_core.exceptions import PreconditionFailed
 
         blob = gcs.blob(self._path)
@@ -96,76 +119,86 @@ class _Lease:
                 self._holder, if_generation_match=self._generation, retry=gcs.retry()
             )
         except PreconditionFailed:
-            # The answer to our own write may have been lost, and the write repeated.
+            # If the response to our own write was lost, its retry fails here.
             blob = gcs.blob(self._path)
             blob.reload()
             if gcs.blob(self._path).download_as_text() != self._holder:
                 raise
         self._generation = int(blob.generation)
 
-    def renew_until(self, finished: threading.Event) -> None:
+    def renew_until(self, finished: threading.Event, heartbeat_seconds: float) -> None:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        while not finished.wait(_HEARTBEAT_SECONDS):
+        while not finished.wait(heartbeat_seconds):
             try:
-                self.hold()
+                self.write()
             except (PreconditionFailed, NotFound):
-                # To write on would damage what the other one does.
+                # Further writes would damage the other writer's work.
                 logging.error("%s is held by another writer: this one ends", self._path)
                 logging.flush()
                 os._exit(1)
             except _failures() as error:  # the next heartbeat tries again
-                what = type(error).__name__
-                logging.warning("%s could not be renewed: %s", self._path, what)
+                name = type(error).__name__
+                logging.warning("%s could not be renewed: %s", self._path, name)
 
-    def give_back(self) -> None:
+    def remove(self) -> None:
         blob = gcs.blob(self._path)
         try:
             gcs.delete(blob, if_generation_match=self._generation)
-        # What ended the work says more than that its lease stays for a while.
+        # Raising here would hide the exception that ended the work.
         except _failures() as error:
-            what = type(error).__name__
-            logging.warning("%s could not be removed: %s", self._path, what)
+            name = type(error).__name__
+            logging.warning("%s could not be removed: %s", self._path, name)
 
 
-def _wait_until_free(folder: str, path: str) -> int:
-    """Returns the generation of the lease that may be replaced; 0: there is none.
+def _wait_until_free(
+    folder: str, path: str, heartbeat_seconds: float, machine: str
+) -> int:
+    """Waits until a lease is free or expired.
 
-    A machine that was taken away leaves its lease, which then only grows older. A lease
-    that is renewed meanwhile is held by somebody.
+    A dead machine leaves its lease, whose age grows until it expires. A lease that is
+    renewed meanwhile belongs to a live writer.
+
+    Returns:
+      The generation of the lease that may be replaced; 0: there is no lease.
+
+    Raises:
+      UserError: the writer is alive.
     """
     from google.api_core.exceptions import NotFound
 
-    first = None
+    first_generation = None
     while True:
         try:
-            blob = gcs.blob(path)  # a new one: it insists on what it saw first
+            blob = gcs.blob(path)
             blob.reload()
+            # A new handle: this one is bound to the generation that it has seen.
             holder = gcs.blob(path).download_as_text()
         except NotFound:
             return 0
         now = datetime.datetime.now(datetime.timezone.utc)
-        age = (now - blob.updated).total_seconds()
-        process = _process_here(holder)
-        lives = process is not None and _lives(process)
-        if age >= _LEASE_SECONDS or (process is not None and not lives):
+        age_seconds = (now - blob.updated).total_seconds()
+        process = _process_on(machine, holder)
+        is_alive = process is not None and _is_alive(process)
+        is_dead = process is not None and not is_alive
+        if is_dead or age_seconds >= _HEARTBEATS_TO_EXPIRE * heartbeat_seconds:
             return int(blob.generation)
-        first = first or blob.generation
-        if lives or blob.generation != first:
+        first_generation = first_generation or blob.generation
+        if is_alive or blob.generation != first_generation:
             raise _in_use(folder, f" ({holder})")
         logging.log_first_n(
             logging.WARNING,
-            "%s is held by %s, silent for %.0f s: waiting until it ends or speaks",
+            "%s is held by %s, silent for %.0f s: waiting until it ends or renews",
             1,
             folder,
             holder,
-            age,
+            age_seconds,
         )
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(min(_POLL_SECONDS, heartbeat_seconds / 2))
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Returns all that a request can end with; broken connections are OSErrors."""
+    """Returns the exceptions of a failed request; lost connections are OSErrors."""
     from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
 
@@ -173,9 +206,9 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _machine() -> str:
-    """Returns what tells this machine, or container, from any other that has its name.
+    """Returns an identifier of this machine or container.
 
-    Where it is the same, numbers of processes mean the same.
+    A process id has the same meaning wherever the identifier is the same.
     """
     name = socket.gethostname()
     with contextlib.suppress(OSError):
@@ -185,24 +218,24 @@ def _machine() -> str:
     return name
 
 
-def _process_here(holder: str) -> int | None:
-    """Returns the process of this machine that a lease names, if it does."""
-    found = re.fullmatch(r"process (\d+) on (.*), \w+", holder)
-    return int(found[1]) if found and found[2] == _machine() else None
+def _process_on(machine: str, holder: str) -> int | None:
+    """Returns the process id in a lease of this machine; None: of another machine."""
+    match = re.fullmatch(r"process (\d+) on (.*), \w+", holder)
+    return int(match[1]) if match and match[2] == machine else None
 
 
-def _lives(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is another user's
+        pass  # another user's process
     return True
 
 
-def _in_use(folder: str, who: str) -> UserError:
+def _in_use(folder: str, holder: str = "") -> UserError:
     return UserError(
-        f"{folder} must have one writer. Another process writes there{who}. Wait until "
-        "it has ended, or give another folder."
+        f"{folder} must have one writer. Another process writes there{holder}. Wait "
+        "until it has ended, or use another folder."
     )

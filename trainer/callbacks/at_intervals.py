@@ -11,7 +11,7 @@ def current_step(training_step: tf_keras.Model) -> int:
 
 
 class AtIntervals(tf_keras.callbacks.Callback):
-    """Acts whenever an execution has reached or passed a multiple of the interval.
+    """Acts when an execution has reached or passed a multiple of the interval.
 
     Args:
       interval: in steps; 0: only after the last step.
@@ -26,7 +26,8 @@ class AtIntervals(tf_keras.callbacks.Callback):
     def catch_up(self, training_step: tf_keras.Model) -> None:
         """Acts before training where that is due and has not been done.
 
-        At step 0, and where a run was stopped after a step, but before this was done.
+        It is due at step 0, and where a run was stopped after a step but before this
+        callback acted.
         """
         self.set_model(training_step)
         step = current_step(training_step)
@@ -35,9 +36,11 @@ class AtIntervals(tf_keras.callbacks.Callback):
             self._act(step)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        """Reads at which step training begins."""
         self._last_step = current_step(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Acts where the execution has passed a multiple of the interval."""
         last_step, self._last_step = self._last_step, current_step(self.model)
         passed = self._interval and (
             self._last_step // self._interval > last_step // self._interval
@@ -49,5 +52,5 @@ class AtIntervals(tf_keras.callbacks.Callback):
         raise NotImplementedError
 
     def _has_acted(self, step: int) -> bool:
-        """Whether nothing of this step is to be caught up."""
+        """Returns whether this step has been acted on before."""
         return True

@@ -1,4 +1,4 @@
-"""Stops a run whose loss or gradients are not finite, step after step."""
+"""Stops a run whose loss or gradients stay not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +13,11 @@ _NUM_RECORDS = 16  # that a message lists
 
 
 class DivergenceGuard(tf_keras.callbacks.Callback):
-    """Stops a run whose updates are skipped, one after the other.
+    """Stops a run after a number of consecutive skipped updates.
 
     Args:
-      max_skipped_in_a_row: so many.
-      batch_records: returns shard and number in it of each record of a `step`'s batch.
+      max_skipped_in_a_row: the number.
+      batch_records: `step` -> (shard, index in the shard) of each record of its batch.
     """
 
     def __init__(
@@ -30,9 +30,11 @@ class DivergenceGuard(tf_keras.callbacks.Callback):
         self._batch_records = batch_records
 
     def on_train_begin(self, logs: Any = None) -> None:
+        """Reads how many updates were skipped before."""
         self._skipped = int(self.model.skipped_updates.numpy())
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Warns of skipped updates; raises RunError after too many."""
         step = current_step(self.model)
         skipped, self._skipped = self._skipped, int(logs["skipped_updates"])
         if self._skipped > skipped:

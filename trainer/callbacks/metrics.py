@@ -1,4 +1,4 @@
-"""Logs what each execution's last step measured, and moves the progress bar."""
+"""Logs the metrics of each execution's last step, and moves the progress bar."""
 
 import time
 from typing import Any
@@ -19,9 +19,9 @@ class Metrics(tf_keras.callbacks.Callback):
       log: where the values go.
       bar: of the whole run's steps.
       tokens_per_step: global_batch_size * sequence_length.
-      flops_per_step: that a step needs.
-      peak_flops: of all replicas, per second; None: not known.
-      strategy: whose memory tells how full it is, or not.
+      flops_per_step: FLOPs of a step's matrix products.
+      peak_flops: FLOP/s of all replicas; None: not known.
+      strategy: of the run, whose first replica's memory is logged where it is known.
     """
 
     def __init__(
@@ -43,14 +43,16 @@ class Metrics(tf_keras.callbacks.Callback):
         self._strategy = strategy
 
     def on_train_begin(self, logs: Any = None) -> None:
+        """Starts the bar's clock, which ran during the evaluation before training."""
         self._step = current_step(self.model)
-        self._bar.unpause()  # its clock has run during the evaluation before
+        self._bar.unpause()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        # From here, so that evaluations and saves between executions do not count.
+        """Starts the clock: evaluations and saves between executions do not count."""
         self._start_seconds = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Logs loss, rates and throughput."""
         seconds = time.perf_counter() - self._start_seconds
         step = current_step(self.model)
         values = {name: float(value) for name, value in logs.items()}

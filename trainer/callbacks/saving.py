@@ -1,8 +1,8 @@
-"""Saves the run between executions."""
+"""Saves the run's state between executions."""
 
 from typing import Any
 
-from tfrecords.manifest import Watch
+from tfrecords.verify import ShardChangeDetector
 from trainer.callbacks.at_intervals import AtIntervals
 from trainer.checkpoints.run_checkpoints import Checkpoints
 from trainer.run_dir.metrics import MetricsLog
@@ -14,15 +14,15 @@ class Saving(AtIntervals):
     Args:
       log: of the metrics.
       checkpoints: of the run.
-      watch: what was trained on shards that changed meanwhile is not saved.
-      **intervals: see above.
+      watch: stops the run where shards have changed; nothing is saved then.
+      **intervals: of `AtIntervals`.
     """
 
     def __init__(
         self,
         log: MetricsLog,
         checkpoints: Checkpoints,
-        watch: Watch,
+        watch: ShardChangeDetector,
         **intervals: int,
     ):
         super().__init__(**intervals)
@@ -31,6 +31,7 @@ class Saving(AtIntervals):
         self._watch = watch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Saves where that is due; raises RunError where the last save failed."""
         self._checkpoints.raise_failure()
         super().on_train_batch_end(batch, logs)
         if self._last_step == self._log.best_step or self.model.stop_training:
@@ -38,6 +39,6 @@ class Saving(AtIntervals):
 
     def _act(self, step: int) -> None:
         self._watch.check()
-        # What a continued run goes on from holds all metrics up to there.
+        # A resumed run finds all metrics up to its checkpoint.
         self._log.flush()
         self._checkpoints.save(self._log.best_step)

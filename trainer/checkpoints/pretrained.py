@@ -17,7 +17,9 @@ from trainer.models.architecture import Architecture
 
 FLAGS = flags.FLAGS
 # By OpenAI, and by Hugging Face.
-_PUBLISHED = r"(openai-community/)?gpt2(-medium|-large|-xl)?|(distilbert/)?distilgpt2"
+_PUBLISHED = re.compile(
+    r"(?:openai-community/)?(gpt2(?:-medium|-large|-xl)?)|(?:distilbert/)?(distilgpt2)"
+)
 
 
 def define_flags() -> None:
@@ -42,6 +44,8 @@ class Pretrained:
       step: of its run; None of a checkpoint.
       origin: of the weights: "as published", "of a folder", "from random weights", or
         "fine-tuned on 1 x 2,051,910 words": epochs and words.
+      published_name: of the published checkpoint that the weights started from, such
+        as "gpt2"; empty: none is known.
     """
 
     model: tf_keras.Model
@@ -52,6 +56,7 @@ class Pretrained:
     name: str
     step: int | None
     origin: str
+    published_name: str
 
 
 def from_flags() -> Pretrained:
@@ -67,8 +72,7 @@ def from_flags() -> Pretrained:
     if folder:
         if FLAGS.step:
             raise UserError("`--step` is of a `--workdir`: leave it out.")
-        known = re.fullmatch(_PUBLISHED, folder) and not os.path.exists(folder)
-        origin = "as published" if known else "of a folder"
+        checkpoint_name = published_name(folder)
         # A Hugging Face folder of another architecture says so itself: see `load`.
         architecture = registry.get("gpt2")
         model = architecture.load(folder)
@@ -80,7 +84,8 @@ def from_flags() -> Pretrained:
             precision="float32",
             name=folder,
             step=None,
-            origin=origin,
+            origin="as published" if checkpoint_name else "of a folder",
+            published_name=checkpoint_name,
         )
     loaded = run_checkpoints.load_model(workdir, FLAGS.step)
     record = loaded.record
@@ -93,7 +98,16 @@ def from_flags() -> Pretrained:
         name=workdir,
         step=record.step,
         origin=_origin(workdir, record),
+        published_name=published_name(record.config["model"]["initial_checkpoint"]),
     )
+
+
+def published_name(checkpoint: str) -> str:
+    """Returns "gpt2" for "openai-community/gpt2"; nothing for a folder."""
+    match = _PUBLISHED.fullmatch(checkpoint)
+    if not match or os.path.exists(checkpoint):
+        return ""
+    return match[1] or match[2]
 
 
 def _origin(workdir: str, record: run_checkpoints.Record) -> str:

@@ -1,9 +1,9 @@
 """Saves and restores a run: model, optimizer, step, and what they belong to.
 
 `WORKDIR/checkpoints/step-00000100/` holds `tensor_file.safetensors` and, written last,
-`checkpoint.json` with its checksum: a folder without it is a torn save, and is removed.
-A damaged one is kept beside them as `step-00000100.damaged`, and the one before it is
-taken.
+`checkpoint.json` with its checksum. A folder without that file is an incomplete save
+and is removed. A damaged checkpoint is renamed to `step-00000100.damaged`, and the one
+before it is restored.
 """
 
 import concurrent.futures
@@ -24,12 +24,13 @@ from tfrecords.storage import files
 from trainer.checkpoints import tensor_file
 from trainer.models import registry, variables
 from trainer.models.architecture import Architecture
+from trainer.run_dir import layout
 from trainer.tasks.step import TrainingStep
 
 FORMAT_VERSION = 2
 _STATE = "state.safetensors"
 _RECORD = "checkpoint.json"
-# They change how a run is carried out, not what it computes.
+# Fields that may differ on a resume: they do not change what the run computes.
 _FREE_FIELDS = {
     "training.microbatch_size",
     "training.remat",
@@ -46,12 +47,12 @@ _FREE_FIELDS = {
 
 
 class _DamagedError(ValueError):
-    """What is in a checkpoint's folder is not what was saved."""
+    """Raised within this module where a checkpoint is not as it was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What `checkpoint.json` says of the state beside it."""
+    """The contents of `checkpoint.json`."""
 
     format_version: int
     step: int
@@ -67,11 +68,11 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       training_step: owns the model and its optimizer, whose `iterations` are the step.
       config: of the run.
       manifest: of its dataset.
-      writes: whether this machine writes them; all read them.
+      writes: whether this machine writes checkpoints. All machines read them.
     """
 
     def __init__(
@@ -101,17 +102,17 @@ class Checkpoints:
         self._saved_step = 0
 
     def fingerprint(self) -> str:
-        """Returns what differs where a value does."""
+        """Returns the CRC-32 of all values, to compare machines."""
         crc = 0
         for value in self._host_copy.take().values():
             crc = zlib.crc32(value.tobytes(), crc)
         return f"{crc:08x}"
 
     def check_room(self) -> None:
-        """Raises UserError where the disk has no room for what is to be saved."""
+        """Raises RunError where the disk has no room for the checkpoints."""
         settings, num = self._config.training, 1
         if not files.is_remote(self._folder):
-            # The best one; and a new one is whole before the oldest goes.
+            # One more for the best, and a new one is complete before the oldest goes.
             finds_best = "validation" in self._manifest.splits
             saves_often = settings.checkpoint_interval > 0 or (
                 finds_best and settings.evaluation_interval > 0
@@ -119,18 +120,19 @@ class Checkpoints:
             num += finds_best + settings.keep_last * saves_often
             num = max(num - len(_folders(self._folder)), 1)
         num_bytes = num * variables.num_bytes(self._variables.values())
-        files.check_room(self._folder.rpartition("/")[0], num_bytes)
+        files.check_free_space(self._folder.rpartition("/")[0], num_bytes)
 
     def save(self, best_step: int = 0) -> None:
-        """Saves the present state, unless that is done; removes what need not stay.
+        """Saves the current state unless it is saved already, and removes old ones.
 
-        The values are copied here and now; a thread writes them while training goes on.
+        The values are copied before this returns; a thread writes them while training
+        continues.
 
         Args:
-          best_step: whose checkpoint stays in any case.
+          best_step: step whose checkpoint is kept in any case.
 
         Raises:
-          RunError: the save before this one failed.
+          RunError: the previous save failed.
         """
         step = int(self._optimizer.iterations.numpy())
         if step == self._saved_step or not self._writes:
@@ -141,17 +143,17 @@ class Checkpoints:
         self._saving = self._thread.submit(self._write, step, values, best_step)
 
     def close(self) -> None:
-        """Waits until what was saved is there.
+        """Waits until the last save is complete.
 
         Raises:
-          RunError: it could not be written.
+          RunError: the save failed.
         """
         saving, self._saving = self._saving, None
         if saving:
             saving.result()
 
     def raise_failure(self) -> None:
-        """Raises RunError where the save that goes on has failed already."""
+        """Raises RunError where the save in progress has failed."""
         if self._saving and self._saving.done():
             self.close()
 
@@ -172,12 +174,12 @@ class Checkpoints:
             text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
             files.write(f"{folder}/{_RECORD}", text.encode())
             self._remove_old(best_step)
-        except Exception as error:  # whatever it is, the run must hear of it
-            # The address of an upload that goes on is as good as a key.
-            said = re.sub(r"upload_id=[^&\s]+", "upload_id=…", str(error))
+        except Exception as error:  # any failure of the thread must stop the run
+            # The address of a resumable upload grants access, like a key.
+            message = re.sub(r"upload_id=[^&\s]+", "upload_id=…", str(error))
             failure = RunError(
-                f"Step {step} could not be saved to {folder}: {said}. What was saved "
-                "before is there; the same command continues from it."
+                f"Step {step} could not be saved to {folder}: {message}. Earlier "
+                "checkpoints are intact; the same command continues from them."
             )
             if isinstance(error, TryAgainError):
                 failure.exit_code = error.exit_code
@@ -192,24 +194,24 @@ class Checkpoints:
                 _remove(folder)
 
     def restore(self) -> int:
-        """Continues from the newest whole checkpoint, if there is any.
+        """Restores the newest intact checkpoint, if there is one.
 
         Returns:
-          Its step; 0 where there is none.
+          Its step; 0 without a checkpoint.
 
         Raises:
-          DataError: it is of another config, dataset or tokenizer, or there are
-            checkpoints, and all of them are damaged.
+          DataError: the checkpoint belongs to another config or dataset, or all
+            checkpoints are damaged.
         """
-        found = _newest_whole(_folders(self._folder), set_aside=self._writes)
-        if found:
-            self._check_same_run(found[1])
+        newest = _newest_intact(_folders(self._folder), set_aside=self._writes)
+        if newest:
+            self._check_same_run(newest[1])
         for leftover in _folders(self._folder, whole=False) if self._writes else []:
-            logging.warning("removing %s, left by a save that was stopped", leftover)
+            logging.warning("removing %s, an incomplete save", leftover)
             _remove(leftover)
-        if not found:
+        if not newest:
             return 0
-        folder, record = found
+        folder, record = newest
         _assign(folder, self._variables, whole=True)
         self._saved_step = record.step
         logging.info("continuing from %s", folder)
@@ -254,10 +256,10 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
 
     Args:
       workdir: of the run.
-      step: of the checkpoint; 0: the newest whole one.
+      step: of the checkpoint; 0: the newest intact one.
 
     Raises:
-      DataError: the workdir has no checkpoint, not this one, or only damaged ones.
+      DataError: the workdir has no checkpoint, or not that one, or only damaged ones.
     """
     checkpoint_folders = _folders(_folder(workdir))
     wanted = [folder for folder in checkpoint_folders if step in (0, _step(folder))]
@@ -267,7 +269,7 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
             f"`--step` must be that of a checkpoint in {workdir}: {steps}. "
             f"Received: {step}."
         )
-    newest = _newest_whole(wanted, set_aside=False)
+    newest = _newest_intact(wanted, set_aside=False)
     if not newest:
         raise DataError(
             f"`--workdir` must hold a run with a checkpoint. Received: {workdir}, "
@@ -282,34 +284,33 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
 
 
 def _folder(workdir: str) -> str:
-    return files.join(workdir, "checkpoints")
+    return files.join(workdir, layout.CHECKPOINTS)
 
 
 def _folders(folder: str, *, whole: bool = True) -> list[str]:
-    """Returns the checkpoints with a record, by step; or those that have none."""
+    """Returns the checkpoints by step: those with a record, or those without."""
     names: dict[str, set[str]] = {}
     for path in files.expand(folder):
         parent, _, name = path.rpartition("/")
         if re.fullmatch(r"step-\d{8,}", parent.rpartition("/")[2]):
             names.setdefault(parent, set()).add(name)
-    found = [parent for parent in names if (_RECORD in names[parent]) == whole]
-    return sorted(found, key=_step)
+    selected = [parent for parent in names if (_RECORD in names[parent]) == whole]
+    return sorted(selected, key=_step)
 
 
 def _step(folder: str) -> int:
     return int(folder.rpartition("/step-")[2])
 
 
-def _newest_whole(folders: list[str], *, set_aside: bool) -> tuple[str, Record] | None:
-    """Returns the newest checkpoint that is as it was saved; None where there is none.
+def _newest_intact(folders: list[str], *, set_aside: bool) -> tuple[str, Record] | None:
+    """Returns the newest checkpoint whose checksums are right, or None.
 
     Args:
       folders: of checkpoints, by step.
-      set_aside: rename the damaged ones that are newer, so that they are no more in the
-        way and still can be looked at.
+      set_aside: whether to rename newer damaged ones, so that they can be examined.
 
     Raises:
-      DataError: all are damaged, or one is of another format.
+      DataError: all checkpoints are damaged, or one has another format version.
     """
     problems: dict[str, str] = {}
     for path in reversed(folders):
@@ -319,7 +320,7 @@ def _newest_whole(folders: list[str], *, set_aside: bool) -> tuple[str, Record] 
             problems[path] = str(error)
             continue
         for damaged, problem in problems.items():
-            logging.error("%s Taking %s instead.", problem, path)
+            logging.error("%s Restoring %s instead.", problem, path)
             if set_aside:
                 _set_aside(damaged)
         return path, record
@@ -327,13 +328,13 @@ def _newest_whole(folders: list[str], *, set_aside: bool) -> tuple[str, Record] 
         raise DataError(
             "All checkpoints are damaged:\n  "
             + "\n  ".join(problems.values())
-            + "\nGive a new --workdir to begin anew, or bring back a checkpoint."
+            + "\nUse a new --workdir to start again, or copy an intact one back."
         )
     return None
 
 
 def _remove(folder: str) -> None:
-    """Removes a checkpoint; stopped in between, it leaves an incomplete one."""
+    """Removes a checkpoint, its record first: without it the rest is incomplete."""
     files.remove(f"{folder}/{_RECORD}")
     files.remove(folder)
 

@@ -1,4 +1,7 @@
-"""A run's variables as one safetensors file: named, with shapes, and never code."""
+"""Writes and reads a run's variables as one safetensors file.
+
+The file holds names, shapes and values, never code.
+"""
 
 import contextlib
 import hashlib
@@ -16,13 +19,18 @@ from configs.errors import DataError
 from tfrecords.storage import files
 from trainer.runtime import strategy as strategies
 
-# Keras numbers the models of a process.
+# The scope that Keras gives to a model, numbered within the process.
 _SCOPE = re.compile(r"tfgpt2lm_head_model(_\d+)?/")
-_NUM_NAMES = 5  # that a message lists
+_NUM_NAMES = 5  # listed in a message
 
 
 def named(owner: str, variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
-    """Returns variables by names that are the same in every process."""
+    """Returns variables by names that are the same in every process.
+
+    Args:
+      owner: prefix of the names, such as "model" or "optimizer".
+      variables: of the owner.
+    """
     return {
         f"{owner}/{_SCOPE.sub('', variable.name).removesuffix(':0')}": variable
         for variable in variables
@@ -30,9 +38,12 @@ def named(owner: str, variables: Iterable[tf.Variable]) -> dict[str, tf.Variable
 
 
 class HostCopy:
-    """Memory of the host for a copy of all values, which training does not change.
+    """A buffer in host memory for a copy of all values.
 
-    It is taken once: to get new memory at each save takes longer than to copy.
+    The buffer is allocated once: allocating at each save takes longer than copying.
+
+    Args:
+      variables: by name.
     """
 
     def __init__(self, variables: dict[str, tf.Variable]):
@@ -43,24 +54,24 @@ class HostCopy:
         }
 
     def take(self) -> dict[str, np.ndarray]:
-        """Returns the present values, until it is called again."""
+        """Copies the current values. They are valid until the next call."""
         for name, variable in self._variables.items():
             with strategies.on_host():
                 value = tf.identity(variable)
-            # A view of a tensor of the host, where `numpy` would copy.
+            # A view of the host tensor; `numpy()` would copy it.
             np.copyto(self._values[name], memoryview(value))
         return self._values
 
 
 def write(values: dict[str, np.ndarray], path: str) -> tuple[int, str]:
-    """Writes a file, here or in a bucket, whole or not at all.
+    """Writes a file atomically, to a local path or a bucket.
 
     Returns:
-      Its size in bytes and SHA-256.
+      The size in bytes and the SHA-256.
 
     Raises:
       DataError: a value is not finite.
-      OSError, SafetensorError, UserError: it cannot be written.
+      OSError, SafetensorError, UserError: the file cannot be written.
     """
     _check_finite(values)
     with files.writing(path) as name:
@@ -69,7 +80,7 @@ def write(values: dict[str, np.ndarray], path: str) -> tuple[int, str]:
 
 
 def checksum(path: str) -> tuple[int, str]:
-    """Returns size in bytes and SHA-256."""
+    """Returns the size in bytes and the SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with files.open_read(path) as stream:
         while block := stream.read(1 << 24):
@@ -79,15 +90,15 @@ def checksum(path: str) -> tuple[int, str]:
 
 
 def read(path: str, variables: dict[str, tf.Variable], *, whole: bool) -> None:
-    """Assigns what a file holds.
+    """Assigns the values of a file to variables.
 
     Args:
-      path: here or in a bucket.
-      variables: by the file's names.
-      whole: the file may hold nothing else.
+      path: local or gs://….
+      variables: by the names in the file.
+      whole: whether the file must hold no other values.
 
     Raises:
-      DataError: names, shapes or types differ, or a value is not finite.
+      DataError: names, shapes or dtypes differ, or a value is not finite.
     """
     with _opened(path) as file:
         stored = set(file.keys())
@@ -100,20 +111,22 @@ def read(path: str, variables: dict[str, tf.Variable], *, whole: bool) -> None:
             values[name] = file.get_tensor(name)
             problems += _differences(name, values[name], variables[name])
     if problems:
-        more = f", and {len(problems) - _NUM_NAMES} more" * (len(problems) > _NUM_NAMES)
-        raise DataError("; ".join(problems[:_NUM_NAMES]) + more)
+        num_others = len(problems) - _NUM_NAMES
+        others = f", and {num_others} more" if num_others > 0 else ""
+        raise DataError("; ".join(problems[:_NUM_NAMES]) + others)
     _check_finite(values)
     for name, value in values.items():
         variables[name].assign(value)
 
 
 def _differences(name: str, value: np.ndarray, variable: tf.Variable) -> list[str]:
-    found = (value.dtype.name, value.shape)
+    stored = (value.dtype.name, value.shape)
     expected = (variable.dtype.name, tuple(variable.shape))
-    if found == expected:
+    if stored == expected:
         return []
+    (dtype, shape), (expected_dtype, expected_shape) = stored, expected
     return [
-        f"{name} is {found[0]} {list(found[1])}, not {expected[0]} {list(expected[1])}"
+        f"{name} is {dtype} {list(shape)}, not {expected_dtype} {list(expected_shape)}"
     ]
 
 

@@ -1,6 +1,5 @@
 """The README.md of an exported model, filled from what its run left behind."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -10,7 +9,7 @@ from configs import schema
 from tfrecords import manifest as manifests
 from tfrecords.storage import files
 from trainer.checkpoints.pretrained import Pretrained
-from trainer.run_dir import journal, results
+from trainer.run_dir import json_files, layout, results
 
 _HEADER = """---
 library_name: transformers
@@ -41,17 +40,17 @@ def write(trained: Pretrained, workdir: str) -> str:
     ]
     base = ""
     if workdir:
-        path = files.join(workdir, journal.RUN_NAME)
+        path = files.join(workdir, layout.RUN)
         if files.exists(path):
-            run = journal.parse(journal.text(path), path)
+            run = json_files.read(path)
             sections += _of_run(run, trained.step)
-            initial = run["config"]["model"]["initial_checkpoint"]
-            # A folder of somebody's disk is no model of the hub.
-            if _HUB_NAME.fullmatch(initial) and not os.path.exists(initial):
-                base = f"base_model: {initial}\n"
-        path = files.join(workdir, manifests.FILE_NAME)
+            # Of a folder, loading has recorded the absolute path.
+            source = run.get("model_config", {}).get("_name_or_path", "")
+            if _HUB_NAME.fullmatch(source):
+                base = f"base_model: {source}\n"
+        path = files.join(workdir, layout.MANIFEST)
         if files.exists(path):
-            sections += _of_data(manifests.from_json(journal.text(path), path))
+            sections += _of_data(manifests.load(workdir))
         sections += _of_results(results.load(workdir))
     sections += [
         "## Use",

@@ -34,6 +34,7 @@ class Options:
 
     @property
     def dtype(self) -> tf.DType:
+        """The precision as a TensorFlow type."""
         return tf.as_dtype(self.precision)
 
 
@@ -70,6 +71,8 @@ class Architecture:
         the logits.
       step_flops: (configuration, T, number of sequences) -> FLOPs of a training step,
         of the matrix products alone.
+      activation_values: (configuration, T, remat) -> how many values the backward pass
+        keeps of each token.
       generates: whether the model has transformers' `generate`.
     """
 
@@ -85,6 +88,7 @@ class Architecture:
     hidden_states: Callable[..., tf.Tensor]
     output_table: Callable[[tf_keras.Model], tf.Tensor]
     step_flops: Callable[[Any, int, int], int]
+    activation_values: Callable[[Any, int, str], float]
     generates: bool = True
 
     def configuration_of(self, config: ModelConfig, vocabulary_size: int) -> Any:

@@ -9,7 +9,8 @@ from absl import logging
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
-from tfrecords.manifest import Manifest, tokenizer_fingerprint
+from tfrecords import fingerprints
+from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 from trainer.models import registry
 from trainer.models.architecture import Architecture
@@ -102,7 +103,7 @@ def check_tokenizer(
     tokenizer.add_tokens(list(manifest.added_tokens), special_tokens=True)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        fingerprint = tokenizer_fingerprint(folder)
+        fingerprint = fingerprints.of_tokenizer(folder)
     if fingerprint != manifest.tokenizer_fingerprint:
         raise UserError(
             "The dataset must be tokenized with the model's tokenizer. Received: "

@@ -1,7 +1,7 @@
 """Adafactor with factored state only.
 
 Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory
-Cost" (2018), arXiv:1804.04235; lines below name its sections and algorithms. Without
+Cost" (2018), arXiv:1804.04235; comments name its sections and algorithms. Without
 momentum the state of an [n, m] matrix is n + m numbers.
 """
 
@@ -15,7 +15,7 @@ CLIPPING_THRESHOLD = 1.0
 
 
 def is_matrix(variable: tf.Variable) -> bool:
-    """True where rows and columns are worth factoring; a [1, n] bias is a vector."""
+    """Returns whether a variable has rows and columns to factor; [1, n] has not."""
     return variable.shape.rank == 2 and min(variable.shape) > 1
 
 
@@ -23,12 +23,12 @@ class Adafactor(tf_keras.optimizers.Optimizer):
     """Adafactor, algorithms 4 and 5 of the paper.
 
     Args:
-      learning_rate: rate or schedule; what the paper calls rho_t. With
-        `parameter_scale` the step is relative to the parameter.
+      learning_rate: rate or schedule, rho_t in the paper. With `parameter_scale` the
+        step is relative to the parameter.
       beta_1: momentum of the scaled update; 0 keeps no state for it.
       parameter_scale: multiply the step by max(EPSILON_2, RMS(parameter)).
       weight_decay: decoupled: the parameter loses learning_rate * weight_decay of
-        itself. `exclude_from_weight_decay` spares variables.
+        itself. `exclude_from_weight_decay` exempts variables.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Adafactor(tf_keras.optimizers.Optimizer):
         self.decay = weight_decay
 
     def build(self, var_list: list[tf.Variable]) -> None:
-        """Creates the state: float32, row and column means of squared gradients."""
+        """Creates the state: float32 row and column means of squared gradients."""
         super().build(var_list)
         if getattr(self, "_built", False):
             return
-        # One entry a variable; None where the other form holds its second moment.
+        # One entry per variable; None where the other form holds its second moment.
         self._rows: list[tf.Variable | None] = []
         self._columns: list[tf.Variable | None] = []
         self._full: list[tf.Variable | None] = []
@@ -72,6 +72,7 @@ class Adafactor(tf_keras.optimizers.Optimizer):
         self._built = True
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Updates one variable and its state."""
         index = self._index_dict[self._var_key(variable)]
         gradient = tf.cast(gradient, tf.float32)
         rate = tf.identity(self.learning_rate)
@@ -115,7 +116,7 @@ class Adafactor(tf_keras.optimizers.Optimizer):
     def _decayed(
         slot: tf.Variable, decay: tf.Tensor | float, value: tf.Tensor
     ) -> tf.Tensor:
-        """Moves an exponential average on and returns it."""
+        """Updates an exponential average and returns it."""
         average = decay * slot + (1.0 - decay) * value
         slot.assign(average)
         return average

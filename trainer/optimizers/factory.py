@@ -56,16 +56,16 @@ _OPTIMIZERS = {"adafactor": _adafactor, "adamw": _adamw, "sgd": _sgd}
 def create(
     config: OptimizerConfig, schedule: Schedule, variables: list[tf.Variable]
 ) -> tf_keras.optimizers.Optimizer:
-    """Builds the optimizer and its state; called under the strategy's scope.
+    """Builds the optimizer and its state, under the strategy's scope.
 
     Args:
-      config: which one, and its constants.
+      config: name and constants of the optimizer.
       schedule: the learning rate.
-      variables: the model's; matrices are decayed, vectors are not.
+      variables: trainable variables of the model; only matrices are decayed.
     """
     optimizer = _OPTIMIZERS[config.name](config, schedule)
-    spared = [variable for variable in variables if not is_matrix(variable)]
-    optimizer.exclude_from_weight_decay(var_list=spared)
+    vectors = [variable for variable in variables if not is_matrix(variable)]
+    optimizer.exclude_from_weight_decay(var_list=vectors)
     if config.weight_decay:
         logging.info("weight decay %g on %s", config.weight_decay, _names(variables))
     optimizer.build(variables)
@@ -73,7 +73,7 @@ def create(
 
 
 def _names(variables: list[tf.Variable]) -> str:
-    """Lists the matrices; those that every layer has are named once."""
+    """Lists the matrices; one of every layer is named once."""
     names = collections.Counter(
         re.sub(r"/h_\._\d+/", "/h_._*/", variable.name)
         for variable in variables

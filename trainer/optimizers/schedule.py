@@ -1,4 +1,4 @@
-"""How many steps a run has, and step -> learning rate."""
+"""The number of steps of a run, and the learning rate of each."""
 
 import math
 
@@ -10,7 +10,10 @@ from tfrecords.manifest import Manifest
 
 
 def total_steps(config: TrainingConfig, manifest: Manifest) -> int:
-    """Steps of the whole run; the last step of an epoch borrows from the next."""
+    """Returns the steps of the whole run.
+
+    A step that crosses the end of an epoch takes its other records from the next one.
+    """
     records = config.num_epochs * manifest.split("train").num_records
     return config.num_steps or math.ceil(records / config.global_batch_size)
 
@@ -18,8 +21,12 @@ def total_steps(config: TrainingConfig, manifest: Manifest) -> int:
 class Schedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     """The learning rate of an `OptimizerConfig` over a run of `num_steps`.
 
-    No step is wasted on a rate of 0: the first of w warmup steps has 1/w of the peak,
-    and the linear decay would reach its end one step after the last.
+    No step has a rate of 0: the first of w warmup steps has 1/w of the peak, and the
+    linear decay reaches its end one step after the last.
+
+    Args:
+      config: schedule, peak and final rate, and warmup.
+      num_steps: of the whole run.
     """
 
     def __init__(self, config: OptimizerConfig, num_steps: int):

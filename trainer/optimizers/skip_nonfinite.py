@@ -41,6 +41,7 @@ class SkipNonFiniteUpdates(tf_keras.optimizers.Optimizer):
     def add_variable_from_reference(
         self, model_variable: tf.Variable, *args: Any, **kwargs: Any
     ) -> tf.Variable:
+        """Creates a slot and remembers whose it is."""
         slot = super().add_variable_from_reference(model_variable, *args, **kwargs)
         self._state_of.setdefault(self._var_key(model_variable), []).append(slot)
         return slot
@@ -49,6 +50,7 @@ class SkipNonFiniteUpdates(tf_keras.optimizers.Optimizer):
         """Does nothing: Keras would also decay the weights in skipped steps."""
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Updates one variable and its state where the condition holds."""
         changed = [variable, *self._state_of.get(self._var_key(variable), [])]
         before = [tf.identity(values) for values in changed]
         if self.weight_decay and self._use_weight_decay(variable):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -237,6 +238,8 @@ def _shape(config: Config, manifest: Manifest | None) -> tuple[Any, list[str]]:
         try:
             return architecture.load_configuration(checkpoint), []
         except UserError:
+            if os.path.isdir(checkpoint):
+                raise
             what = (
                 f"{checkpoint} cannot be read here: this is for the shape in `model`."
             )

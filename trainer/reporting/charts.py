@@ -1,4 +1,4 @@
-"""Line charts for a web page: SVG by matplotlib, in the colours of `report.css`."""
+"""Line charts as SVG by matplotlib, in the colors of `report.css`."""
 
 import dataclasses
 import io
@@ -8,25 +8,27 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.reporting.markup import Html, short, tag
+from trainer.reporting.runs import Point
 
-Point = tuple[float, float]
-NUM_INTERVALS = 250  # to which a line of more than twice as many points is thinned
-NUM_COLOURS = 6
+NUM_INTERVALS = 250  # a line of more than twice as many points is thinned to these
+NUM_COLORS = 6
 _LARGEST_LINEAR_RATIO = 20.0
-_SIZE = (5.6, 2.6)  # inches of 72 CSS pixels, which the page stretches
-_STEPS = (1, 2, 5, 10)  # between the values at an axis, times a power of ten
-_COLOURS = {
-    **{f"#abcd{index:02x}": f"var(--c{index})" for index in range(NUM_COLOURS)},
-    "#abcdf0": "var(--faint)",
-    "#abcdf1": "var(--soft)",
-    "#abcdf2": "var(--hair)",
+_INCHES = (5.6, 2.6)  # of 72 CSS pixels; the page stretches them
+_STEPS = (1, 2, 5, 10)  # between ticks, times a power of ten
+# matplotlib draws with placeholders, which the page's style sheet resolves.
+_LINE_COLORS = [f"#abcd{index:02x}" for index in range(NUM_COLORS)]
+_FAINT, _SOFT, _HAIR = "#abcdf0", "#abcdf1", "#abcdf2"
+_VARIABLES = {
+    **{color: f"var(--c{index})" for index, color in enumerate(_LINE_COLORS)},
+    _FAINT: "var(--faint)",
+    _SOFT: "var(--soft)",
+    _HAIR: "var(--hair)",
 }
-_FAINT, _SOFT, _HAIR = list(_COLOURS)[NUM_COLOURS:]
 _SETTINGS: Any = {
     "axes.edgecolor": _SOFT,
     "axes.grid": True,
@@ -39,7 +41,7 @@ _SETTINGS: Any = {
     "grid.color": _HAIR,
     "legend.frameon": False,
     "legend.labelcolor": "linecolor",
-    "svg.fonttype": "none",  # texts stay texts
+    "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "gpt2-tpu",  # the same picture has the same bytes
     "xtick.color": _SOFT,
     "ytick.color": _SOFT,
@@ -54,137 +56,129 @@ class Line:
     Attributes:
       label: its name; may be empty.
       points: (x, y), by x; all finite.
-      index: of its colour, see `NUM_COLOURS`; None: in the background.
-      dotted: each point has a dot.
+      color: index of its color; None: a thin line in the background.
+      has_dots: whether each point has a dot.
     """
 
     label: str
     points: Sequence[Point]
-    index: int | None = 0
-    dotted: bool = False
+    color: int | None = 0
+    has_dots: bool = False
 
 
-def line_chart(
-    title: str,
-    lines: Sequence[Line],
-    *,
-    x_label: str,
-    unit: str = "",
-    note: str = "",
-    from_zero: bool = False,
-    legend: bool = False,
-) -> Html | None:
-    """Returns a figure with all lines; None where no line has a point.
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A line chart.
 
-    Args:
+    The y axis is logarithmic where the values differ by more than an order of
+    magnitude, unless it starts at 0.
+
+    Attributes:
       title: what is drawn.
-      lines: the strongest last.
+      lines: the last one is on top.
       x_label: what x is.
-      unit: of y. Where the values differ by more than an order of magnitude, the axis
-        is logarithmic.
-      note: a sentence for what the picture does not say.
-      from_zero: whether the y axis starts at 0, and is never logarithmic.
-      legend: whether the lines' labels stand in the picture.
+      unit: of y.
+      note: a sentence for what the picture does not show.
+      from_zero: whether the y axis starts at 0.
+      has_legend: whether the lines' labels are in the picture.
     """
-    lines = [line for line in lines if line.points]
-    if not lines:
-        return None
-    ys = [y for line in lines for _, y in line.points]
-    is_log = not from_zero and 0 < min(ys) * _LARGEST_LINEAR_RATIO < max(ys)
-    with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        axes = figure.subplots()
-        for line in lines:
-            _draw(axes, line)
-        axes.set_xlabel(x_label)
+
+    title: str
+    lines: Sequence[Line]
+    x_label: str
+    unit: str = ""
+    note: str = ""
+    from_zero: bool = False
+    has_legend: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no line has a point."""
+        return not any(line.points for line in self.lines)
+
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether the y axis is logarithmic."""
+        low, high = self._range()
+        return not self.from_zero and 0 < low * _LARGEST_LINEAR_RATIO < high
+
+    def svg(self) -> Markup:
+        """Returns the picture as an element for a page with other pictures."""
+        with matplotlib.rc_context(_SETTINGS):
+            figure = Figure(figsize=_INCHES, layout="constrained")
+            axes = figure.subplots()
+            for line in filter(lambda line: line.points, self.lines):
+                _draw_line(axes, line)
+            self._set_axes(axes)
+            if self.has_legend:
+                axes.legend()
+            stream = io.StringIO()
+            no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
+        text = stream.getvalue()
+        # Names of parts, which the next picture repeats.
+        text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text[text.index("<svg") :])
+        for color, variable in _VARIABLES.items():
+            text = text.replace(color, variable)
+        return Markup(text)  # matplotlib escapes the labels
+
+    def _set_axes(self, axes: Axes) -> None:
+        axes.set_xlabel(self.x_label)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=_STEPS, integer=True))
-        if is_log:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=_STEPS))
+        if self.is_logarithmic:
+            low, high = self._range()
+            factors = (1, 2, 5) if high < 100 * low else (1,)
             axes.set_yscale("log")
-            steps = (1, 2, 5) if max(ys) < 100 * min(ys) else (1,)
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=steps, numticks=6))
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=factors, numticks=6))
             axes.yaxis.set_minor_locator(ticker.NullLocator())
-        else:
-            axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=_STEPS))
-        if from_zero:
+        if self.from_zero:
             axes.set_ylim(bottom=0)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ticker.FuncFormatter(_tick))
-        if legend:
-            axes.legend()
-        picture = _svg(figure)
-    return tag(
-        "figure",
-        tag(
-            "figcaption",
-            tag("b", title),
-            f" {unit}{', logarithmic' if is_log else ''}",
-            tag("small", note) if note else None,
-        ),
-        tag("div", picture, role="img", aria_label=f"{title}. {_in_words(lines)}"),
-        class_="chart",
-    )
+
+    def _range(self) -> tuple[float, float]:
+        ys = [y for line in self.lines for _, y in line.points]
+        return min(ys), max(ys)
 
 
-def _draw(axes: Axes, line: Line) -> None:
+def _draw_line(axes: Axes, line: Line) -> None:
     xs, ys, lows, highs = thin(line.points)
-    index = line.index
-    colour = _FAINT if index is None else list(_COLOURS)[index % NUM_COLOURS]
+    index = line.color
+    color = _FAINT if index is None else _LINE_COLORS[index % NUM_COLORS]
     axes.plot(
         xs,
         ys,
-        color=colour,
+        color=color,
         label=line.label,
-        linestyle="--" if (index or 0) // NUM_COLOURS % 2 else "-",
+        linestyle="--" if (index or 0) >= NUM_COLORS else "-",
         linewidth=1 if index is None else 1.75,
-        marker="o" if line.dotted or len(xs) == 1 else None,
+        marker="o" if line.has_dots or len(xs) == 1 else None,
         markersize=4,
-        clip_on=False,  # the first dot stands on the edge
+        clip_on=False,  # the first dot is on the edge
     )
     if len(xs) < len(line.points):
-        axes.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(xs, lows, highs, color=color, alpha=0.18, linewidth=0)
 
 
 def thin(points: Sequence[Point]) -> np.ndarray:
-    """Returns x, y, lowest and highest y, each of shape (number of intervals,).
+    """Returns x, median, lowest and highest y: float [4, number of intervals].
 
-    Of a line of more than 2 * NUM_INTERVALS points, x is the mean and y the median of
-    each of NUM_INTERVALS intervals; of another, each point is one.
+    A line of more than 2 * NUM_INTERVALS points is cut into NUM_INTERVALS intervals, of
+    which x is the mean; in a shorter line, each point is an interval.
     """
     count = NUM_INTERVALS if len(points) > 2 * NUM_INTERVALS else len(points)
     intervals = np.array_split(np.array(points), count)
-    found = [
+    rows = [
         (xs.mean(), np.median(ys), ys.min(), ys.max())
-        for xs, ys in (part.T for part in intervals)
+        for xs, ys in (interval.T for interval in intervals)
     ]
-    return np.array(found).T
+    return np.array(rows).T
 
 
 def _tick(value: float, _: int | None = None) -> str:
-    """Such as 0.0005, 500, 20k, 2.5M."""
+    """Writes a tick such as 0.0005, 500, 20k, 2.5M."""
     if abs(value) >= 1e4:
         return ticker.EngFormatter(sep="").format_eng(value)
     return f"{value:g}"
-
-
-def _in_words(lines: Sequence[Line]) -> str:
-    return " ".join(
-        f"{line.label or 'It'} goes from {short(line.points[0][1])} at "
-        f"{line.points[0][0]:,.0f} to {short(line.points[-1][1])} at "
-        f"{line.points[-1][0]:,.0f}."
-        for line in lines
-    )
-
-
-def _svg(figure: Figure) -> Html:
-    """The picture as an element, whose colours the page's style gives."""
-    stream = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    # Names of its parts, which those of the page's next picture would be, too.
-    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)
-    for colour, variable in _COLOURS.items():
-        text = text.replace(colour, variable)
-    return Html(text)

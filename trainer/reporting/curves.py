@@ -1,150 +1,115 @@
-"""The curves of runs, alone or beside others'."""
+"""The charts of a report: all metrics of one run, or of several runs together."""
 
 import dataclasses
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
-from trainer.reporting.charts import NUM_COLOURS, NUM_INTERVALS, Line, line_chart
-from trainer.reporting.markup import Html, details, join, note, section, short, tag
+from trainer.reporting.charts import NUM_INTERVALS, Chart, Line
+from trainer.reporting.numbers import label, short
 from trainer.reporting.runs import Run
-
-
-def each(
-    runs: Sequence[Run], make: Callable[[Run], Html | None], *, folded: bool = False
-) -> list[Html]:
-    """Returns what there is of each run, under its name where there are several."""
-    parts = [(run.name, make(run)) for run in runs]
-    if len(runs) == 1:
-        return [part for _, part in parts if part]
-    if folded:
-        return [details(name, part) for name, part in parts if part]
-    return [join([tag("h3", name), part]) for name, part in parts if part]
-
-
-def gathered(remarks: Iterable[tuple[str, str]], num_runs: int) -> list[Html]:
-    """Returns each remark once, after the names of those that it is about."""
-    names: dict[str, list[str]] = {}
-    for name, remark in remarks:
-        names.setdefault(remark, []).append(name)
-    found = []
-    for remark, about in names.items():
-        named = "All runs" if len(about) == num_runs else ", ".join(about)
-        found.append(note(remark if num_runs == 1 else f"{named}: {remark}"))
-    return found
-
-
-def key_of(index: int, name: str) -> Html:
-    """Returns a run's name beside the colour that it has in all charts."""
-    return tag("span", name, class_=f"key {_colour(index)}")
-
-
-def _colour(index: int) -> str:
-    dashed = " dashed" if index // NUM_COLOURS % 2 else ""
-    return f"c{index % NUM_COLOURS}{dashed}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Metric:
-    """A metric, the title and unit of its chart, and how it is drawn."""
+    """A metric's name in `metrics.jsonl`, and how its chart looks.
+
+    A chart `from_zero` starts its y axis at 0. The values are divided by `divisor`.
+    """
 
     name: str
     title: str
-    unit: str
+    unit: str = ""
     divisor: float = 1
     from_zero: bool = False
 
 
+_LOSS_UNIT = "nats per token"
 _METRICS = (
-    _Metric("loss", "Training loss", "nats per token"),
-    _Metric("validation_loss", "Validation loss", "nats per token"),
+    _Metric("loss", "Training loss", _LOSS_UNIT),
+    _Metric("validation_loss", "Validation loss", _LOSS_UNIT),
     _Metric("validation_perplexity", "Validation perplexity", "per token"),
-    _Metric("learning_rate", "Learning rate", "", from_zero=True),
+    _Metric("learning_rate", "Learning rate", from_zero=True),
     _Metric("tokens_per_second", "Throughput", "tokens per second", from_zero=True),
-    _Metric("mfu", "Model FLOPs utilisation", "% of the peak", 0.01, from_zero=True),
+    _Metric("mfu", "Model FLOPs utilization", "% of the peak", 0.01, from_zero=True),
     _Metric("hbm_bytes_in_use", "HBM in use", "GiB", 2**30, from_zero=True),
     _Metric("gradient_norm", "Gradient norm", "before clipping"),
     _Metric("update_norm", "Update norm", "of all weights"),
 )
+_NOT_DRAWN = {"step", "tokens", "skipped_updates", "skipped_in_a_row", "memorization"}
 
 
-def curves(runs: Sequence[Run]) -> Html:
-    """Charts of all metrics; of several runs, each with one line a run."""
-    if not any(run.metrics for run in runs):
-        return section("Curves", note("No metrics yet: `trainer.train` writes them."))
+def charts(runs: Sequence[Run]) -> list[Chart]:
+    """Returns a chart of each metric; a task's own are titled by their names.
+
+    Where the runs' steps are of different sizes, x counts tokens.
+    """
+    known = {metric.name for metric in _METRICS}
+    names = {name for run in runs for line in run.metrics for name in line}
+    others = sorted(names - known - _NOT_DRAWN)
+    metrics = [*_METRICS, *(_Metric(name, label(name)) for name in others)]
+    drawn = [_chart(runs, metric) for metric in metrics]
+    if len(runs) == 1:
+        drawn[:2] = [_loss_chart(runs[0])]
+    return [chart for chart in drawn if not chart.is_empty]
+
+
+def _counts_tokens(runs: Sequence[Run]) -> bool:
+    """Returns whether the x axis counts tokens instead of steps."""
     sizes = [run.record.get("tokens_per_step") for run in runs]
-    by_tokens = len(set(sizes)) > 1 and None not in sizes
-    factors = [size or 1 if by_tokens else 1 for size in sizes]
-    x_label = "tokens" if by_tokens else "step"
-    charts = [
-        _chart(runs, factors, metric, x_label)
-        for metric in (_METRICS if len(runs) > 1 else _METRICS[2:])
-    ]
-    if len(runs) == 1:  # both losses in one
-        charts.insert(0, _loss_chart(runs[0]))
-    remarks = [(run.name, remark) for run in runs for remark in _remarks(run)]
-    notes = gathered(remarks, len(runs))
-    if by_tokens:
-        notes.append(note("Steps are of different sizes, so the x axis counts tokens."))
-    if max(len(run.metrics) for run in runs) > 2 * NUM_INTERVALS:
-        line = f"Of a long run, a line is the median of each of {NUM_INTERVALS} parts"
-        notes.append(note(f"{line}, a band its lowest to its highest."))
-    if len(runs) > 1:
-        legend = [key_of(index, run.name) for index, run in enumerate(runs)]
-        notes.append(tag("p", legend, class_="legend"))
-    return section("Curves", notes, tag("div", charts, class_="charts"))
+    return len(set(sizes)) > 1 and None not in sizes
 
 
-def _loss_chart(run: Run) -> Html | None:
-    validation, best = run.points("validation_loss"), ""
+def _loss_chart(run: Run) -> Chart:
+    validation, note = run.points("validation_loss"), ""
     if validation:
         step, loss = min(validation, key=lambda point: point[1])
-        best = f"Lowest validation loss: {short(loss)} at step {step:,}."
+        note = f"Lowest validation loss: {short(loss)} at step {step:,}."
     lines = [
-        Line("training", run.points("loss"), None),
-        Line("validation", validation, dotted=True),
+        Line("training", run.points("loss"), color=None),
+        Line("validation", validation, has_dots=True),
     ]
-    return line_chart(
-        "Loss", lines, x_label="step", unit=_METRICS[0].unit, note=best, legend=True
-    )
+    return Chart("Loss", lines, "step", unit=_LOSS_UNIT, note=note, has_legend=True)
 
 
-def _chart(
-    runs: Sequence[Run], factors: Sequence[float], metric: _Metric, x_label: str
-) -> Html | None:
-    """One metric of all runs, whose steps count as much as their factors say."""
+def _chart(runs: Sequence[Run], metric: _Metric) -> Chart:
+    """Returns a chart of one metric, with a line for each run."""
+    by_tokens = _counts_tokens(runs)
     lines = []
-    for index, (run, factor) in enumerate(zip(runs, factors, strict=True)):
-        found = run.points(metric.name)
-        points = [(x * factor, y / metric.divisor) for x, y in found]
-        dotted = metric.name.startswith("validation")
-        lines.append(Line(run.name if len(runs) > 1 else "", points, index, dotted))
-    values = [y for _, y in lines[0].points]
-    said = ""
-    if len(runs) == 1 and values:
-        typical = metric.from_zero and metric.name != "learning_rate"
-        said = f"Last: {short(values[-1])}."
-        said += f" Median: {short(statistics.median(values))}." if typical else ""
-    return line_chart(
+    for index, run in enumerate(runs):
+        factor = run.record["tokens_per_step"] if by_tokens else 1
+        points = [(x * factor, y / metric.divisor) for x, y in run.points(metric.name)]
+        has_dots = metric.name.startswith("validation_")
+        lines.append(Line(run.name if len(runs) > 1 else "", points, index, has_dots))
+    note = ""
+    if len(runs) == 1 and lines[0].points:
+        note = f"Last: {short(lines[0].points[-1][1])}."
+    return Chart(
         metric.title,
         lines,
-        x_label=x_label,
+        x_label="tokens" if by_tokens else "step",
         unit=metric.unit,
-        note=said,
+        note=note,
         from_zero=metric.from_zero,
     )
 
 
-def _remarks(run: Run) -> list[str]:
-    """Returns what the curves do not show."""
-    found = []
-    skipped = run.points("skipped_updates")
-    if skipped and skipped[-1][1]:
-        count = f"{skipped[-1][1]:,.0f} updates were skipped"
-        found.append(f"{count}, whose loss or gradient was no finite number.")
-    by_heart = [step for step, level in run.points("memorisation") if level]
-    if by_heart:
-        found.append(
-            f"From step {by_heart[0]:,} on the model learns the training text by "
-            "heart: its validation loss rises while its training loss is very low."
+def remarks(runs: Sequence[Run]) -> Iterator[str]:
+    """Yields what the charts do not show."""
+    for run in runs:
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        skipped = run.points("skipped_updates")
+        if skipped and skipped[-1][1]:
+            count = f"{name}{skipped[-1][1]:,.0f} updates were skipped"
+            yield f"{count}, because their loss or gradient was not finite."
+        overfitted = [step for step, level in run.points("memorization") if level]
+        if overfitted:
+            yield (
+                f"{name}From step {overfitted[0]:,} on the model memorizes the text: "
+                "its validation loss rises while its training loss is very low."
+            )
+    if _counts_tokens(runs):
+        yield "Steps are of different sizes, so the x axis counts tokens."
+    if max(len(run.metrics) for run in runs) > 2 * NUM_INTERVALS:
+        yield (
+            f"Of a long run, a line is the median of each of {NUM_INTERVALS} "
+            "parts, a band its lowest to its highest value."
         )
-    return found

@@ -1,23 +1,26 @@
-"""A run as its folder has it. Needs no TensorFlow."""
+"""Reads the folders of runs for a report. Needs no TensorFlow."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from configs.errors import UserError
 from tfrecords import manifest as manifests
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
-from trainer.run_dir import journal, results
+from trainer.run_dir import json_files, layout, metrics, plans, results
+
+Point = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run's folder holds; what is not there is empty.
+    """The contents of a run's folder; what is missing there is empty.
 
     Attributes:
-      name: for people; no other run of the page has it.
+      name: for people; unique on a page.
       workdir: the folder.
       record: `run.json`.
       metrics, samples, events: the lines of these files.
@@ -35,74 +38,99 @@ class Run:
     plans: list[dict[str, Any]]
     manifest: Manifest | None
 
-    def points(self, name: str) -> list[tuple[float, float]]:
-        """Returns (step, value) of all lines that have a finite one."""
-        found = [
+    def points(self, name: str) -> list[Point]:
+        """Returns (step, value) of all finite values of a metric, by step."""
+        points = [
             (line["step"], line[name])
             for line in self.metrics
             if isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
         ]
-        return sorted(found, key=lambda point: point[0])
-
-    @property
-    def last_step(self) -> int:
-        return max((line["step"] for line in self.metrics), default=0)
+        return sorted(points, key=lambda point: point[0])
 
     @property
     def input(self) -> str:
-        """What was preprocessed: the config's, or else the files of the manifest."""
-        given = self.config.get("data.input")
-        files = self.manifest.config.get("input", []) if self.manifest else []
-        return given or ",".join(str(file[0]) for file in files)
+        """The preprocessed files: of the config, or else of the manifest."""
+        if self.config.get("data.input"):
+            return str(self.config["data.input"])
+        sources = self.manifest.config.get("input", []) if self.manifest else []
+        return ",".join(str(name) for name, *_ in sources)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The fields by their full names, as `schema.flatten` names them."""
+        """The config, by full names such as "data.input"."""
         return {
-            f"{concern}.{field}": value
-            for concern, fields in self.record.get("config", {}).items()
+            f"{section}.{field}": value
+            for section, fields in self.record.get("config", {}).items()
             for field, value in fields.items()
         }
+
+    @property
+    def summary(self) -> str:
+        """A sentence: what was trained, on what, and where."""
+        shape = self.record.get("model_config", {})
+        sizes = {"n_layer": "{} layers", "n_head": "{} heads", "n_embd": "width {}"}
+        parts = [
+            text.format(shape[name]) for name, text in sizes.items() if name in shape
+        ]
+        start = self.config.get("model.initial_checkpoint") or "random weights"
+        first, *others = (self.input or "its dataset").split(",")
+        source = PurePosixPath(first).name + f" and {len(others)} more" * bool(others)
+        if self.manifest and "train" in self.manifest.splits:
+            source += f" ({self.manifest.split('train').tokens:,} tokens)"
+        return (
+            f"A {self.config.get('model.architecture', '')} model of "
+            f"{', '.join(parts) or 'unknown size'}, from {start}, trained on {source}, "
+            f"on {self.record.get('hardware') or 'unknown hardware'}."
+        )
 
 
 def read(workdir: str, name: str) -> Run:
     """Reads a run's folder.
 
+    Args:
+      workdir: the folder.
+      name: what the page calls the run.
+
     Raises:
-      UserError: it has no `run.json`, or a file in it is damaged.
-      DataError: its manifest is damaged.
+      UserError: the folder has no `run.json`.
+      DataError: a file in it is damaged.
     """
-    path = files.join(workdir, journal.RUN_NAME)
-    if not files.exists(path):
+
+    def path(name: str) -> str:
+        return files.join(workdir, name)
+
+    if not files.exists(path(layout.RUN)):
         raise UserError(
             f"`--workdir` must be the folder of a run. Received: {workdir}, which has "
-            f"no {journal.RUN_NAME}. Correct the folder, or start the run again with "
+            f"no {layout.RUN}. Correct the folder, or start the run again with "
             "`trainer.train` of this version, which writes it."
         )
-    path_of_manifest = files.join(workdir, manifests.FILE_NAME)
-    manifest = None
-    if files.exists(path_of_manifest):
-        manifest = manifests.from_json(journal.text(path_of_manifest), path_of_manifest)
+    has_manifest = files.exists(path(layout.MANIFEST))
     return Run(
         name=name,
         workdir=workdir,
-        record=journal.parse(journal.text(path), path),
-        metrics=journal.lines(workdir, journal.METRICS_NAME, needed="step"),
-        samples=journal.lines(workdir, journal.SAMPLES_NAME, needed="text"),
-        events=journal.lines(workdir, journal.EVENTS_NAME, needed="message"),
+        record=json_files.read(path(layout.RUN)),
+        metrics=metrics.load(workdir),
+        samples=json_files.read_lines(path(layout.SAMPLES), required_field="text"),
+        events=json_files.read_lines(path(layout.EVENTS), required_field="message"),
         evaluations=results.load(workdir),
-        plans=journal.folder(files.join(workdir, "plans")),
-        manifest=manifest,
+        plans=plans.load_all(workdir),
+        manifest=manifests.load(workdir) if has_manifest else None,
     )
 
 
 def names(workdirs: Sequence[str]) -> list[str]:
-    """Returns the shortest ends of the paths that are different from each other."""
+    """Returns the shortest ends of the paths that differ from each other.
+
+    Raises:
+      UserError: two paths are the same.
+    """
     paths = [folder.rstrip("/").split("/") for folder in workdirs]
     for count in range(1, max(map(len, paths)) + 1):
-        found = ["/".join(path[-count:]) for path in paths]
-        if len(set(found)) == len(found):
-            return found
+        ends = ["/".join(path[-count:]) for path in paths]
+        if len(set(ends)) == len(ends):
+            return ends
     raise UserError(
-        f"`--workdirs` must name each run once. Received: {', '.join(workdirs)}."
+        "`--workdirs` must name each run once. Received: "
+        f"{', '.join(workdirs)}. Leave the repeated ones out."
     )

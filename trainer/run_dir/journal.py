@@ -1,15 +1,14 @@
-"""What a run is and what happens to it, for people and for the report.
+"""Records what a run is (`run.json`) and what happens to it (`events.jsonl`).
 
-`run.json`: command, config, hardware and sizes, written at each start. `manifest.json`
-and `tokenizer/`: the dataset's. `events.jsonl`: starts, warnings and how it ended. Does
-without TensorFlow.
+`run.json` holds command, config, hardware, sizes and versions, and is written at each
+start, with copies of the dataset's `manifest.json` and `tokenizer/`. `events.jsonl`
+holds starts, warnings, errors and how the run ended. Needs no TensorFlow.
 """
 
 import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import logging
 import re
 import shlex
@@ -21,42 +20,36 @@ from absl import logging as absl_logging
 
 from configs.errors import TryAgainError, UserError
 from configs.schema import Config
-from tfrecords import manifest as manifests
 from tfrecords.storage import files
+from trainer.run_dir import json_files, layout
 
-RUN_NAME = "run.json"
-EVENTS_NAME = "events.jsonl"
-# `metrics` writes these.
-METRICS_NAME = "metrics.jsonl"
-SAMPLES_NAME = "samples.jsonl"
 _PACKAGES = ("gpt2-tpu", "tensorflow", "tensorflow-tpu", "tf-keras", "transformers")
-_NOT_WRITTEN = (OSError, UserError, TryAgainError)
-# What `logging.info` takes for a message that is an event.
+_WRITE_ERRORS = (OSError, UserError, TryAgainError)
+# `logging.info(…, extra=EVENT)` also writes the message to `events.jsonl`.
 EVENT = {"is_event": True}
 
 
-def describe(workdir: str, data_dir: str, config: Config, **facts: Any) -> None:
+def write_run_record(workdir: str, data_dir: str, config: Config, **facts: Any) -> None:
     """Writes `run.json`, and copies the dataset's manifest and tokenizer.
 
     Args:
-      workdir: of the run.
-      data_dir: of its dataset.
+      workdir: folder of the run.
+      data_dir: folder of its dataset.
       config: of the run.
-      **facts: what else is to be known, as JSON.
+      **facts: further fields of `run.json`.
     """
-    found = {
+    record = {
         "command": shlex.join(["python", "-m", "trainer.train", *sys.argv[1:]]),
         **facts,
         "config": dataclasses.asdict(config),
         "versions": dict(_versions()),
     }
-    record = json.dumps(found, indent=1) + "\n"
-    files.write(files.join(workdir, RUN_NAME), record.encode())
-    tokenizer = files.sizes_and_versions(
-        files.join(data_dir, manifests.TOKENIZER_FOLDER)
-    )
-    copied = [f"{manifests.TOKENIZER_FOLDER}/{name}" for name in tokenizer]
-    for name in (manifests.FILE_NAME, *copied):
+    json_files.write(files.join(workdir, layout.RUN), record)
+    tokenizer = files.sizes_and_versions(files.join(data_dir, layout.TOKENIZER))
+    for name in (
+        layout.MANIFEST,
+        *(f"{layout.TOKENIZER}/{file}" for file in tokenizer),
+    ):
         files.write(files.join(workdir, name), files.read(files.join(data_dir, name)))
 
 
@@ -66,67 +59,30 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield name, importlib.metadata.version(name)
 
 
-def lines(workdir: str, name: str, *, needed: str) -> list[dict[str, Any]]:
-    """Reads JSON lines; a last one that is not yet whole is left out.
+@contextlib.contextmanager
+def record_events(workdir: str) -> Iterator[None]:
+    """Writes warnings, errors and events logged inside, and an exception that ends it.
 
     Args:
-      workdir: of the run.
-      name: of the file; where there is none, there are no lines.
-      needed: a field that each line has.
-
-    Raises:
-      UserError: the file is damaged.
+      workdir: folder of the run.
     """
-    path = files.join(workdir, name)
-    if not files.exists(path):
-        return []
-    whole = text(path).split("\n")[:-1]
-    return [
-        parse(line, f"{path}, line {number}", needed)
-        for number, line in enumerate(whole, 1)
-    ]
-
-
-def folder(path: str) -> list[dict[str, Any]]:
-    """Reads the JSON files of a folder, by their names; raises as `lines` does."""
-    there = files.sizes_and_versions(path)
-    paths = [files.join(path, n) for n in sorted(there) if n.endswith(".json")]
-    return [parse(text(path), path) for path in paths]
-
-
-def text(path: str) -> str:
-    return files.read(path).decode(errors="replace")
-
-
-def parse(line: str, path: str, needed: str = "") -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        if isinstance(found, dict) and (not needed or needed in found):
-            return found
-        reason = f"no object with {needed!r}" if needed else "no object"
-    except ValueError as error:
-        reason = str(error)
-    raise UserError(f"{path} is damaged: {reason}. Mend or remove it.")
-
-
-@contextlib.contextmanager
-def recorded(workdir: str) -> Iterator[None]:
-    """Keeps what is said inside: warnings, errors, events, and what ended the run."""
-    handler = _Events(files.join(workdir, EVENTS_NAME))
+    handler = _EventsHandler(files.join(workdir, layout.EVENTS))
     logger = absl_logging.get_absl_logger()
     logger.addHandler(handler)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        # Where the bucket is what failed, it does not take this, either.
-        with contextlib.suppress(*_NOT_WRITTEN):
+        # A bucket whose failure ends the run does not take this line, either.
+        with contextlib.suppress(*_WRITE_ERRORS):
             handler.write("error", str(error) or type(error).__name__)
         raise
     finally:
         logger.removeHandler(handler)
 
 
-class _Events(logging.Handler):
+class _EventsHandler(logging.Handler):
+    """Writes warnings, errors and records marked with `EVENT` to a file of lines."""
+
     def __init__(self, path: str):
         super().__init__()
         self._path = path
@@ -136,7 +92,7 @@ class _Events(logging.Handler):
             return
         try:
             self.write(record.levelname.lower(), record.getMessage())
-        except _NOT_WRITTEN:  # a log must not end the run
+        except _WRITE_ERRORS:  # a log must not end the run
             self.handleError(record)
 
     def write(self, level: str, message: str) -> None:
@@ -148,4 +104,4 @@ class _Events(logging.Handler):
             "level": level,
             "message": message,
         }
-        files.append(self._path, f"{json.dumps(line)}\n".encode())
+        json_files.append_line(self._path, line)

@@ -1,108 +1,118 @@
-"""What a run measures, as JSON lines in its workdir, and in its trackers.
+"""Measured values of a run: `metrics.jsonl`, `samples.jsonl` and the trackers.
 
-A line of `metrics.jsonl` is {"step": …, and the values that were measured after that
-many updates}; one of `samples.jsonl`, {"step", "prompt", "text"}.
+A line of `metrics.jsonl` is {"step": updates made, name: value, …}; one of
+`samples.jsonl` is {"step", "prompt", "text"}.
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from configs.errors import TryAgainError, UserError
 from tfrecords.storage import files
-from trainer.run_dir import journal
-from trainer.run_dir.journal import METRICS_NAME, SAMPLES_NAME
-from trainer.run_dir.trackers import Tracker
+from trainer.run_dir import json_files, layout
+
+if TYPE_CHECKING:  # it imports TensorFlow
+    from trainer.run_dir.trackers import Tracker
+
+# Metrics of runs of older versions -> their names today.
+_OLD_NAMES = {"memorisation": "memorization"}
 
 
 class MetricsLog:
-    """Appends to a run's metrics.
+    """Appends to a run's metrics and samples.
 
     Args:
-      workdir: of the run.
-      step: updates made so far; what a lost continuation wrote after it is dropped.
-      writes: whether this machine writes them; all know them.
+      workdir: folder of the run.
+      step: updates made so far; lines of later steps, of a run that was interrupted
+        before it saved a checkpoint, are dropped.
+      writes: whether this machine writes the files; all machines know the values.
     """
 
     def __init__(self, workdir: str, step: int, *, writes: bool = True):
         self._writes = writes
         self._trackers: Sequence[Tracker] = ()
-        self._losses: dict[int, float] = {}  # of the validation split, by step
-        self._training_losses: list[float] = []  # since the last of them
-        self._files = {
-            name: _Lines(workdir, name, step, writes)
-            for name in (METRICS_NAME, SAMPLES_NAME)
-        }
-        for line in self._files[METRICS_NAME].kept:
+        self._validation_losses: dict[int, float] = {}  # by step
+        self._training_losses: list[float] = []  # since the last validation loss
+        self._metrics, self._samples = (
+            json_files.LinesWriter(files.join(workdir, name), step, is_writer=writes)
+            for name in (layout.METRICS, layout.SAMPLES)
+        )
+        for line in self._metrics.lines:
             self._remember(line["step"], line)
 
-    def track(self, trackers: Sequence[Tracker]) -> None:
-        """Hands them, too, all that is written from now on."""
+    def track(self, trackers: Sequence["Tracker"]) -> None:
+        """Passes all that is written from now on to these trackers, too."""
         self._trackers = trackers
 
     @property
     def best_step(self) -> int:
-        """The step with the lowest validation loss; 0: none after the first update."""
-        trained = {step: loss for step, loss in self._losses.items() if step}
-        return min(trained, key=trained.__getitem__, default=0)
+        """The step > 0 with the lowest validation loss; 0: none was evaluated yet."""
+        losses = {step: loss for step, loss in self._validation_losses.items() if step}
+        return min(losses, key=losses.__getitem__, default=0)
 
     @property
     def evaluations_since_best(self) -> int:
-        return sum(step > self.best_step > 0 for step in self._losses)
+        """Number of evaluations after `best_step`."""
+        return sum(step > self.best_step > 0 for step in self._validation_losses)
 
     @property
     def lowest_validation_loss(self) -> float:
-        return min(self._losses.values(), default=math.inf)
+        """The lowest validation loss so far; infinity before the first."""
+        return min(self._validation_losses.values(), default=math.inf)
 
     @property
     def recent_training_loss(self) -> float:
-        """The mean over the lines since the last evaluation; NaN without any."""
+        """The mean of the lines since the last evaluation; NaN without any."""
         losses = self._training_losses
         return sum(losses) / len(losses) if losses else math.nan
 
     def has_score(self, step: int) -> bool:
-        return step in self._losses
+        """Whether the step was evaluated."""
+        return step in self._validation_losses
 
     def has_sample(self, step: int) -> bool:
-        return any(line["step"] == step for line in self._files[SAMPLES_NAME].kept)
+        """Whether the file had a sample of this step when the run continued."""
+        return any(line["step"] == step for line in self._samples.lines)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes what is a finite number: JSON has no other."""
+        """Writes the finite values of a step: JSON has no others."""
         finite = {name: v for name, v in values.items() if math.isfinite(v)}
         self._remember(step, finite)
         if not self._writes:
             return
-        self._files[METRICS_NAME].add({"step": step, **finite})
+        self._metrics.add({"step": step, **finite})
         for tracker in self._trackers:
             tracker.scalars(step, finite)
-        if not self._files[METRICS_NAME].is_remote:
+        if not self._metrics.is_remote:
             self.flush()
 
     def write_sample(self, step: int, prompt: str, text: str) -> None:
-        self._files[SAMPLES_NAME].add({"step": step, "prompt": prompt, "text": text})
+        """Writes a generated text, which begins with its prompt."""
+        self._samples.add({"step": step, "prompt": prompt, "text": text})
         for tracker in self._trackers:
             tracker.text(step, "sample", text)
 
     def write_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Passes named arrays to the trackers, which draw their distributions."""
         for tracker in self._trackers:
             tracker.histograms(step, values)
 
     def flush(self) -> None:
-        """Writes what a bucket, where to append is to write anew, has not got yet."""
+        """Writes what is buffered; in a bucket, this writes the whole files again."""
         if not self._writes:
             return
-        for file in self._files.values():
-            file.flush()
+        self._metrics.flush()
+        self._samples.flush()
         for tracker in self._trackers:
             tracker.flush()
 
     def close(self) -> None:
-        """Writes the rest, if the bucket takes it, and ends the trackers."""
-        # What a run that failed has written after its checkpoint, the next one drops.
+        """Writes the rest, if the bucket takes it, and closes the trackers."""
+        # The next start drops what this one wrote after its last checkpoint.
         with contextlib.suppress(UserError, TryAgainError):
             self.flush()
         for tracker in self._trackers:
@@ -112,36 +122,18 @@ class MetricsLog:
         if "loss" in values:
             self._training_losses.append(values["loss"])
         if "validation_loss" in values:
-            self._losses[step] = values["validation_loss"]
+            self._validation_losses[step] = values["validation_loss"]
             self._training_losses = []
 
 
-class _Lines:
-    """A file of JSON lines, each with a step, of which those after `step` are lost."""
-
-    def __init__(self, workdir: str, name: str, step: int, writes: bool):
-        self._path = path = files.join(workdir, name)
-        self._unwritten = ""
-        self.is_remote = files.is_remote(path)
-        found = journal.lines(workdir, name, needed="step")
-        self.kept = [line for line in found if step and line["step"] <= step]
-        text = "".join(map(_to_text, self.kept)).encode()
-        if writes and files.exists(path) and files.read(path) != text:
-            files.write(path, text)
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        self._unwritten += _to_text(line)
-
-    def flush(self) -> None:
-        if self._unwritten:
-            files.append(self._path, self._unwritten.encode())
-        self._unwritten = ""
-
-
 def load(workdir: str) -> list[dict[str, Any]]:
-    """Returns all metrics; a last line that was torn by a kill is left out."""
-    return journal.lines(workdir, METRICS_NAME, needed="step")
+    """Returns all lines of `metrics.jsonl`.
 
-
-def _to_text(line: Mapping[str, Any]) -> str:
-    return json.dumps(line) + "\n"
+    Raises:
+      DataError: the file is damaged.
+    """
+    path = files.join(workdir, layout.METRICS)
+    return [
+        {_OLD_NAMES.get(name, name): value for name, value in line.items()}
+        for line in json_files.read_lines(path, required_field="step")
+    ]

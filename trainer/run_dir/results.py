@@ -1,31 +1,25 @@
-"""What `trainer.evaluate` found of a run: `WORKDIR/evaluations/`.
-
-A file for each step and protocol.
-"""
+"""Keeps results of `trainer.evaluate`: `WORKDIR/evaluations/`, a file for each."""
 
 import hashlib
 import json
 from typing import Any
 
 from tfrecords.storage import files
-from trainer.run_dir import journal
-
-_FOLDER = "evaluations"
+from trainer.run_dir import json_files, layout
 
 
-def keep(workdir: str, result: dict[str, Any]) -> None:
-    """Writes a result; one by the same protocol at the same step is replaced."""
-    stamp = json.dumps([result["step"], result["protocol"]], sort_keys=True)
-    digest = hashlib.sha256(stamp.encode()).hexdigest()[:16]
-    name = f"step-{result['step']:08d}-{digest}.json"
-    path = files.join(files.join(workdir, _FOLDER), name)
-    files.write(path, (json.dumps(result, indent=1) + "\n").encode())
+def save(workdir: str, result: dict[str, Any]) -> None:
+    """Writes a result; replaces an earlier one of the same step and protocol."""
+    key = json.dumps([result["step"], result["protocol"]], sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    name = f"{layout.EVALUATIONS}/step-{result['step']:08d}-{digest}.json"
+    json_files.write(files.join(workdir, name), result)
 
 
 def load(workdir: str) -> list[dict[str, Any]]:
     """Returns all results, by step.
 
     Raises:
-      UserError: one is damaged.
+      DataError: a file is damaged.
     """
-    return journal.folder(files.join(workdir, _FOLDER))
+    return json_files.read_folder(files.join(workdir, layout.EVALUATIONS))

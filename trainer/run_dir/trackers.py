@@ -1,31 +1,58 @@
-"""Draw what a run measures: TensorBoard always, Weights & Biases if it is asked for.
+"""Send a run's metrics elsewhere: to TensorBoard always, to Weights & Biases if asked.
 
-`metrics` hands them what it writes itself.
+Another tracker is one class that follows `Tracker`, and one line in `_TRACKERS`.
+`MetricsLog` calls the trackers.
 """
 
 import html
 import os
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
 from configs.errors import UserError
-from configs.schema import Config, flatten
+from configs.schema import Config, TrackingConfig, flatten
 from tfrecords.storage import files
+from trainer.run_dir import layout
+
+
+class Tracker(Protocol):
+    """Receives what a run measures. A tracker is made of (workdir, config)."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records finite values by name."""
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Records a text, such as a sample."""
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Records the distribution of each array, of any shape."""
+
+    def flush(self) -> None:
+        """Sends what is buffered."""
+
+    def close(self) -> None:
+        """Sends what is buffered, and ends the recording."""
 
 
 class TensorBoard:
-    """Writes `WORKDIR/tensorboard`, with the config as text and as hyperparameters."""
+    """Writes `WORKDIR/tensorboard`, with the config as text and as hyperparameters.
+
+    Args:
+      workdir: folder of the run.
+      config: of the run.
+    """
 
     def __init__(self, workdir: str, config: Config):
         self._summaries = tf.summary.create_file_writer(
-            files.join(workdir, "tensorboard"),
-            # Not before it is told to: in a bucket, each time is a new file.
+            files.join(workdir, layout.TENSORBOARD),
+            # Only `flush` writes: each time, a bucket gets a new file.
             max_queue=1_000_000,
             flush_millis=3_600_000,
         )
@@ -39,32 +66,41 @@ class TensorBoard:
             )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one summary for each value."""
         with self._summaries.as_default(step):
             for name, value in values.items():
-                # As float32, which it makes of a Python float, 1e39 would be an error.
+                # TensorFlow makes a Python float a float32, and rejects 1e39.
                 tf.summary.scalar(name, np.float64(value))
 
     def text(self, step: int, name: str, text: str) -> None:
+        """Writes a text summary."""
         with self._summaries.as_default(step):
             tf.summary.text(name, text)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Writes a histogram summary for each array."""
         with self._summaries.as_default(step):
             for name, value in values.items():
                 tf.summary.histogram(name, value)
 
     def flush(self) -> None:
+        """Writes the buffered summaries to the file."""
         self._summaries.flush()
 
     def close(self) -> None:
+        """Writes the buffered summaries and closes the file."""
         self._summaries.close()
 
 
 class WeightsAndBiases:
     """Writes a run of Weights & Biases; a workdir that continues is the same run.
 
+    Args:
+      workdir: folder of the run.
+      config: of the run.
+
     Raises:
-      UserError: its package is not there, or it refuses.
+      UserError: the package `wandb` is missing, or the service refuses.
     """
 
     def __init__(self, workdir: str, config: Config):
@@ -72,8 +108,9 @@ class WeightsAndBiases:
             import wandb
         except ImportError as error:
             raise UserError(
-                "`tracking.wandb` needs a package: pip install 'gpt2-tpu[wandb]', or "
-                "`pip install -e '.[wandb]'` in this folder."
+                "`tracking.wandb` needs the package wandb. Received: no such package. "
+                "Install it with `pip install 'gpt2-tpu[wandb]'`, or `pip install -e "
+                "'.[wandb]'` in this folder."
             ) from error
         folder = workdir
         if files.is_remote(workdir):
@@ -90,47 +127,58 @@ class WeightsAndBiases:
             )
         except wandb.errors.Error as error:
             raise UserError(
-                "`tracking.wandb` must reach Weights & Biases with your account: run "
-                f"`wandb login`, or set WANDB_MODE=offline. It said: {error}"
+                "`tracking.wandb` must reach Weights & Biases with your account. "
+                f"Received: {error}. Run `wandb login`, or set WANDB_MODE=offline."
             ) from error
         self._wandb = wandb
-        # A run that goes back to a checkpoint reports some steps twice, which its own
-        # count of steps would drop.
+        # A run that returns to a checkpoint reports some steps twice; wandb's own step
+        # counter would drop the second report.
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs the values."""
         self._run.log({"step": step, **values})
 
     def text(self, step: int, name: str, text: str) -> None:
+        """Logs a text as preformatted HTML."""
         page = f"<pre>{html.escape(text)}</pre>"
         self._run.log({"step": step, name: self._wandb.Html(page, inject=False)})
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Logs a histogram of 64 bins for each array."""
         for name, value in values.items():
-            counted = self._wandb.Histogram(np_histogram=np.histogram(value, bins=64))
-            self._run.log({"step": step, name: counted})
+            bins = self._wandb.Histogram(np_histogram=np.histogram(value, bins=64))
+            self._run.log({"step": step, name: bins})
 
     def flush(self) -> None:
-        """It sends by itself."""
+        """Does nothing: wandb sends by itself."""
 
     def close(self) -> None:
+        """Sends the rest and finishes the run."""
         self._run.finish()
 
 
-Tracker = TensorBoard | WeightsAndBiases
+# (whether the config asks for it, the tracker)
+_TRACKERS: tuple[
+    tuple[Callable[[TrackingConfig], bool], Callable[[str, Config], Tracker]], ...
+] = (
+    (lambda tracking: True, TensorBoard),
+    (lambda tracking: tracking.wandb, WeightsAndBiases),
+)
 
 
 def create(workdir: str, config: Config) -> list[Tracker]:
-    """Returns those that the config asks for."""
-    found: list[Tracker] = [TensorBoard(workdir, config)]
-    if config.tracking.wandb:
-        found.append(WeightsAndBiases(workdir, config))
-    return found
+    """Returns the trackers that the config asks for."""
+    return [
+        make(workdir, config)
+        for is_wanted, make in _TRACKERS
+        if is_wanted(config.tracking)
+    ]
 
 
 def _wandb_id(workdir: str) -> str:
-    """Returns what Weights & Biases knows the run by; the workdir keeps it."""
-    path = files.join(workdir, "wandb_id")
+    """Returns the run's id at Weights & Biases, which the workdir keeps."""
+    path = files.join(workdir, layout.WANDB_ID)
     if not files.exists(path):
         files.write(path, uuid.uuid4().hex.encode())
     return files.read(path).decode()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from configs.errors import TryAgainError
-from tfrecords import reader
+from tfrecords.tensorflow_errors import root_cause
 from trainer.runtime import cloud_metadata
 from trainer.runtime.cluster import Cluster
 
@@ -70,7 +70,7 @@ def naming_loss() -> Iterator[None]:
             raise
         raise TryAgainError(
             "The TPU, another machine of this run, or a bucket does not answer any "
-            f"more: {reader.cause(error)}\nThe same command continues from the last "
+            f"more: {root_cause(error)}\nThe same command continues from the last "
             "checkpoint, when they are back; of several machines, start all again."
         ) from error
 

@@ -15,7 +15,7 @@ from absl import flags, logging
 from configs import tpu
 from configs.errors import UserError
 from configs.schema import TrainingConfig
-from tfrecords import reader
+from tfrecords.tensorflow_errors import root_cause
 from trainer.runtime import cloud_metadata
 
 FLAGS = flags.FLAGS
@@ -215,7 +215,7 @@ def _tpu(name: str) -> tf.distribute.Strategy:
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(
             f"`--tpu` must name a TPU that can be reached. Received: {name!r}. "
-            f"Connecting said: {reader.cause(error)}\nUse "
+            f"Connecting said: {root_cause(error)}\nUse "
             "`--tpu=none` to train on this machine's CPU or GPUs."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
@@ -247,7 +247,7 @@ def _several_machines(num_virtual_devices: int) -> tf.distribute.Strategy:
     except (tf.errors.UnknownError, tf.errors.InvalidArgumentError) as error:
         raise UserError(
             f"{workers[task['index']]} of TF_CONFIG must be an address of this machine "
-            f"with a free port. TensorFlow said: {reader.cause(error)}"
+            f"with a free port. TensorFlow said: {root_cause(error)}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from trainer.models.create import create_model
 from trainer.optimizers import factory
 from trainer.optimizers.schedule import Schedule
 from trainer.runtime import strategy as strategies
-from trainer.tasks import memorization
+from trainer.tasks import host_memory, memorization
 from trainer.tasks import registry as tasks
 from trainer.tasks.step import TrainingStep
 from trainer.tasks.task import Task
@@ -42,10 +42,17 @@ def create_training_step(
     accumulation_steps = strategies.accumulation_steps(
         settings, strategy.num_replicas_in_sync
     )
+    architecture = architectures.get(config.model.architecture)
     model = create_model(config.model, manifest, settings.seed)
+    if strategies.find(strategy).kind == "CPU":
+        num_replicas = strategy.num_replicas_in_sync // strategies.machines(strategy)[0]
+        num_bytes = host_memory.estimate(
+            model, architecture, config, manifest.sequence_length, num_replicas
+        )
+        host_memory.report(num_bytes)
     step = assemble(
         model,
-        architectures.get(config.model.architecture),
+        architecture,
         tasks.get(settings.task),
         config,
         num_steps,

@@ -1,15 +1,16 @@
-"""Tells when a model learns its corpus by heart."""
+"""Detects when a model memorizes its training text."""
 
-# A new model has everything to learn; a trained one is soon overfitted, too.
+# Fewer tokens for each parameter than this are too few. A pretrained model needs less
+# text, but small corpora overfit it, too.
 _TOKENS_PER_PARAMETER = 1.0
 _TOKENS_PER_TRAINED_PARAMETER = 0.001
-# Training perplexities below which a validation loss that rises means it.
+# Training losses below which a rising validation loss means memorization.
 _SUSPECT_LOSS = 1.10  # perplexity 3
 _CERTAIN_LOSS = 0.41  # perplexity 1.5
 
 
 def expected(num_tokens: int, parameter_count: int, *, pretrained: bool) -> str:
-    """Returns a warning where the corpus is tiny for the model; else nothing.
+    """Returns a warning where the corpus is small for the model, else an empty string.
 
     Args:
       num_tokens: of the training split.
@@ -22,14 +23,14 @@ def expected(num_tokens: int, parameter_count: int, *, pretrained: bool) -> str:
         return ""
     return (
         f"{num_tokens:,} tokens are {per_parameter:.2g} for each parameter: the model "
-        "can learn them by heart. Take a smaller model or more text."
+        "can memorize them. Use a smaller model or more text."
     )
 
 
 def level(
     training_loss: float, validation_loss: float, lowest_validation_loss: float
 ) -> int:
-    """Returns 0: no sign of it; 1: a warning; 2: an alarm.
+    """Returns the level of memorization: 0 none, 1 a warning, 2 an alarm.
 
     Args:
       training_loss: mean since the last evaluation, in nats per token.

@@ -1,12 +1,10 @@
-"""Published figures stand beside one's own only where the protocols are the same."""
+"""A result is compared with published figures of the same checkpoint and text."""
 
 import pytest
-from transformers import GPT2Config
 
 from trainer.checkpoints import pretrained, run_checkpoints
 from trainer.evaluation import published
 
-SMALL = GPT2Config()
 WHOLE = {
     "mode": "packed",
     "detokenizer": "wikitext",
@@ -25,27 +23,30 @@ def result(*, num_bytes=1_290_590, tokens=272_000, **protocol):
     }
 
 
-def differences(found, name):
-    (study,) = [f for f in found if f["study"].startswith(name)]
+def differences(studies, name):
+    (study,) = [study for study in studies if study["study"].startswith(name)]
     return study["differences"]
 
 
 def test_the_same_protocol_compares():
-    found = published.compare(result(), SMALL, "as published")
-    assert [f["study"].split(",")[0] for f in found] == [
+    studies = published.compare(result(), "gpt2", "as published")
+    assert [study["study"].split(",")[0] for study in studies] == [
         "WikiText-2 test",
         "WikiText-103 test",
     ]
-    assert found[0]["differences"] == []
-    assert found[0]["figures"] == {"token_perplexity": 23.15, "word_perplexity": 34.70}
-    # Its own two figures tell of another text.
-    assert differences(found, "WikiText-103") == [
+    assert studies[0]["differences"] == []
+    assert studies[0]["figures"] == {
+        "token_perplexity": 23.15,
+        "word_perplexity": 34.70,
+    }
+    # Its token and word perplexities are not of the same number of tokens.
+    assert differences(studies, "WikiText-103") == [
         "1.096 tokens a word there, 1.128 here"
     ]
 
 
 @pytest.mark.parametrize(
-    ("changed", "trained", "expected"),
+    ("changed", "weights", "expected"),
     [
         ({"stride": 512}, "as published", "stride 1024 there, 512 here"),
         (
@@ -60,39 +61,42 @@ def test_the_same_protocol_compares():
         ),
         ({"mode": "document"}, "as published", "mode packed there, document here"),
         ({}, TUNED, f"weights as published there, {TUNED} here"),
-        ({}, "of a folder", "weights as published there, of a folder here"),
         ({"tokens": 295_878}, "as published", "1.129 tokens a word there, 1.227 here"),
     ],
 )
-def test_each_difference_is_named(changed, trained, expected):
-    found = published.compare(result(**changed), SMALL, trained)
-    assert differences(found, "WikiText-2") == [expected]
+def test_each_difference_is_named(changed, weights, expected):
+    studies = published.compare(result(**changed), "gpt2", weights)
+    assert differences(studies, "WikiText-2") == [expected]
 
 
 def test_another_edition_of_the_text_is_named():
-    found = published.compare(result(num_bytes=1_256_449), SMALL, "as published")
-    assert "1,256,449" in differences(found, "WikiText-2")[0]
+    studies = published.compare(result(num_bytes=1_256_449), "gpt2", "as published")
+    assert "1,256,449" in differences(studies, "WikiText-2")[0]
 
 
-def test_models_and_texts_without_figures():
-    assert not published.compare(result(), GPT2Config(n_embd=64), "as published")
+def test_nothing_is_compared_without_figures_for_the_checkpoint_and_the_text():
+    assert not published.compare(result(), "gpt3", "as published")
     other = {**result(), "words": 1000}
-    assert not published.compare(other, SMALL, "as published")
-    large = GPT2Config(n_layer=36, n_embd=1280)
-    found = published.compare(
-        result(num_bytes=1_296_370, detokenizer="none", stride=512),
-        large,
-        "as published",
-    )
-    assert differences(found, "WikiText-2 test, stride 512") == []
+    assert not published.compare(other, "gpt2", "as published")
+
+
+def test_a_model_without_a_published_name_is_not_compared():
+    """Such as one of 12 layers and width 768 that is not GPT-2."""
+    assert not published.compare(result(), "", "from random weights")
+
+
+def test_large_compares_with_the_documentation_of_hugging_face():
+    scored = result(num_bytes=1_296_370, detokenizer="none", stride=512)
+    studies = published.compare(scored, "gpt2-large", "as published")
+    assert differences(studies, "WikiText-2 test, stride 512") == []
 
 
 def test_fine_tuned_figures_are_of_the_validation_split():
     fine_tuned = {**result(context_length=512, stride=512)}
     fine_tuned |= {"words": 213_886, "bytes": 1_146_846, "tokens": 237_532}
-    found = published.compare(fine_tuned, SMALL, TUNED)
-    assert [bool(f["differences"]) for f in found] == [True, False, True]
-    assert found[1]["figures"] == {"loss": 2.94}
+    studies = published.compare(fine_tuned, "gpt2", TUNED)
+    assert [bool(study["differences"]) for study in studies] == [True, False, True]
+    assert studies[1]["figures"] == {"loss": 2.94}
 
 
 @pytest.mark.parametrize(
@@ -103,8 +107,10 @@ def test_fine_tuned_figures_are_of_the_validation_split():
         (15, "", "from random weights"),
     ],
 )
-def test_weights_are_named_by_what_they_have_seen(dataset, step, source, origin):
-    """And not by what the run they are of was to see."""
+def test_weights_are_named_by_the_records_that_they_have_seen(
+    dataset, step, source, origin
+):
+    """Not by the records that the whole run was to see."""
     record = run_checkpoints.Record(
         format_version=run_checkpoints.FORMAT_VERSION,
         step=step,
@@ -119,3 +125,18 @@ def test_weights_are_named_by_what_they_have_seen(dataset, step, source, origin)
         tokenizer_fingerprint="",
     )
     assert pretrained._origin(str(dataset[0]), record) == origin
+
+
+def test_only_names_of_published_checkpoints_are_known(tmp_path, monkeypatch):
+    for checkpoint, name in (
+        ("gpt2", "gpt2"),
+        ("openai-community/gpt2-xl", "gpt2-xl"),
+        ("distilbert/distilgpt2", "distilgpt2"),
+        ("somebody/gpt2", ""),
+        (str(tmp_path), ""),
+        ("", ""),
+    ):
+        assert pretrained.published_name(checkpoint) == name
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()  # a folder, which `transformers` prefers to the hub
+    assert pretrained.published_name("gpt2") == ""

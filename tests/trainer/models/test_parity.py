@@ -7,7 +7,7 @@ import tensorflow as tf
 from configs.schema import OptimizerConfig
 from tests.conftest import VOCABULARY_SIZE, tiny_model, training_step
 from tests.trainer.models.test_weights import pytorch_folder
-from trainer.models.gpt2 import flops, forward, weights
+from trainer.models.gpt2 import costs, forward, weights
 from trainer.optimizers import factory
 from trainer.optimizers.schedule import Schedule
 
@@ -39,7 +39,7 @@ def test_logits_agree(both):
     with torch.no_grad():
         expected = judge.eval()(torch.tensor(tokens)).logits.numpy()
     hidden = forward.hidden_states(ours, tf.constant(tokens))
-    found = tf.matmul(hidden, forward.embedding_table(ours), transpose_b=True)
+    found = tf.matmul(hidden, forward.output_table(ours), transpose_b=True)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -90,4 +90,4 @@ def test_flops_are_those_that_pytorch_counts(both):
     hidden = length * length - length * (length + 1) // 2
     hidden_flops = 3 * num * shape.n_layer * 4 * hidden * shape.n_embd
     expected = counter.get_total_flops() - hidden_flops
-    assert flops.step_flops(shape, length, num) == expected
+    assert costs.step_flops(shape, length, num) == expected

@@ -120,7 +120,7 @@ def test_state_is_rows_and_columns_only():
 
 
 def test_state_of_gpt2_small_is_under_one_percent_of_its_weights():
-    gpt2 = weights.from_shape(GPT2Config())  # 124M: the default shape is GPT-2 small
+    gpt2 = weights.build(GPT2Config())  # 124M: the default shape is GPT-2 small
     config = OptimizerConfig(name="adafactor")
     variables = gpt2.trainable_variables
     rule = factory.create(config, Schedule(config, 10), variables)
@@ -132,7 +132,7 @@ def test_state_of_gpt2_small_is_under_one_percent_of_its_weights():
 @pytest.mark.parametrize("name", ["adafactor", "adamw", "sgd"])
 def test_decay_spares_biases_and_layer_norms(name, caplog):
     caplog.set_level("INFO")
-    gpt2 = weights.from_shape(GPT2Config(vocab_size=9, n_embd=4, n_layer=2, n_head=1))
+    gpt2 = weights.build(GPT2Config(vocab_size=9, n_embd=4, n_layer=2, n_head=1))
     variables = gpt2.trainable_variables
     for variable in variables:
         variable.assign(tf.ones_like(variable))

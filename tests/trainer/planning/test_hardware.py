@@ -6,7 +6,8 @@ import pytest
 
 from configs import tpu
 from configs.errors import UserError
-from configs.schema import Config, validate
+from configs.schema import Config
+from configs.validation import validate
 from tests import programs
 from tfrecords import schema
 from tfrecords.manifest import Manifest

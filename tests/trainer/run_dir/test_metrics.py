@@ -1,6 +1,5 @@
-"""What a run leaves behind for people: samples, events, TensorBoard, wandb."""
+"""What a run records: metrics, samples, events, plans, TensorBoard and wandb."""
 
-import functools
 import json
 import pathlib
 import struct
@@ -11,12 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from configs import tpu
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from configs.schema import Config
 from tests import programs
 from tests.conftest import SMALL
 from trainer.callbacks.metrics import Metrics
-from trainer.run_dir import journal, metrics, trackers
+from trainer.run_dir import json_files, layout, metrics, plans, trackers
 from trainer.runtime import strategy as strategies
 
 TRACKED = (
@@ -30,7 +29,7 @@ TRACKED = (
 
 @pytest.fixture(scope="module")
 def run(small_run, tmp_path_factory) -> pathlib.Path:
-    """A workdir with all that can be asked for."""
+    """A workdir with every kind of record."""
     workdir = tmp_path_factory.mktemp("tracking") / "run"
     train(small_run, workdir, *TRACKED)
     return workdir
@@ -53,38 +52,40 @@ def lines(workdir: pathlib.Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
 
 
-def test_every_step_that_is_logged_has_these_values(run):
-    for line in lines(run, journal.METRICS_NAME):
+def test_each_logged_step_has_rate_norms_and_tokens(run):
+    for line in lines(run, layout.METRICS):
         if "loss" in line:
             assert {"learning_rate", "gradient_norm", "update_norm", "tokens"} < set(
                 line
             )
             assert line["update_norm"] > 0
-            # Of no CPU a peak is known, and none tells its memory.
+            # A CPU has no published peak and does not report its memory.
             assert "mfu" not in line
             assert "hbm_bytes_in_use" not in line
 
 
-def test_samples_come_at_intervals(run):
-    samples = lines(run, journal.SAMPLES_NAME)
+def test_samples_are_written_at_the_interval(run):
+    samples = lines(run, layout.SAMPLES)
     assert [sample["step"] for sample in samples] == [0, 2, 4, 6]
     assert {sample["prompt"] for sample in samples} == {"The quick"}
     texts = [sample["text"] for sample in samples]
     assert all(text.startswith("The quick") for text in texts)
-    assert len(set(texts)) > 1  # each is of the weights of its step
+    assert len(set(texts)) > 1  # each is by the weights of its step
 
 
-def test_sampling_changes_nothing_of_the_training(run, small_run, tmp_path):
+def test_sampling_does_not_change_the_training(run, small_run, tmp_path):
     plain = tmp_path / "plain"
     train(small_run, plain, *SMALL)
     names = ("step", "loss", "validation_loss", "gradient_norm", "update_norm")
 
     def of_training(workdir):
-        found = lines(workdir, journal.METRICS_NAME)
-        return [[line.get(name) for name in names] for line in found]
+        return [
+            [line.get(name) for name in names]
+            for line in lines(workdir, layout.METRICS)
+        ]
 
     assert of_training(plain) == of_training(run)
-    assert not (plain / journal.SAMPLES_NAME).exists()
+    assert not (plain / layout.SAMPLES).exists()
 
 
 def test_tensorboard_has_config_samples_and_histograms(run):
@@ -98,12 +99,10 @@ def test_tensorboard_has_config_samples_and_histograms(run):
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
 
 
-def test_events_tell_starts_and_what_was_wrong(run, small_run):
-    starts = [
-        e for e in lines(run, journal.EVENTS_NAME) if "training on" in e["message"]
-    ]
+def test_events_hold_the_starts_and_the_error_that_ended_the_run(run, small_run):
+    starts = [e for e in lines(run, layout.EVENTS) if "training on" in e["message"]]
     assert [(e["step"], e["level"]) for e in starts] == [(0, "info")]
-    # A workdir of another config: what the user is told stands there, too.
+    # The message for a config that differs from the workdir's is an event, too.
     program = programs.Program(
         "trainer.train",
         *TRACKED,
@@ -113,39 +112,39 @@ def test_events_tell_starts_and_what_was_wrong(run, small_run):
     )
     code, _, log = program.finish()
     assert code == 2, log
-    last = lines(run, journal.EVENTS_NAME)[-1]
+    last = lines(run, layout.EVENTS)[-1]
     assert last["level"] == "error"
     assert "training.seed" in last["message"]
 
 
-def test_the_run_says_what_it_is(run):
-    found = json.loads((run / journal.RUN_NAME).read_text())
-    assert found["command"].startswith("python -m trainer.train --data_dir=")
-    assert "--config.tracking.sample_tokens=6" in found["command"]
-    assert found["hardware"] == "CPU x 1"
-    assert found["tokens_per_step"] == 4 * 128
-    assert found["config"]["training"]["num_steps"] == 6
-    assert "tensorflow" in found["versions"]
+def test_run_json_describes_the_run(run):
+    record = json.loads((run / layout.RUN).read_text())
+    assert record["command"].startswith("python -m trainer.train --data_dir=")
+    assert "--config.tracking.sample_tokens=6" in record["command"]
+    assert record["hardware"] == "CPU x 1"
+    assert record["tokens_per_step"] == 4 * 128
+    assert record["config"]["training"]["num_steps"] == 6
+    assert "tensorflow" in record["versions"]
 
 
 def test_lines_after_the_step_of_a_checkpoint_are_dropped(tmp_path):
-    """And so is one that a kill has torn."""
+    """And so is a last line that a kill has cut off."""
     log = metrics.MetricsLog(str(tmp_path), 0)
     for step in (1, 2, 3):
         log.write(step, {"loss": 1.0 / step})
         log.write_sample(step, "a", f"text {step}")
     log.flush()
-    with (tmp_path / journal.SAMPLES_NAME).open("a") as stream:
+    with (tmp_path / layout.SAMPLES).open("a") as stream:
         stream.write('{"step": 3, "te')
     again = metrics.MetricsLog(str(tmp_path), 2)
     assert [line["step"] for line in metrics.load(str(tmp_path))] == [1, 2]
-    samples = functools.partial(
-        journal.lines, str(tmp_path), journal.SAMPLES_NAME, needed="text"
-    )
-    assert [line["step"] for line in samples()] == [1, 2]
+    path = str(tmp_path / layout.SAMPLES)
+    samples = json_files.read_lines(path, required_field="text")
+    assert [line["step"] for line in samples] == [1, 2]
     again.write_sample(3, "a", "other")
     again.flush()
-    assert samples()[-1]["text"] == "other"
+    samples = json_files.read_lines(path, required_field="text")
+    assert samples[-1]["text"] == "other"
 
 
 def test_mfu_is_flops_by_peak(tmp_path):
@@ -162,7 +161,7 @@ def test_mfu_is_flops_by_peak(tmp_path):
     assert callback.speeds(8.0) == {"tokens_per_second": 80.0, "mfu": 0.25}
 
 
-def test_peaks_are_known_of_tpus_alone():
+def test_only_tpus_have_a_known_peak():
     v3 = strategies.Found("TPU", 8, tpu.parse("v3-8"))
     assert v3.peak_flops == 8 * tpu.GENERATIONS["v3"].peak_flops
     assert strategies.Found("CPU", 2).peak_flops is None
@@ -170,12 +169,12 @@ def test_peaks_are_known_of_tpus_alone():
 
 
 def leveldb_records(data: bytes) -> list[bytes]:
-    """What wandb's file holds: LevelDB's log format, behind 7 bytes of its own.
+    """Reads wandb's file: LevelDB's log format, behind 7 bytes of its own.
 
     A record is {CRC: 4 bytes, length: 2, kind: 1, data}, and is cut at the edges of
     blocks of 32 KiB into parts of kind 2 (first), 3 and 4 (last); 1 is whole.
     """
-    found, place = [], 7
+    records, place = [], 7
     while place < len(data):
         left = 2**15 - place % 2**15
         if left < 7:
@@ -183,9 +182,9 @@ def leveldb_records(data: bytes) -> list[bytes]:
             continue
         length, kind = struct.unpack_from("<HB", data, place + 4)
         part = data[place + 7 : place + 7 + length]
-        found.append(part if kind < 3 else found.pop() + part)
+        records.append(part if kind < 3 else records.pop() + part)
         place += 7 + length
-    return found
+    return records
 
 
 @pytest.mark.slow
@@ -220,13 +219,68 @@ def test_wandb_offline_has_the_run(small_run, tmp_path):
     losses = {int(row["step"]): float(row["loss"]) for row in logged if "loss" in row}
     expected = {
         line["step"]: line["loss"]
-        for line in lines(workdir, journal.METRICS_NAME)
+        for line in lines(workdir, layout.METRICS)
         if "loss" in line
     }
     assert losses == pytest.approx(expected)
 
 
-def test_without_its_package_wandb_is_one_message(tmp_path, monkeypatch):
+def test_wandb_without_its_package_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'gpt2-tpu\[wandb\]'"):
         trackers.WeightsAndBiases(str(tmp_path), Config())
+
+
+class NullTracker:
+    """Another tracker: one class."""
+
+    def __init__(self, workdir, config):
+        self.calls = []
+
+    def scalars(self, step, values):
+        self.calls.append(("scalars", step, dict(values)))
+
+    def text(self, step, name, text):
+        self.calls.append((name, step, text))
+
+    def histograms(self, step, values):
+        self.calls.append(("histograms", step, values))
+
+    def flush(self):
+        self.calls.append("flush")
+
+    def close(self):
+        self.calls.append("close")
+
+
+def test_a_tracker_receives_what_is_written(tmp_path):
+    tracker = NullTracker(str(tmp_path), Config())
+    log = metrics.MetricsLog(str(tmp_path), 0)
+    log.track([tracker])
+    log.write(1, {"loss": 2.0, "norm": float("nan")})
+    log.write_sample(1, "a", "a b")
+    log.close()
+    assert tracker.calls == [
+        ("scalars", 1, {"loss": 2.0}),
+        "flush",
+        ("sample", 1, "a b"),
+        "flush",
+        "close",
+    ]
+
+
+def test_a_plan_is_kept_for_each_tpu_type(tmp_path):
+    workdir = str(tmp_path)
+    assert plans.load(workdir, "v3-8") is None
+    for tpu_type in ("v3-8", "v2-8"):
+        plans.save(workdir, {"tpu_type": tpu_type, "planned_for": {}})
+    assert plans.load(workdir, "v3-8") == {"tpu_type": "v3-8", "planned_for": {}}
+    assert [plan["tpu_type"] for plan in plans.load_all(workdir)] == ["v2-8", "v3-8"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"planned_for": 3}'])
+def test_a_damaged_plan_is_an_error(tmp_path, text):
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "v3-8.json").write_text(text)
+    with pytest.raises(DataError, match=r"v3-8\.json is damaged"):
+        plans.load(str(tmp_path), "v3-8")

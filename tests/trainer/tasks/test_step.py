@@ -240,3 +240,31 @@ def test_an_update_that_is_not_finite_is_skipped(name, compile_local):
     assert int(rule.iterations.numpy()) == 4
     assert int(task.skipped_updates.numpy()) == 2
     assert int(task.skipped_in_a_row.numpy()) == 0
+
+
+def test_accumulated_gradients_can_be_large():
+    """Uncompiled, in executions of several steps, as with GPT-2's vocabulary.
+
+    Where the tensors of a device take more than 200 MB, TensorFlow's optimizer adds
+    large ones in temporary variables; the second execution found them there already.
+    """
+    size = 800_000
+    batches = tf.data.Dataset.from_tensors(
+        {
+            "tokens": tf.reshape(tf.range(0, size, size // 8), [2, 4]),
+            "length": tf.fill([2], 4),
+            "row": tf.range(2),
+        }
+    ).repeat()
+    losses = []
+    for steps_per_execution in (1, 2):
+        task = training_step(
+            tiny_model(n_layer=1, vocab_size=size), accumulation_steps=2
+        )
+        task.compile(
+            optimizer=SkippingSGD(0.5, jit_compile=False),
+            steps_per_execution=steps_per_execution,
+        )
+        history = task.fit(batches, steps_per_epoch=4, verbose=0).history
+        losses += history["loss"]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -3,19 +3,20 @@
 from transformers import GPT2Config
 
 from trainer.models.architecture import Architecture
-from trainer.models.gpt2 import flops, forward, weights
+from trainer.models.gpt2 import configuration, costs, forward, weights
 
 ARCHITECTURE = Architecture(
     name="gpt2",
     configuration_class=GPT2Config,
-    configure=weights.shape_of,
-    load_configuration=weights.load_configuration,
-    build=weights.from_shape,
+    configure=configuration.configure,
+    load_configuration=configuration.load_configuration,
+    build=weights.build,
     initialize=weights.initialize,
     load=weights.load,
     resize_vocabulary=weights.resize_vocabulary,
     load_tokenizer=weights.load_tokenizer,
     hidden_states=forward.hidden_states,
-    output_table=forward.embedding_table,
-    step_flops=flops.step_flops,
+    output_table=forward.output_table,
+    step_flops=costs.step_flops,
+    activation_values=costs.activation_values,
 )

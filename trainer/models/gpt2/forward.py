@@ -1,12 +1,12 @@
-"""The training forward over TFGPT2's own layers.
+"""The forward pass for training and evaluation, over the weights of TFGPT2's layers.
 
-Weights, names, saving and `generate` are transformers'. This reads the same layers'
-weights with static shapes, a causal mask made on the fly, matrix products and what lies
-between the layers in `dtype`, and attention scores, softmax, layer norm, logits and
-loss in float32.
+Transformers owns weights, names, saving and `generate`. This forward pass has static
+shapes and computes the causal mask on the fly. Matrix products and activations between
+the layers are in `dtype`; attention scores, softmax, layer norm, logits and loss are in
+float32.
 
 Dimensions: B sequences, T tokens, C channels, H heads, V ids of the vocabulary; Q
-queries of a block, and the K keys that they may see.
+queries of a block, and the K keys that they attend to.
 """
 
 import functools
@@ -20,12 +20,12 @@ from transformers import TFGPT2LMHeadModel
 from trainer.models.architecture import DEFAULT_OPTIONS, Options
 from trainer.models.layers.attention import attention
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
-from trainer.models.layers.recompute import hold, recomputed
+from trainer.models.layers.recompute import optimization_barrier, rematerialize
 
-# Queries that attend at once. All queries against all keys would be twice the work and
-# memory, of which the mask hides half.
+# Queries of a block. All queries against all keys would be twice the work and memory,
+# half of it masked.
 QUERY_BLOCK = 256
-# A block's places of dropout: attention's weights, and two projections.
+# Dropout sites of a block: attention weights, and two projections.
 _SITES_PER_BLOCK = 3
 
 
@@ -53,19 +53,19 @@ def hidden_states(
     options: Options = DEFAULT_OPTIONS,
     dropout: Dropout = NO_DROPOUT,
 ) -> tf.Tensor:
-    """Runs the network up to the last layer norm.
+    """Runs the network up to and including the last layer norm.
 
     Args:
-      model: whose weights are read.
-      tokens: int32 [B, T]. Padding stands at the end, where no real token sees it.
-      options: how.
-      dropout: at every place where GPT-2 has dropout.
+      model: owns the weights.
+      tokens: int32 [B, T]. Padding is at the end, where no real token attends to it.
+      options: how to compute.
+      dropout: applied wherever GPT-2 has dropout.
 
     Returns:
       `dtype` [B, T, C].
     """
     transformer = model.transformer
-    x = _embed(embedding_table(model), tokens)  # (B, T, C)
+    x = _embed(output_table(model), tokens)  # (B, T, C)
     x += transformer.wpe.embeddings[: tokens.shape[1]]
     x = dropout(tf.cast(x, options.dtype), 0)
     for index, layer in enumerate(transformer.h):
@@ -77,7 +77,7 @@ def hidden_states(
             site=1 + index * _SITES_PER_BLOCK,
         )
         if options.remat == "block":
-            x = recomputed(
+            x = rematerialize(
                 block, x, _weights(layer), dropout.keys, compiled=options.compiled
             )
         else:
@@ -85,14 +85,14 @@ def hidden_states(
     return _layer_norm(x, _affine(transformer.ln_f), transformer.ln_f.epsilon)
 
 
-def embedding_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
-    """Returns float32 [V, C], which looks tokens up and makes the logits."""
+def output_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
+    """Returns the token embedding, float32 [V, C], which also makes the logits."""
     return tf.convert_to_tensor(model.transformer.wte.embeddings)
 
 
 @tf.custom_gradient
 def _embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Looks tokens up. The table also makes the logits, so its gradient is dense."""
+    """Looks up embeddings. The table is tied to the output: its gradient is dense."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
         rows = tf.reshape(upstream, [-1, table.shape[1]])
@@ -132,12 +132,12 @@ def _block(
     rate: float,
     site: int,
 ) -> tf.Tensor:
-    """One transformer block, `dtype` [B, T, C] -> [B, T, C]."""
+    """Computes one transformer block, `dtype` [B, T, C] -> [B, T, C]."""
     batch, length, channels = x.shape
     heads = layer.attn.n_head
     dropout = Dropout(rate, keys, options.compiled)
     if options.compiled and options.remat == "block":
-        weights = _not_before(keys, weights)
+        weights = _depend_on(keys, weights)
 
     def query_key_value(x: tf.Tensor, norm: Affine, projection: Affine) -> list:
         x = _layer_norm(x, norm, layer.ln_1.epsilon)
@@ -146,7 +146,7 @@ def _block(
                 _project(x, third, "btc,cd->bdt"),
                 [batch, heads, channels // heads, length],
             )
-            for third in _thirds(projection)
+            for third in _split_qkv(projection)
         ]
 
     def expand(x: tf.Tensor, norm: Affine, projection: Affine) -> tf.Tensor:
@@ -155,9 +155,9 @@ def _block(
     def contract(x: tf.Tensor, projection: Affine) -> tf.Tensor:
         return _project(layer.mlp.act(x), projection)
 
-    # What comes before a product is computed again for the gradient, which costs
-    # little; the product is not.
-    cheap = functools.partial(recomputed, compiled=options.compiled)
+    # The cheap operations before a product are computed again in the backward pass; the
+    # product is not.
+    cheap = functools.partial(rematerialize, compiled=options.compiled)
     query, key, value = cheap(query_key_value, x, weights.norm_1, weights.attention_in)
     mixed = attention(
         query,
@@ -168,8 +168,8 @@ def _block(
         ),
         keep=options.remat != "attention",
         compiled=options.compiled,
-        # A block that is computed again has each kernel once more. With smaller blocks
-        # of queries, the program of XL would take gigabytes itself.
+        # A rematerialized block has each kernel twice. With smaller query blocks, the
+        # program of XL would itself take gigabytes.
         query_block=QUERY_BLOCK * (2 if options.remat == "block" else 1),
     )
     mixed = tf.reshape(mixed, [batch, channels, length])
@@ -178,25 +178,25 @@ def _block(
     return x + dropout(cheap(contract, inner, weights.mlp_out), site + 1)
 
 
-def _not_before(keys: tf.Tensor, weights: Block) -> Block:
-    """Returns the same weights, which to XLA depend on the rows' keys.
+def _depend_on(keys: tf.Tensor, weights: Block) -> Block:
+    """Returns the same weights, made to depend on the rows' keys.
 
-    XLA would round all layers' weights to bfloat16 before the loop over microbatches,
-    and keep them through it. To hold the weights themselves is no help: it rounds them
-    before they are held.
+    XLA would otherwise round all layers' weights to bfloat16 before the loop over
+    microbatches, and keep them through it. A barrier on the weights themselves does not
+    help: XLA rounds them before the barrier.
     """
-    (one,), _ = hold([tf.ones([])], [keys], compiled=True)
+    (one,), _ = optimization_barrier([tf.ones([])], [keys], compiled=True)
     return tf.nest.map_structure(lambda values: values * one, weights)
 
 
-def _thirds(weights: Affine) -> list[Affine]:
-    """Splits the projection that makes queries, keys and values."""
+def _split_qkv(weights: Affine) -> list[Affine]:
+    """Splits the fused projection into those of queries, keys and values."""
     parts = (tf.split(weights.weight, 3, axis=1), tf.split(weights.bias, 3, axis=1))
     return [Affine(*part) for part in zip(*parts, strict=True)]
 
 
 def _project(x: tf.Tensor, weights: Affine, product: str = "btc,cd->btd") -> tf.Tensor:
-    """A TFConv1D: [B, T, C] x [C, D] + [1, D], with the axes that `product` says."""
+    """Computes a TFConv1D: [B, T, C] x [C, D] + [1, D], by the axes of `product`."""
     bias = weights.bias[0]
     if product.endswith("dt"):
         bias = bias[:, None]

@@ -1,10 +1,8 @@
-"""Config -> TFGPT2LMHeadModel. Weights, names and checkpoints are Hugging Face's."""
+"""Builds, initializes and loads TFGPT2LMHeadModel, with Hugging Face's names."""
 
 import os
 import tempfile
 
-import safetensors
-import safetensors.tensorflow
 import tensorflow as tf
 from transformers import (
     GPT2Config,
@@ -14,119 +12,29 @@ from transformers import (
 )
 from transformers.modeling_tf_pytorch_utils import (
     convert_tf_weight_name_to_pt_weight_name,
-    load_pytorch_state_dict_in_tf2_model,
 )
-from transformers.utils import cached_file
 
 from configs.errors import TryAgainError, UserError
-from configs.schema import ModelConfig
 from tfrecords.storage import files
-
-
-def load_configuration(checkpoint: str) -> GPT2Config:
-    """Reads the configuration of a Hugging Face folder or name.
-
-    Raises:
-      UserError: its config.json cannot be read.
-    """
-    try:
-        return GPT2Config.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "`model.initial_checkpoint` must be a Hugging Face folder or name with "
-            f"config.json. Received: {checkpoint!r}."
-        ) from error
-
-
-def shape_of(config: ModelConfig, vocabulary_size: int, **ids: int) -> GPT2Config:
-    """Returns the shape that a config's own fields describe."""
-    return GPT2Config(
-        vocab_size=vocabulary_size,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        **ids,
-    )
+from trainer.models.gpt2 import configuration, pretrained_weights
 
 
 def load(checkpoint: str) -> TFGPT2LMHeadModel:
     """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch.
 
     Raises:
-      UserError: there is no such checkpoint, or it is not a GPT-2's.
+      UserError: the checkpoint does not exist, or is not that of a whole GPT-2.
     """
-    try:
-        path = str(cached_file(checkpoint, "model.safetensors"))
-        with safetensors.safe_open(path, framework="numpy") as file:
-            from_pytorch = (file.metadata() or {}).get("format") == "pt"
-        if from_pytorch:
-            model = from_shape(GPT2Config.from_pretrained(checkpoint))
-            weights = safetensors.tensorflow.load_file(path)
-        else:
-            model = TFGPT2LMHeadModel.from_pretrained(checkpoint, use_safetensors=True)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(
-            "The checkpoint must be a Hugging Face GPT-2 folder or name, with "
-            f"config.json and model.safetensors. Received: {checkpoint!r}. Loading "
-            f"said: {str(error).strip().splitlines()[0]}"
-        ) from error
-    _check_variant(model, checkpoint)
-    if from_pytorch:
-        _assign_pytorch(model, weights, checkpoint)
+    model = build(configuration.load_configuration(checkpoint))
+    pretrained_weights.assign(pytorch_weights(model), checkpoint)
     return model
 
 
-def _check_variant(model: TFGPT2LMHeadModel, checkpoint: str) -> None:
-    """Raises UserError where TensorFlow's GPT-2 would ignore what the config asks."""
-    usual = {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "tie_word_embeddings": True,
-        "add_cross_attention": False,
-    }
-    for name, value in usual.items():
-        found = getattr(model.config, name, value)
-        if found != value:
-            raise UserError(
-                f"The config.json of {checkpoint} must have {name}={value}: GPT-2 as "
-                f"published. Received: {found}."
-            )
-
-
-def _assign_pytorch(
-    model: TFGPT2LMHeadModel, weights: dict[str, tf.Tensor], checkpoint: str
-) -> None:
-    """Assigns weights with PyTorch's names.
-
-    `from_pretrained` would do it, but iterates over a file that cannot be iterated:
-    https://github.com/huggingface/transformers/issues/40028.
-    """
-    try:
-        _, found = load_pytorch_state_dict_in_tf2_model(
-            model,
-            weights,
-            tf_inputs=False,
-            allow_missing_keys=True,
-            output_loading_info=True,
-            skip_logger_warnings=True,
-        )
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(
-            f"The weights of {checkpoint} do not have the shapes of its config.json: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
-    if found["missing_keys"]:
-        raise UserError(
-            f"The weights of {checkpoint} must be a GPT-2's. Missing: "
-            f"{', '.join(sorted(found['missing_keys']))}."
-        )
-
-
 def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
-    """Returns the weights by PyTorch's names; a bias is [1, n], where PyTorch has [n].
+    """Returns the variables by PyTorch's names.
 
-    The matrices are as PyTorch's GPT-2 has them: none is to be transposed.
+    A bias is [1, n] where PyTorch's is [n]. The matrices have PyTorch's layout: none
+    needs to be transposed.
     """
     return {
         convert_tf_weight_name_to_pt_weight_name(
@@ -136,20 +44,20 @@ def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
     }
 
 
-def from_shape(config: PretrainedConfig) -> TFGPT2LMHeadModel:
-    """Builds a model with its variables; their values are arbitrary."""
+def build(config: PretrainedConfig) -> TFGPT2LMHeadModel:
+    """Builds a model with all variables; their values are arbitrary."""
     model = TFGPT2LMHeadModel(config)
     model.build_in_name_scope()
     return model
 
 
 def resize_vocabulary(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
-    """Returns the model with rows for new tokens, each the mean of all others.
+    """Returns a model with embeddings for new tokens, each the mean of the old ones.
 
-    So a new token begins as likely as the average one, and the loss does not jump.
+    A new token starts as likely as the average token, and the loss does not jump.
     """
     values = model.config.to_dict()
-    extended = from_shape(GPT2Config.from_dict({**values, "vocab_size": size}))
+    extended = build(GPT2Config.from_dict({**values, "vocab_size": size}))
     for new, old in zip(extended.variables, model.variables, strict=True):
         value = tf.convert_to_tensor(old)
         if new is extended.transformer.wte.embeddings:
@@ -160,7 +68,7 @@ def resize_vocabulary(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
 
 
 def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
-    """Draws all weights from `seed`, the same under every strategy.
+    """Assigns random weights that depend on `seed` alone, not on the strategy.
 
     Source: Radford et al. (2019), section 2.3: N(0, 0.02), and projections into the
     residual stream scaled by 1/sqrt(number of residual layers); biases are 0.
@@ -178,7 +86,14 @@ def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
 
 
 def load_tokenizer(source: str) -> GPT2TokenizerFast:
-    """Loads the tokenizer of a checkpoint, a Hugging Face folder or name, or gs://…."""
+    """Loads the tokenizer of a checkpoint.
+
+    Args:
+      source: a folder, a Hugging Face name, or gs://….
+
+    Raises:
+      UserError: there is no tokenizer that loads.
+    """
     try:
         if not files.is_remote(source):
             return GPT2TokenizerFast.from_pretrained(source)
@@ -192,8 +107,9 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
     except (UserError, TryAgainError):
         raise
     except Exception as error:  # `tokenizers` raises nothing more special
-        said = [*str(error).strip().splitlines(), type(error).__name__][0]
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise UserError(
             f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
-            f"merges.txt. Copy that of the model's training there. Loading said: {said}"
+            f"merges.txt. Copy the tokenizer that the model was trained with. Loading "
+            f"failed: {reason}"
         ) from error

@@ -1,7 +1,9 @@
-"""Cross-entropy against a large vocabulary that never holds all logits.
+"""Cross-entropy over a large vocabulary without holding all logits at once.
 
-Tokens are taken in chunks, one after the other. Dimensions: B sequences, T tokens, C
-channels, V ids of the vocabulary; N tokens of a chunk.
+The tokens are processed in chunks, one after the other.
+
+Dimensions: B sequences, T tokens, C channels, V ids of the vocabulary; N tokens of a
+chunk.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,15 +38,17 @@ def token_losses(hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor) -> tf.T
 def summed_loss(
     hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
 ) -> tuple[tf.Tensor, Callable]:
-    """Returns the weighted sum of the losses, and its gradient.
+    """Returns the weighted sum of the losses; differentiable.
 
-    The gradient is made chunk by chunk together with the loss, while the chunk's logits
-    are there: it costs no second product for them. What is kept is as large as `hidden`
-    and `table`.
+    The gradient is computed chunk by chunk together with the loss, while the chunk's
+    logits exist, and so needs no second product for them. What is kept is as large as
+    `hidden` and `table`.
 
     Args:
+      hidden: [B, T, C].
+      table: float32 [V, C].
+      labels: int32 [B, T].
       weights: float32 [B, T].
-      (others as in `token_losses`)
 
     Returns:
       float32 [], in nats.
@@ -54,7 +58,7 @@ def summed_loss(
         hidden: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         losses, d_logits = _losses(hidden, table, labels)
-        # Rounded as the other products' inputs are; added up in float32.
+        # Rounded like the inputs of the other products; added up in float32.
         d_logits = tf.cast(d_logits * weights[:, None], hidden.dtype)
         d_logits = tf.cast(d_logits, tf.float32)
         return (
@@ -70,8 +74,8 @@ def summed_loss(
     def body(
         index: tf.Tensor, total: tf.Tensor, d_hidden: tf.TensorArray, d_table: tf.Tensor
     ) -> tuple:
-        loss, rows, more = chunk(*(values[index] for values in chunks))
-        return index + 1, total + loss, d_hidden.write(index, rows), d_table + more
+        loss, rows, d_chunk = chunk(*(values[index] for values in chunks))
+        return index + 1, total + loss, d_hidden.write(index, rows), d_table + d_chunk
 
     if num_chunks == 1:
         total, rows, d_table = chunk(*(values[0] for values in chunks))
@@ -103,10 +107,10 @@ def summed_loss(
 def _losses(
     hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns float32 losses [N] and their gradients to the logits [N, V].
+    """Returns float32 losses [N] and their gradients with respect to the logits [N, V].
 
-    A float32 product: rounded to bfloat16, logits of -100 would lie 0.5 apart. On a
-    TPU it costs no more, since the inputs are multiplied as bfloat16 there anyway.
+    The product is float32: in bfloat16, neighboring values near -100 are 0.5 apart. On
+    a TPU it costs no more, since the TPU multiplies in bfloat16 anyway.
     """
     logits = tf.matmul(tf.cast(hidden, tf.float32), table, transpose_b=True)
     return tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
@@ -115,7 +119,7 @@ def _losses(
 
 
 def _in_chunks(values: tf.Tensor, inner: Sequence[int] = ()) -> tf.Tensor:
-    """[B, T, *inner] -> [chunks, N, *inner]; the last one is filled with zeros."""
+    """Splits [B, T, *inner] into [chunks, N, *inner]; pads the last with zeros."""
     num_tokens = values.shape[0] * values.shape[1]
     num_chunks = -(-num_tokens // CHUNK_TOKENS)
     size = -(-num_tokens // num_chunks)
@@ -125,6 +129,6 @@ def _in_chunks(values: tf.Tensor, inner: Sequence[int] = ()) -> tf.Tensor:
 
 
 def _out_of_chunks(values: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
-    """Takes `_in_chunks` back, to `shape`, [B, T, …]."""
+    """Inverts `_in_chunks`: returns `shape`, [B, T, …]."""
     inner = shape[2:]
     return tf.reshape(tf.reshape(values, [-1, *inner])[: shape[0] * shape[1]], shape)

@@ -1,10 +1,10 @@
-"""Dropout whose noise is a function of the record, not of where it is computed.
+"""Dropout whose noise depends on the record, not on where it is computed.
 
-The noise of an element is a hash of (seed, step, row of the global batch, place in the
+The noise of an element is a hash of (seed, step, row of the global batch, site in the
 network, index of the element). So it is the same for any number of replicas and
-accumulation steps, and a stopped run finds it again. It is a few integer operations on
-an index, which XLA computes where they are used, forwards and backwards, where random
-numbers would be stored.
+accumulation steps, and after a resume. The hash is a few integer operations on an
+index. XLA computes them where they are used, in the forward and the backward pass;
+stored random numbers would take memory.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from trainer.models.layers.noise import SPREAD, bits, mix
-from trainer.models.layers.recompute import hold
+from trainer.models.layers.noise import GOLDEN_GAMMA, bits, mix_bits
+from trainer.models.layers.recompute import optimization_barrier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,8 +23,8 @@ class Dropout:
     """Drops elements of each row of a batch.
 
     Attributes:
-      rate: the share of elements that become 0. The others are scaled by 1/(1 - rate).
-      keys: uint32 [B], of `noise.row_keys`; none where `rate` is 0.
+      rate: share of the elements that become 0. The others are scaled by 1/(1 - rate).
+      keys: uint32 [B], from `noise.row_keys`; empty where `rate` is 0.
       compiled: whether XLA compiles this.
     """
 
@@ -39,13 +39,13 @@ class Dropout:
         whole: Sequence[int] = (),
         begin: Sequence[int] = (),
     ) -> tf.Tensor:
-        """Applies dropout to `x`, [B, …], at a place of the network, `site`.
+        """Applies dropout to `x`, [B, …], at one site of the network.
 
         Args:
-          x: all elements of this site, or a part of them.
-          site: its number.
-          whole: where `x` is a part, the shape of all elements of a row.
-          begin: the indices in `whole` of the part's first element.
+          x: all elements of the site, or a part of them.
+          site: number of the site.
+          whole: shape of all elements of a row, where `x` is only a part.
+          begin: indices in `whole` of the part's first element.
         """
         if not self.rate:
             return x
@@ -56,9 +56,9 @@ class Dropout:
         @tf.custom_gradient
         def call(x: tf.Tensor, keys: tf.Tensor) -> tuple[tf.Tensor, Callable]:
             def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
-                # Other keys to XLA, so that it does not keep the noise until here.
-                (held,), _ = hold([keys], [], self.compiled)
-                return self._drop(upstream, held, site, strides, offset), None
+                # To XLA these are other keys, so it does not keep the noise until here.
+                (keys_again,), _ = optimization_barrier([keys], [], self.compiled)
+                return self._drop(upstream, keys_again, site, strides, offset), None
 
             return self._drop(x, keys, site, strides, offset), gradient
 
@@ -72,9 +72,12 @@ class Dropout:
         strides: Sequence[int],
         offset: int,
     ) -> tf.Tensor:
-        keys = mix(keys + tf.constant(site * SPREAD % 2**32, tf.uint32)) + offset
+        keys = (
+            mix_bits(keys + tf.constant(site * GOLDEN_GAMMA % 2**32, tf.uint32))
+            + offset
+        )
         kept = bits(keys, x.shape, strides) >= round(self.rate * 2**32)
-        # In bfloat16, 1 / 0.9 would be 1.109, and the mean no more what it was.
+        # In bfloat16, 1 / 0.9 would round to 1.109 and change the mean.
         scaled = tf.cast(tf.cast(x, tf.float32) / (1 - self.rate), x.dtype)
         return tf.where(kept, scaled, tf.zeros([], x.dtype))
 

@@ -1,48 +1,49 @@
-"""Noise as a hash of what it is for: the same on every device, compiled or not.
+"""Computes noise as a hash of the place where it is used.
 
-TensorFlow's stateless random numbers are not: XLA makes others of the same seed.
+The noise is the same on every device, compiled or not. TensorFlow's stateless random
+numbers are not: for the same seed XLA generates other numbers.
 """
 
 from collections.abc import Sequence
 
 import tensorflow as tf
 
-# Odd, and about 2^32 divided by the golden ratio: keys that follow each other, as rows
-# and steps do, end up far apart.
-SPREAD = 0x9E3779B9
+# Odd, and about 2^32 divided by the golden ratio: consecutive keys, such as those of
+# rows and steps, end up far apart.
+GOLDEN_GAMMA = 0x9E3779B9
 
 
 def row_keys(seed: int | tf.Tensor, step: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-    """Returns uint32 [B]: the key of each row at a step.
+    """Returns the key of each row at a step, uint32 [B].
 
     Args:
       seed: below 2**31.
-      step: integer []; of training, the updates made so far.
-      row: int32 [B]; of training, the place of each row in the global batch.
+      step: integer []. In training, the updates made so far.
+      row: int32 [B]. In training, the index of each row in the global batch.
     """
     key = tf.cast(seed, tf.uint32)
     for part in (tf.cast(step, tf.uint32), tf.cast(row, tf.uint32)):
-        key = mix(key + (part + 1) * tf.constant(SPREAD, tf.uint32))
+        key = mix_bits(key + (part + 1) * tf.constant(GOLDEN_GAMMA, tf.uint32))
     return key
 
 
 def bits(start: tf.Tensor, shape: tf.TensorShape, strides: Sequence[int]) -> tf.Tensor:
-    """Returns random uint32 of `shape`, [B, …], whose high bits are the good ones.
+    """Returns random uint32 of `shape`, [B, …], whose high bits are well mixed.
 
     Args:
       start: uint32 [B], the key of each row, plus the index of its first element.
       shape: of the result.
-      strides: of the axes behind the first.
+      strides: of the axes after the first.
     """
-    return mix(_count(start, shape, strides))
+    return mix_bits(_count(start, shape, strides))
 
 
 def gumbel(keys: tf.Tensor, num: int) -> tf.Tensor:
-    """Returns float32 [B, num] of the standard Gumbel distribution.
+    """Samples the standard Gumbel distribution, float32 [B, num].
 
     Args:
       keys: uint32 [B].
-      num: numbers for each of them.
+      num: samples for each key.
     """
     high = tf.bitwise.right_shift(
         bits(keys, tf.TensorShape([None, num]), [1]), tf.constant(8, tf.uint32)
@@ -54,10 +55,10 @@ def gumbel(keys: tf.Tensor, num: int) -> tf.Tensor:
 def _count(
     start: tf.Tensor, shape: tf.TensorShape, strides: Sequence[int]
 ) -> tf.Tensor:
-    """Counts the elements of each row from `start`, uint32 [B]: uint32 `shape`.
+    """Numbers the elements of each row from `start`, uint32 [B] -> uint32 `shape`.
 
-    As a sum of small ranges, the outermost first: a constant of that size would become
-    part of the program, and partial sums of the inner axes would be kept.
+    The count is a sum of small ranges, the outermost first: one constant of that size
+    would become part of the program, and partial sums of the inner axes would be kept.
     """
     count = tf.reshape(start, [-1] + [1] * (shape.rank - 1))
     for axis in range(1, shape.rank):
@@ -66,7 +67,7 @@ def _count(
     return count
 
 
-def mix(x: tf.Tensor) -> tf.Tensor:
+def mix_bits(x: tf.Tensor) -> tf.Tensor:
     """Makes the high bits of uint32 `x` depend on all of its bits.
 
     Source: Wellons, "Prospecting for hash functions" (2018), the function lowbias32,

@@ -1,4 +1,4 @@
-"""Recomputation instead of memory, in a form that XLA does not undo."""
+"""Trades memory for computation in a form that XLA does not undo."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,44 +7,56 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 
-def recomputed(function: Callable[..., Any], *inputs: Any, compiled: bool) -> Any:
-    """Returns `function(*inputs)`, of which only the inputs are kept for the gradient.
+def rematerialize(function: Callable[..., Any], *inputs: Any, compiled: bool) -> Any:
+    """Computes `function(*inputs)` and keeps only the inputs for the gradient.
 
-    The gradient calls the function once more. Of that second call only what the
-    gradient needs is computed: products whose results it does not need fall away.
+    The gradient calls the function a second time. Only those parts of the second call
+    that the gradient needs are computed.
 
     Args:
-      function: makes tensors of tensors. It reads no variables, and nothing that it
-        captures gets a gradient.
-      *inputs: its arguments: tensors, or tuples of them. Integers get no gradient.
-      compiled: whether this is compiled by XLA.
+      function: maps tensors to tensors. It must not read variables; captured tensors
+        get no gradient.
+      *inputs: arguments of the function, tensors or tuples of tensors. Integers get no
+        gradient.
+      compiled: whether XLA compiles this.
     """
 
     @tf.custom_gradient
     def call(*flat: tf.Tensor) -> tuple[Any, Callable]:
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            held, arrived = hold(flat, upstream, compiled)
-            sources = [tensor for tensor in held if tensor.dtype.is_floating]
+            inputs_again, arrived = optimization_barrier(flat, upstream, compiled)
+            sources = [tensor for tensor in inputs_again if tensor.dtype.is_floating]
             with tf.GradientTape() as tape:
                 tape.watch(sources)
-                outputs = function(*tf.nest.pack_sequence_as(inputs, held))
+                outputs = function(*tf.nest.pack_sequence_as(inputs, inputs_again))
             gradients = iter(tape.gradient(outputs, sources, arrived))
-            return [next(gradients) if t.dtype.is_floating else None for t in held]
+            return [
+                next(gradients) if tensor.dtype.is_floating else None
+                for tensor in inputs_again
+            ]
 
         return function(*tf.nest.pack_sequence_as(inputs, flat)), gradient
 
     return call(*tf.nest.flatten(inputs))
 
 
-def hold(
+def optimization_barrier(
     kept: Sequence[tf.Tensor], upstream: Sequence[tf.Tensor], compiled: bool
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Returns the same tensors, as others that are not there before `upstream` is.
+    """Returns the same values as new tensors that depend on `upstream`.
 
-    XLA would find what is computed of them equal to what was computed of `kept`, and
-    merge the two, as it does with `tf.recompute_grad`. It does not look through an
-    optimization barrier, which exists in compiled code only. Where nothing is compiled,
-    a control dependency does the same to TensorFlow's own optimizer.
+    XLA merges a computation with an equal one made before, which is why
+    `tf.recompute_grad` saves nothing. It does not look through an optimization barrier.
+    The barrier exists in compiled code only; elsewhere a control dependency has the
+    same effect on TensorFlow's own optimizer.
+
+    Args:
+      kept: tensors that the forward pass kept.
+      upstream: gradients that arrive in the backward pass.
+      compiled: whether XLA compiles this.
+
+    Returns:
+      The values of `kept`, and those of `upstream`.
     """
     if compiled:
         both = gen_xla_ops.xla_optimization_barrier([*kept, *upstream])

@@ -1,0 +1,170 @@
+"""Checks a config: the choices and ranges of fields, and the rules between fields.
+
+All problems are collected and raised as one error that says what to change.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Optional
+
+from configs import tpu
+from configs.errors import UserError
+from configs.schema import Config, flatten
+
+# Field -> allowed values.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.document": ("file", "line", "paragraph"),
+    "data.detokenizer": ("none", "wikitext"),
+    "data.encoding_errors": ("stop", "replace", "skip"),
+    "data.mode": ("packed", "document", "labelled"),
+    "data.padding_side": ("right", "left"),
+    "optimizer.name": ("adafactor", "adamw", "sgd"),
+    "optimizer.schedule": (
+        "linear",
+        "cosine",
+        "inverse_sqrt",
+        "constant",
+        "relative_step",
+    ),
+    "training.precision": ("float32", "bfloat16"),
+    "training.remat": ("none", "attention", "block", "auto"),
+    "hardware.tpu_type": ("", *tpu.names()),
+    "hardware.on_mismatch": ("stop", "adapt"),
+}
+# Field -> smallest and largest allowed value; None: no limit.
+RANGES: dict[str, tuple[float, Optional[float]]] = {
+    "data.sequence_length": (2, None),
+    "data.vocab_size": (257, None),
+    "data.tokenizer_sample_mebibytes": (1, None),
+    "data.stride": (0, None),
+    "data.num_shards": (0, 99_999),
+    "data.shard_mebibytes": (1, None),
+    "data.seed": (0, 2**31 - 1),
+    "data.validation_fraction": (0, 0.9),
+    "model.n_layer": (1, None),
+    "model.n_head": (1, None),
+    "model.n_embd": (1, None),
+    "model.n_positions": (2, None),
+    "optimizer.learning_rate": (0, None),
+    "optimizer.final_learning_rate": (0, None),
+    "optimizer.warmup_fraction": (0, 1),
+    "optimizer.warmup_steps": (0, None),
+    "optimizer.beta_1": (0, 0.9999),
+    "optimizer.beta_2": (0, 0.99999),
+    "optimizer.weight_decay": (0, None),
+    "optimizer.clip_norm": (0, None),
+    "training.global_batch_size": (1, None),
+    "training.microbatch_size": (1, None),
+    "training.num_epochs": (0, None),
+    "training.num_steps": (0, None),
+    "training.seed": (0, 2**31 - 1),
+    "training.dropout": (0, 0.9),
+    "training.evaluation_interval": (0, None),
+    "training.checkpoint_interval": (0, None),
+    "training.max_skipped_in_a_row": (1, None),
+    "training.keep_last": (1, None),
+    "training.keep_every": (0, None),
+    "training.early_stopping_patience": (0, None),
+    "training.steps_per_execution": (1, None),
+    "tracking.sample_interval": (0, None),
+    "tracking.sample_tokens": (1, None),
+}
+
+
+def validate(config: Config) -> None:
+    """Checks every field and every rule between fields.
+
+    Raises:
+      UserError: lists all problems and what to change.
+    """
+    problems = [
+        *_field_problems(flatten(config)),
+        *_data_problems(config),
+        *_model_problems(config),
+        *_training_problems(config),
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _field_problems(values: dict[str, Any]) -> Iterator[str]:
+    for name, choices in CHOICES.items():
+        if values[name] not in choices:
+            yield (
+                f"`{name}` must be one of {', '.join(choices)}. "
+                f"Received: {values[name]!r}."
+            )
+    for name, (low, high) in RANGES.items():
+        value = values[name]
+        if value is None:
+            continue
+        if not (low <= value and (high is None or value <= high)):
+            bound = f"at least {low}" if high is None else f"from {low} to {high}"
+            yield f"`{name}` must be {bound}. Received: {value}."
+
+
+def _data_problems(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.stride and (data.mode != "packed" or data.stride > data.sequence_length):
+        yield (
+            "`data.stride` must be at most `data.sequence_length`, and only packed "
+            f"data has one. Received: stride {data.stride}, sequence length "
+            f"{data.sequence_length}, mode {data.mode}. Set it to 0."
+        )
+    if data.padding_side == "left" and data.mode == "packed":
+        yield (
+            "`data.padding_side` must be right if `data.mode` is packed: only the last "
+            "record is padded. Received: left. Set it to right."
+        )
+
+
+def _model_problems(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    if not model.initial_checkpoint:
+        if data.sequence_length > model.n_positions:
+            yield (
+                "`data.sequence_length` must not exceed `model.n_positions`. Received: "
+                f"{data.sequence_length} > {model.n_positions}. Lower the first or "
+                "raise the second."
+            )
+        if model.n_head > 0 and model.n_embd % model.n_head:
+            yield (
+                "`model.n_embd` must be a multiple of `model.n_head`. Received: "
+                f"{model.n_embd} and {model.n_head}. Change either."
+            )
+
+
+def _training_problems(config: Config) -> Iterator[str]:
+    training = config.training
+    global_batch_size, microbatch_size = (
+        training.global_batch_size,
+        training.microbatch_size,
+    )
+    if microbatch_size > 0 and global_batch_size % microbatch_size:
+        lower = microbatch_size * max(global_batch_size // microbatch_size, 1)
+        yield (
+            "`training.global_batch_size` must be a multiple of "
+            f"`training.microbatch_size`. Received: {global_batch_size} and "
+            f"{microbatch_size}. Use {lower} or {lower + microbatch_size}."
+        )
+    if training.num_epochs <= 0 and training.num_steps <= 0:
+        yield (
+            "`training.num_epochs` or `training.num_steps` must be positive. "
+            f"Received: {training.num_epochs} and {training.num_steps}. Set one."
+        )
+    if 0 < training.num_steps <= config.optimizer.warmup_steps:
+        yield (
+            "`optimizer.warmup_steps` must be less than `training.num_steps`. "
+            f"Received: {config.optimizer.warmup_steps} and {training.num_steps}. "
+            "Lower the first or raise the second."
+        )
+    for name, interval in (
+        ("training.evaluation_interval", training.evaluation_interval),
+        ("training.checkpoint_interval", training.checkpoint_interval),
+        ("tracking.sample_interval", config.tracking.sample_interval),
+    ):
+        if training.steps_per_execution > 0 and interval % training.steps_per_execution:
+            yield (
+                f"`{name}` must be a multiple of "
+                f"`training.steps_per_execution`. Received: {interval} and "
+                f"{training.steps_per_execution}. Change either."
+            )

@@ -1,0 +1,47 @@
+#!/bin/sh
+# Sets up an environment with this package, editable, or adds extras to it.
+#
+#   scripts/install.sh VENV            creates VENV, installs the base
+#   scripts/install.sh VENV dev,plan   adds extras of setup.py
+#
+# Reads PYTHON (the interpreter that creates VENV), CONSTRAINTS (a pip constraints file)
+# and VENV/.tpu, which marks an environment for TPUs; see install_tpu.sh.
+set -eu
+cd "$(dirname "$0")/.."
+venv=$1
+extras=${2:-}
+python=${PYTHON:-python3}
+
+pip_install() {
+  "$venv/bin/python" -m pip install --quiet "$@" ${CONSTRAINTS:+--constraint="$CONSTRAINTS"}
+}
+
+if [ -z "$extras" ]; then
+  "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || {
+    echo "error: Python 3.10 to 3.12 is needed: make PYTHON=python3.11 ..." >&2
+    exit 2
+  }
+  "$python" -m venv "$venv"
+fi
+echo "installing ${extras:-the base} into $venv"
+if [ ! -e "$venv/.tpu" ]; then
+  pip_install --editable ".${extras:+[$extras]}"
+  exit
+fi
+
+# The wheels `tensorflow`, which the base and tf-keras require, and `tensorflow-tpu` hold
+# the same files: the one installed last wins, and removing one removes files of the
+# other. So remove `tensorflow`, and then install `tensorflow-tpu` again. --no-compile,
+# because the bytecode of removed files would stay.
+pip_install --no-compile --editable ".[tpu${extras:+,$extras}]"
+"$venv/bin/python" -m pip uninstall --quiet --yes tensorflow
+wheel=$("$venv/bin/python" -m pip freeze | grep '^tensorflow.tpu==')
+pip_install --no-deps --force-reinstall "$wheel"
+# transformers looks for TensorFlow by the name of its wheel, and does not know this one.
+"$venv/bin/python" - <<'PYTHON'
+import pathlib
+import sysconfig
+
+line = 'import os; os.environ.setdefault("FORCE_TF_AVAILABLE", "1")\n'
+pathlib.Path(sysconfig.get_path("purelib"), "tensorflow_tpu.pth").write_text(line)
+PYTHON

@@ -1,0 +1,50 @@
+"""The estimate of what a run on a CPU takes of the machine's memory."""
+
+import logging
+
+import pytest
+
+from configs import gpt2_small
+from tests.conftest import tiny_model
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
+from trainer.tasks import host_memory
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return tiny_model()
+
+
+def estimate(gpt2, num_replicas=1, *, optimizer="adafactor", **training):
+    config = gpt2_small.get_config()
+    config.optimizer.name = optimizer
+    for name, value in training.items():
+        setattr(config.training, name, value)
+    return host_memory.estimate(gpt2, GPT2, config, 16, num_replicas)
+
+
+def test_each_setting_counts_where_it_should(gpt2):
+    plain = estimate(gpt2)
+    assert plain["weights"] == 4 * gpt2.num_parameters()
+    assert estimate(gpt2, 2)["gradients"] == 2 * plain["gradients"]
+    assert estimate(gpt2, optimizer="adamw")["optimizer state"] == 2 * plain["weights"]
+    for changed in ({"microbatch_size": 2}, {"precision": "float32"}):
+        activations = estimate(gpt2, **changed)["activations"]
+        assert activations == pytest.approx(2 * plain["activations"], abs=2)
+    order = [
+        estimate(gpt2, remat=remat)["activations"]
+        for remat in ("none", "attention", "block")
+    ]
+    assert order == sorted(order, reverse=True)
+
+
+@pytest.mark.parametrize(("available", "warns"), [(2**20, True), (2**40, False)])
+def test_too_little_memory_is_a_warning(gpt2, caplog, available, warns):
+    with caplog.at_level(logging.INFO):
+        host_memory.report(estimate(gpt2), available)
+    assert "training takes about" in caplog.text
+    assert ("may be killed" in caplog.text) == warns
+
+
+def test_the_available_memory_is_known_here():
+    assert 2**28 < host_memory.system_memory() < 2**50

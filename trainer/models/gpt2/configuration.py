@@ -1,0 +1,117 @@
+"""The configuration of a GPT-2: from a config's own fields, or from a checkpoint."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transformers import GPT2Config
+from transformers.utils import cached_file
+
+from configs.errors import UserError
+from configs.schema import ModelConfig
+from trainer.models.gpt2.pretrained_weights import one_message
+
+_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+_FRACTIONS = ("layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+# The forward always does what `reorder_and_upcast_attn` asks for: float32 scores.
+_KEPT = (*_SIZES, *_FRACTIONS, "n_inner", "reorder_and_upcast_attn")
+# Fields that change what the network computes, and their only supported value.
+_FIXED = {
+    "model_type": "gpt2",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+}
+# Activations that TensorFlow computes as PyTorch does, and PyTorch's other names.
+_ACTIVATIONS = (
+    *("gelu", "gelu_10", "gelu_fast", "gelu_new", "mish", "quick_gelu"),
+    *("relu", "sigmoid", "silu", "swish", "tanh"),
+)
+_ALIASES = {
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_new",
+    "gelu_python_tanh": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+}
+
+
+def configure(config: ModelConfig, vocabulary_size: int, **ids: int) -> GPT2Config:
+    """Returns the shape that a config's own fields describe."""
+    return GPT2Config(
+        vocab_size=vocabulary_size,
+        n_positions=config.n_positions,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        **ids,
+    )
+
+
+def load_configuration(checkpoint: str) -> GPT2Config:
+    """Reads config.json, keeping the fields that describe the network.
+
+    Args:
+      checkpoint: a Hugging Face folder or name.
+
+    Raises:
+      UserError: it cannot be read, or describes a network that this is not.
+    """
+    with one_message(
+        "The checkpoint must be a Hugging Face GPT-2 folder or name, with config.json "
+        f"and weights. Received: {checkpoint!r}."
+    ):
+        path = cached_file(checkpoint, "config.json")
+        if path is None:
+            raise OSError("there is no config.json.")
+        with open(path, encoding="utf-8") as stream:
+            values = json.load(stream)
+        if not isinstance(values, dict):
+            raise ValueError("config.json is not a JSON object.")
+    values = {GPT2Config.attribute_map.get(k, k): v for k, v in values.items()}
+    if problems := list(_config_problems(values)):
+        raise UserError(
+            f"The config.json of {checkpoint} must describe a GPT-2 that can be "
+            f"computed here:\n  " + "\n  ".join(problems)
+        )
+    activation = values.get("activation_function", "gelu_new")
+    is_local = os.path.isdir(checkpoint)
+    # Other fields, such as generation settings, would reach transformers' `generate`
+    # unseen.
+    return GPT2Config(
+        **{name: values[name] for name in _KEPT if name in values},
+        activation_function=_ALIASES.get(activation, activation),
+        name_or_path=os.path.abspath(checkpoint) if is_local else checkpoint,
+    )
+
+
+def _config_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in _FIXED.items():
+        received = values.get(name, value)
+        if received != value and not (name == "pruned_heads" and not received):
+            yield f"`{name}` must be {value!r}. Received: {received!r}."
+    sizes = {name: values.get(name, getattr(GPT2Config(), name)) for name in _SIZES}
+    if values.get("n_inner") is not None:
+        sizes["n_inner"] = values["n_inner"]
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            yield f"`{name}` must be a positive integer. Received: {size!r}."
+            return
+    if sizes["n_embd"] % sizes["n_head"]:
+        yield (
+            "`n_embd` must be a multiple of `n_head`. Received: "
+            f"{sizes['n_embd']} and {sizes['n_head']}."
+        )
+    for name in _FRACTIONS:
+        number = values.get(name, 0)
+        if type(number) not in (int, float) or not 0 <= number < 1:
+            yield f"`{name}` must be a number from 0 to 1. Received: {number!r}."
+    known = (*_ACTIVATIONS, *_ALIASES)
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in known:
+        yield (
+            f"`activation_function` must be one of {', '.join(known)}. "
+            f"Received: {activation!r}."
+        )

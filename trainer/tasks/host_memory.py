@@ -1,0 +1,103 @@
+"""Estimates what training on a CPU needs of this machine's memory."""
+
+import os
+
+import tf_keras
+from absl import logging
+
+from configs.schema import Config
+from trainer.models import variables
+from trainer.models.architecture import Architecture
+from trainer.models.layers import cross_entropy
+
+# Python, TensorFlow and transformers themselves.
+_PROGRAM_BYTES = 700 * 2**20
+
+
+def estimate(
+    model: tf_keras.Model,
+    architecture: Architecture,
+    config: Config,
+    sequence_length: int,
+    num_replicas: int,
+) -> dict[str, int]:
+    """Returns the bytes that training takes of this machine, by what they are for.
+
+    Args:
+      model: the model that is trained.
+      architecture: of the model.
+      config: of the run.
+      sequence_length: T, tokens of a record.
+      num_replicas: CPU devices of this machine, each with a copy of everything.
+    """
+    settings, optimizer = config.training, config.optimizer
+    weights = variables.num_bytes(model.variables)
+    vocabulary, channels = architecture.output_table(model).shape
+    # Moments of the weights' size; Adafactor's rows and columns are nothing beside it.
+    num_moments = 2 if optimizer.name == "adamw" else int((optimizer.beta_1 or 0) > 0)
+    # At the update: the gradients, the weights as they were, and their difference, of
+    # which the norm is logged. The embedding has two gradients more, since it also
+    # makes the logits, and that one is scaled.
+    gradients = 3 * weights + 2 * 4 * vocabulary * channels
+    tokens = settings.microbatch_size * sequence_length
+    width = 2 if settings.precision == "bfloat16" else 4
+    values = architecture.activation_values(
+        model.config, sequence_length, settings.remat
+    )
+    # Logits and their gradients in float32, and these rounded and scaled.
+    logits = 3 * min(tokens, cross_entropy.CHUNK_TOKENS) * vocabulary * 4
+    replica = {
+        "weights": weights,
+        "optimizer state": num_moments * weights,
+        "gradients": gradients,
+        "activations": int(tokens * values * width),
+        "logits": logits,
+    }
+    return {
+        **{name: num_replicas * size for name, size in replica.items()},
+        "copy to save": weights * (1 + num_moments),
+        "program": _PROGRAM_BYTES,
+    }
+
+
+def report(num_bytes: dict[str, int], available_bytes: int | None = None) -> None:
+    """Logs an estimate; warns where it exceeds the memory that is available.
+
+    Args:
+      num_bytes: what `estimate` returned.
+      available_bytes: of this machine; None: what the system says.
+    """
+    needed = sum(num_bytes.values())
+    logging.info(
+        "training takes about %s of memory: %s",
+        _gib(needed),
+        ", ".join(f"{name} {_gib(size)}" for name, size in num_bytes.items()),
+    )
+    available = available_bytes or system_memory()
+    if available is not None and needed > available:
+        logging.warning(
+            "Training takes about %s of memory; %s are available, and the run may be "
+            "killed. Use a smaller model or `training.microbatch_size`, "
+            "`training.remat=block`, fewer devices, or optimizer.name=adafactor.",
+            _gib(needed),
+            _gib(available),
+        )
+
+
+def system_memory() -> int | None:
+    """Returns the bytes that programs can take of this machine; None: not known."""
+    try:
+        with open("/proc/meminfo") as lines:  # free, or of caches that can go
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"

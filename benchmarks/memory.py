@@ -22,8 +22,9 @@ PEAK = (
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
 )
 WORKER = (
-    "import sys; from data_pipeline import encoder, preprocess; "
-    "encoder.Encoder(open(sys.argv[1] + '/tokenizer.json').read(), 'gigatoken', "
+    "import sys; from data_pipeline import pipeline; "
+    "from data_pipeline.tokens import encoder; "
+    "encoder.FastEncoder(open(sys.argv[1] + '/tokenizer.json').read(), "
     "allow_special_tokens=False).encode([b'text'])"
 )
 

@@ -108,7 +108,7 @@ def plain_step(gpt2: TFGPT2LMHeadModel, optimizer: str) -> Callable:
     }
     rule = rules[optimizer](1e-4, jit_compile=False)
     rule.build(gpt2.trainable_variables)
-    add_up = compilation.sum_over(8)
+    add_up = compilation.all_reduce_over(8)
 
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         tokens = batch["tokens"]
@@ -139,7 +139,7 @@ def our_step(gpt2: TFGPT2LMHeadModel, case: dict[str, Any]) -> Callable:
         10**6,
         accumulation_steps=case.get("accumulation", 1),
         options=Options("bfloat16", case["remat"], compiled=True),
-        all_reduce=compilation.sum_over(8),
+        all_reduce=compilation.all_reduce_over(8),
     ).train_step
 
 
@@ -166,7 +166,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     tpu_type = tpu.parse(case.get("tpu", "v3-8"))
 
     def compile_for(size: int) -> dict[str, Any]:
-        hlo = compilation.apart(lower, case=case, size=size)
+        hlo = compilation.run_in_process(lower, case=case, size=size)
         compiled = compilation.compile_hlo(hlo, tpu_type)
         print(size, compiled["message"] or compiled["peak_bytes"], file=sys.stderr)
         return compiled

@@ -1,19 +1,22 @@
-"""The command line that all programs share: config flags, exit codes, one message.
+"""The command line that all programs share: flags, checks, exit codes, results.
 
-Exit code 0: done. 2: the user's mistake, told in one message. 1: a fault, with its
-stack trace. An exception is the user's mistake when its class says `exit_code = 2`.
+Exit code 0: done. 2: the user's mistake, reported in one message. 75: something is
+unavailable now. 1: a fault, with its stack trace. See `configs.errors`.
 """
 
 import difflib
 import errno
+import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from configs import schema
+from configs import chatter, schema
+from configs.errors import UserError
 
 _passed_on: list[str] = []
 
@@ -25,54 +28,173 @@ def define_config() -> None:
     )
 
 
+def define_hardware() -> None:
+    """Defines `--tpu` and `--num_virtual_devices`, which `check_hardware` checks."""
+    flags.DEFINE_string(
+        "tpu",
+        "",
+        "local (this machine is a TPU VM), a name, grpc://HOST:PORT, or none; empty: "
+        "a TPU or GPUs where this machine has them",
+    )
+    flags.DEFINE_integer(
+        "num_virtual_devices", 0, "split the CPU into so many devices", lower_bound=0
+    )
+
+
+def define_model() -> None:
+    """Defines the flags that name a trained model, which `check_model` checks."""
+    flags.DEFINE_string("workdir", "", "folder of a run")
+    flags.DEFINE_integer(
+        "step", 0, "of the run's checkpoint; 0: the newest", lower_bound=0
+    )
+    flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
+
+
+def check_hardware(tpu: str, num_virtual_devices: int) -> None:
+    """Checks that a TPU and virtual CPU devices are not both requested.
+
+    Raises:
+      UserError: they are.
+    """
+    if tpu not in ("", "none") and num_virtual_devices:
+        raise UserError(
+            "`--tpu` and `--num_virtual_devices` exclude each other. Received: "
+            f"{tpu!r} and {num_virtual_devices}."
+        )
+
+
+def check_folder(flag: str, path: str, tpu: str = "") -> None:
+    """Checks that a folder is named, and that the hardware can reach it.
+
+    Raises:
+      UserError: it is missing, or local although a remote TPU's machine reads it.
+    """
+    if not path:
+        raise UserError(f"`--{flag}` is missing: a folder, or gs://….")
+    if tpu not in ("", "none", "local") and not path.startswith("gs://"):
+        raise UserError(
+            f"`--{flag}` must be gs://… with a remote TPU, whose own machine reads and "
+            f"writes it. Received: {path}."
+        )
+
+
+def check_model(workdir: str, step: int, checkpoint: str) -> None:
+    """Checks that one model is named.
+
+    Raises:
+      UserError: none or two are, or a `--step` without a run.
+    """
+    if bool(workdir) == bool(checkpoint):
+        raise UserError("Give either `--workdir` or `--checkpoint`.")
+    if checkpoint and step:
+        raise UserError("`--step` belongs to a `--workdir`: leave it out.")
+
+
 def run(
     main: Callable[[], None],
     define_flags: Callable[[], None],
     *,
     passes_on: str = "",
+    uses_tensorflow: bool = False,
 ) -> None:
     """Runs a program to its end, and ends the process with the exit code.
 
     Args:
-      main: runs when the flags are parsed.
-      define_flags: defines the program's own. Not before: modules of several programs
-        can be imported together.
-      passes_on: an argument. Those behind it that are not of this program are for
-        another, and `passed_on` returns them.
+      main: runs after the flags are parsed.
+      define_flags: defines the program's own flags. Not at import: modules of several
+        programs can be imported together.
+      passes_on: an argument. Those behind it that are not flags of this program are for
+        another one, and `passed_on` returns them.
+      uses_tensorflow: whether `main` may import TensorFlow, whose chatter is dropped.
     """
+
+    def start() -> None:
+        chatter.set_environment()
+        if uses_tensorflow:
+            chatter.filter_stderr()
+        main()
+
     inherited = set(flags.FLAGS)
     define_flags()
     flags.DEFINE_bool("json", False, "print the result as one JSON object")
     for name in set(flags.FLAGS) - inherited:  # `--help` lists those of the program
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     own = _own_arguments(sys.argv, passes_on)
-    app.run(lambda _: guard(main), argv=own, flags_parser=_parse)
+    app.run(lambda _: guard(start), argv=own, flags_parser=_parse)
+
+
+def print_result(
+    result: Mapping[str, Any],
+    *,
+    as_json: bool,
+    rows: Iterable[Sequence[Any]] | None = None,
+) -> None:
+    """Prints a result on stdout: a table for people, or one JSON object.
+
+    Args:
+      result: the JSON object; numbers that are not finite become null.
+      as_json: print the object instead of the table.
+      rows: the table's cells; by default a row for each item of `result`.
+    """
+    if as_json:
+        print(json.dumps(_finite(result), allow_nan=False))
+        return
+    if rows is None:
+        rows = [(name.replace("_", " "), value) for name, value in result.items()]
+    table = [[_text(cell) for cell in row] for row in rows]
+    # Under a name, values begin in one column; numbers beside each other end in one.
+    align = str.ljust if all(len(row) == 2 for row in table) else str.rjust
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for first, *others in table:
+        cells = [
+            align(cell, width) for cell, width in zip(others, widths[1:], strict=True)
+        ]
+        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: Any) -> str:
+    """Returns how a person reads a value; "-" of one that is not known."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:,.4f}"
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def passed_on() -> list[str]:
-    """Returns the arguments that are for another program; see `run`."""
+    """Returns the arguments for another program; see `run`."""
     return list(_passed_on)
 
 
 def _own_arguments(argv: Sequence[str], passes_on: str) -> list[str]:
-    """Keeps the arguments of this program, and puts aside those to pass on."""
+    """Returns this program's arguments; keeps those to pass on for `passed_on`."""
     if not passes_on or passes_on not in argv:
         return list(argv)
     behind = argv.index(passes_on) + 1
-    own, aside = list(argv[:behind]), False
+    own, is_own = list(argv[:behind]), True
     for argument in argv[behind:]:
-        if argument.startswith("-"):  # other arguments are the value of the one before
+        if argument.startswith("-"):  # otherwise it is the value of the flag before
             name = argument.lstrip("-").split("=")[0]
             known = name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS
-            # Both programs have these; here they are the other's.
-            theirs = name == "num_workers" or passes_on.startswith(f"--{name}=")
-            aside = theirs or not (known or name.startswith("config."))
-        (_passed_on if aside else own).append(argument)
+            # Both programs define these flags: here they are the other program's.
+            shared = name == "num_workers" or passes_on.startswith(f"--{name}=")
+            is_own = not shared and (known or name.startswith("config."))
+        (own if is_own else _passed_on).append(argument)
     return own
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Runs `main`; a mistake of the user ends the process with one message."""
+    """Runs `main`; an error for the user ends the process with one message."""
     try:
         main()
     except (ValueError, RuntimeError) as error:
@@ -88,7 +210,7 @@ def guard(main: Callable[[], None]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _stop(
-            f"The disk is full: {error.filename or error}. What was finished stays. "
+            f"The disk is full: {error.filename or error}. Finished work is kept. "
             "Make room, and run the same command again.",
             exit_code=1,
         )
@@ -104,7 +226,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
             config: Any = flags.FLAGS["config"].value
             if config is None:
                 _stop("--config=configs/NAME.py is missing.")
-            # A file that cannot be loaded is only reported when it is touched.
+            # ml_collections reports a file that cannot be loaded at its first use.
             _ = config.data
     except (flags.Error, OSError, AttributeError, TypeError, ValueError) as error:
         _stop(_first_lines(error))
@@ -125,7 +247,7 @@ def _check_config_fields(argv: Sequence[str]) -> None:
 
 
 def _first_lines(error: BaseException) -> str:
-    """The message without the trace that ml_collections puts into some."""
+    """Returns a message without the stack trace that ml_collections may add."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1] if "Traceback" in str(error) else "\n".join(lines[:4])
 

@@ -1,7 +1,7 @@
-"""The folder of a dataset: unfinished work, and how it becomes the dataset.
+"""The output folder: unfinished work, and how it becomes the dataset.
 
-`OUTPUT_DIR/.unfinished` holds what a run has made. When all is there, the shards are
-moved out, and the manifest is written last.
+A run works in `OUTPUT_DIR/.unfinished`. When all is done, the shards are moved out of
+it, and the manifest is written last.
 """
 
 import contextlib
@@ -10,26 +10,31 @@ import re
 from collections.abc import Iterator, Sequence
 
 from configs.errors import DataError, UserError
-from data_pipeline import shards
 from data_pipeline.job import Job
+from data_pipeline.records.shards import ShardItem
 from tfrecords import manifest
 from tfrecords.storage import files, lease
 
-# What a run has finished, until the dataset is whole.
 _WORK_FOLDER = ".unfinished"
-# There when the run ended in the user's mistake.
+# In the work folder: the job whose work it is; whether it ended in a user's mistake;
+# and the names of the shards that a publication is about to remove or move out.
+_JOB = "job.json"
 _FAILED = "failed"
-# Names the shards that a publication removes or moves out, before it does.
 _PUBLISHING = "publishing.json"
 
 
 @contextlib.contextmanager
 def working_in(job: Job, output_dir: str, *, overwrite: bool) -> Iterator[str]:
-    """Holds the folder and yields that of the unfinished work.
+    """Locks the output folder and yields the folder for unfinished work.
+
+    Args:
+      job: whose work it is.
+      output_dir: of the dataset.
+      overwrite: whether the work of another job is removed.
 
     Raises:
-      UserError: a run of another job was stopped here, and not `overwrite`.
-      UserError: another process writes there.
+      UserError: it holds the work of another job, and not `overwrite`; or another
+        process writes there.
     """
     work_dir = f"{output_dir}/{_WORK_FOLDER}"
     with lease.only_writer(output_dir):
@@ -37,25 +42,25 @@ def working_in(job: Job, output_dir: str, *, overwrite: bool) -> Iterator[str]:
         try:
             yield work_dir
         except ValueError:
-            # The user will change something: then this work is in nobody's way.
+            # The user will change the command, which may then remove this work.
             files.write(f"{work_dir}/{_FAILED}", b"")
             raise
 
 
 def finished(job: Job, output_dir: str) -> manifest.Manifest | None:
-    """Returns the dataset that is there, if it is the job's; removes leftover work.
+    """Returns the job's dataset if it is finished already, and removes leftover work.
 
     Raises:
-      UserError: there is the dataset of another job.
-      UserError: another process writes there.
+      UserError: the folder holds another dataset, or another process writes there.
     """
     if not files.exists(f"{output_dir}/{manifest.FILE_NAME}"):
         return None
     with lease.only_writer(output_dir):
-        different = _differences(job, output_dir)
+        different = _dataset_differences(job, output_dir)
         if different:
             raise UserError(
-                f"{output_dir} holds a dataset made with other "
+                "`--output_dir` must be empty, or hold the dataset of this job. "
+                f"Received: {output_dir}, which holds a dataset made with other "
                 f"{', '.join(different)}. Give another --output_dir, or --overwrite."
             )
         files.remove(f"{output_dir}/{_WORK_FOLDER}")
@@ -63,16 +68,22 @@ def finished(job: Job, output_dir: str) -> manifest.Manifest | None:
 
 
 def publish(
-    result: manifest.Manifest, items: Sequence[shards.ShardItem], output_dir: str
+    result: manifest.Manifest, items: Sequence[ShardItem], output_dir: str
 ) -> None:
-    """Moves the dataset out of the work folder, the manifest last.
+    """Moves the dataset out of the work folder; the manifest is written last.
 
-    A run that is stopped here writes again what was moved, and publishes anew.
+    If this is stopped, the next run writes again what was moved, and publishes again.
+
+    Args:
+      result: the manifest.
+      items: of all shards, which are finished.
+      output_dir: of the dataset.
     """
     work_dir = f"{output_dir}/{_WORK_FOLDER}"
     manifest_path = f"{output_dir}/{manifest.FILE_NAME}"
-    names = {item.name for item in items} | _shards_in(f"{work_dir}/{_PUBLISHING}")
-    names |= _shards_in(manifest_path)  # of the dataset that --overwrite replaces
+    names = {item.name for item in items}
+    names |= _shard_names_in(f"{work_dir}/{_PUBLISHING}")
+    names |= _shard_names_in(manifest_path)  # of a dataset that --overwrite replaces
     files.write(f"{work_dir}/{_PUBLISHING}", json.dumps(sorted(names)).encode())
     files.remove(manifest_path)
     _remove_shards(output_dir, names)
@@ -87,8 +98,8 @@ def publish(
     files.remove(work_dir)
 
 
-def _shards_in(path: str) -> set[str]:
-    """Returns the shards that a manifest names, of whatever version, or any JSON."""
+def _shard_names_in(path: str) -> set[str]:
+    """Returns all names of shards in a file, such as a manifest of any version."""
     if not files.exists(path):
         return set()
     text = files.read(path).decode(errors="replace")
@@ -101,42 +112,44 @@ def _remove_shards(output_dir: str, names: set[str]) -> None:
 
 
 def _open_work(job: Job, output_dir: str, work_dir: str, *, overwrite: bool) -> None:
-    """Makes the folder for unfinished work, or finds that of a stopped run.
+    """Creates the folder for unfinished work, or checks that of a stopped run.
 
     Raises:
-      UserError: a run of another job was stopped here.
+      UserError: it holds the work of another job.
     """
-    path = f"{work_dir}/job.json"
-    # Without job.json it was being removed; beside its finished dataset it was, too.
-    usable = files.exists(path) and _differences(job, output_dir) != []
+    path = f"{work_dir}/{_JOB}"
+    # A stopped run was removing the folder if the job is missing, and also if the
+    # folder stands beside the job's finished dataset.
+    usable = files.exists(path) and _dataset_differences(job, output_dir) != []
     if usable:
-        different = _differences_from(job, files.read(path))
+        different = _work_differences(job, files.read(path))
         failed = files.exists(f"{work_dir}/{_FAILED}")
         if different and not (overwrite or failed):
             raise UserError(
-                f"{output_dir} holds the work of a run that was stopped, with other "
+                "`--output_dir` must not hold unfinished work of another job. "
+                f"Received: {output_dir}, where a run was stopped with other "
                 f"{', '.join(different)}. Finish it with the config that it began "
                 "with, or give another --output_dir, or --overwrite."
             )
         usable = not different
     if not usable:
         if not files.exists(f"{output_dir}/{manifest.FILE_NAME}"):
-            # Half of a dataset, which nobody publishes any more.
-            _remove_shards(output_dir, _shards_in(f"{work_dir}/{_PUBLISHING}"))
+            # Part of a dataset, whose publication was stopped.
+            _remove_shards(output_dir, _shard_names_in(f"{work_dir}/{_PUBLISHING}"))
         files.remove(work_dir)
     files.remove(f"{work_dir}/{_FAILED}")
     files.write(path, json.dumps(job.description()).encode())
 
 
-def _differences_from(job: Job, description: bytes) -> list[str]:
+def _work_differences(job: Job, description: bytes) -> list[str]:
     try:
         return job.differences(json.loads(description))
     except (ValueError, AttributeError):
-        return ["job.json, which is damaged"]
+        return [f"{_JOB}, which is damaged"]
 
 
-def _differences(job: Job, output_dir: str) -> list[str] | None:
-    """Names the fields in which the dataset there differs; None: there is none."""
+def _dataset_differences(job: Job, output_dir: str) -> list[str] | None:
+    """Names the fields in which the dataset differs; None: it is not finished."""
     if not files.exists(f"{output_dir}/{manifest.FILE_NAME}"):
         return None
     try:

@@ -18,12 +18,10 @@ import huggingface_hub.constants
 
 ROOT = pathlib.Path(__file__).parent.parent
 _PRELOADED = [
-    "tensorflow",
-    "tf_keras",
-    "transformers.models.gpt2.modeling_tf_gpt2",
-    "trainer.train",
-    "trainer.doctor",
-    "trainer.export",
+    "trainer.training.loop",
+    "trainer.evaluation.evaluator",
+    "trainer.exporting.serving",
+    "trainer.runtime.preflight",
 ]
 # What the server reads when it imports TensorFlow and transformers, for all programs.
 _SERVER_ENVIRONMENT = {

@@ -12,7 +12,7 @@ PACKAGES = ("configs", "tfrecords", "data_pipeline", "trainer")
 MAY_IMPORT = {
     "configs": {"configs"},
     # Only the errors, and the command line of its one program.
-    "tfrecords": {"tfrecords", "configs.errors", "configs.cli"},
+    "tfrecords": {"tfrecords", "configs.errors", "configs.cli", "configs.progress"},
     "data_pipeline": {"data_pipeline", "configs", "tfrecords"},
     "trainer": {"trainer", "configs", "tfrecords"},
 }
@@ -23,7 +23,7 @@ PROGRAMS = {
 }
 FLOORS = (
     PROGRAMS,
-    {"reporting", "exporting", "evaluation", "generation", "planning"},
+    {"reporting", "exporting", "evaluation", "generation", "planning", "training"},
     {"callbacks"},
     {"checkpoints", "run_dir"},
     {"tasks"},

@@ -23,7 +23,7 @@ import tokenizers
 from configs.errors import DataError
 from tests import programs
 from tests.conftest import ROOT, assert_refused, run_program, shared
-from tests.data_pipeline.test_preprocess import hashes, load_encoder
+from tests.data_pipeline.runs import hashes, load_encoder
 from tfrecords import manifest, reader, schema, verify, writer
 from tfrecords.windows import Windows
 
@@ -249,7 +249,7 @@ def test_input_that_changes_during_the_run_is_an_error(corpus, tmp_path):
             stream.write('{"text": "more"}\n')
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert "a.jsonl must stay as it is" in errors
+    assert "a.jsonl must not change" in errors
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -308,7 +308,7 @@ def test_megabytes_of_one_letter_complete_in_bounded_memory(tmp_path):
         records = [
             schema.deserialize(p, written.dtype) for p in schema.unframe(stream.read)
         ]
-    from data_pipeline.packing import stored_order
+    from data_pipeline.records.packing import stored_order
 
     places = np.argsort(stored_order(len(records), seed=0, shuffle=True))
     stream_of = [records[p][0][: records[p][1] or 32] for p in places]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from configs import cli
 from configs.errors import DataError, UserError
@@ -73,8 +72,7 @@ def _read(
     data_dir: str, manifest: Manifest, split: str
 ) -> tuple[verify.Statistics, list[str]]:
     total = sum(shard.num_bytes for shard in manifest.split(split).shards)
-    bar = tqdm(desc=f"verify {split}", total=total, unit="B", unit_scale=True)
-    with bar:
+    with progress(f"verify {split}", total, "B", unit_scale=True) as bar:
         return verify.examine(data_dir, manifest, split, bar.update)
 
 

@@ -1,10 +1,10 @@
-"""Trains to the end, however often it is stopped: `python -m trainer.forever …`.
+"""Restarts the training until it is done: `python -m trainer.forever …`.
 
-For TPUs that can be taken away at any time. Takes the flags of `trainer.train`, which
-it starts, and starts again where the program was stopped by preemption, by what it
-needs being gone, or by a signal that killed it. It ends when that is done (0), when the
-first start finds a mistake (2), at a fault that another start would not mend (1), and
-when many starts in a row have saved nothing new.
+For TPUs that can be preempted at any time. Takes the flags of `trainer.train` and
+starts it; starts it again after a preemption, the loss of a TPU, machine or bucket, or
+a signal that killed it. Ends when the training is done (0), when the first start
+reports a user's mistake (2), at a fault (1), and when many starts in a row have saved
+no new step (1).
 """
 
 import contextlib
@@ -23,9 +23,8 @@ from configs.errors import TryAgainError
 from tfrecords.storage import files
 from trainer.run_dir import layout
 
-_STOPPED = 75  # `trainer.runtime.preemption.PreemptedError`
 _MAX_STARTS_WITHOUT_PROGRESS = 20
-# Before another start; doubled where the last one saved nothing new.
+# Before another start; doubled each time that a start has saved no new step.
 _WAIT_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 300.0
 
@@ -37,57 +36,57 @@ def keep_training(arguments: Sequence[str]) -> int:
       arguments: flags of `trainer.train`.
 
     Returns:
-      The exit code of the last start. 75 where this program was told to end itself: it
-      passes SIGTERM on, and the training saves.
+      The exit code of the last start. 75 after SIGTERM, which is passed on to the
+      training, so that it saves.
     """
     workdir = _workdir(arguments)
-    told_to_end = threading.Event()
+    terminated = threading.Event()
     child: subprocess.Popen | None = None
 
-    def end(*_: Any) -> None:
-        told_to_end.set()
+    def terminate(*_: Any) -> None:
+        terminated.set()
         if child:
             child.terminate()
 
-    signal.signal(signal.SIGTERM, end)
-    saved, in_vain, started = _saved_step(workdir), 0, False
+    signal.signal(signal.SIGTERM, terminate)
+    saved, num_vain, started = _saved_step(workdir), 0, False
     while True:
         child = subprocess.Popen([sys.executable, "-m", "trainer.train", *arguments])
-        if told_to_end.is_set():  # while it was started
+        if terminated.is_set():  # during the start
             child.terminate()
         code = child.wait()
-        # What a first start refuses is a mistake. Later, the TPU is not back yet.
-        again = code < 0 or code == _STOPPED or (code == 2 and started)
-        if told_to_end.is_set() or not again:
+        # A refusal of the first start is a mistake; later, the TPU is not back yet.
+        again = code < 0 or code == TryAgainError.exit_code or (code == 2 and started)
+        if terminated.is_set() or not again:
             return code if code >= 0 else 128 - code
         started = True
         before = saved
-        with contextlib.suppress(TryAgainError):  # then the next start tells
+        with contextlib.suppress(TryAgainError):  # the next start reports it
             saved = _saved_step(workdir)
-        in_vain = 0 if saved > before else in_vain + 1
-        if in_vain == _MAX_STARTS_WITHOUT_PROGRESS:
-            _say(f"error: The last {in_vain} starts have saved nothing. See above.")
+        num_vain = 0 if saved > before else num_vain + 1
+        if num_vain == _MAX_STARTS_WITHOUT_PROGRESS:
+            _say(f"error: The last {num_vain} starts have saved nothing. See above.")
             return 1
-        seconds = min(_WAIT_SECONDS * 2**in_vain, _LONGEST_WAIT_SECONDS)
+        seconds = min(_WAIT_SECONDS * 2**num_vain, _LONGEST_WAIT_SECONDS)
         how = f"was killed by signal {-code}" if code < 0 else "was stopped"
         _say(f"The training {how}, with step {saved} saved. Again in {seconds:g} s.")
-        if told_to_end.wait(seconds):
-            return _STOPPED
+        if terminated.wait(seconds):
+            return TryAgainError.exit_code
 
 
 def _workdir(arguments: Sequence[str]) -> str:
     known = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "folder of the run", flag_values=known)
-    with contextlib.suppress(flags.Error):  # the training tells
+    with contextlib.suppress(flags.Error):  # the training reports it
         known(["forever", *arguments], known_only=True)
     return known.workdir
 
 
 def _saved_step(workdir: str) -> int:
-    """Returns the step of the newest checkpoint; 0 where there is none."""
-    found = files.expand(files.join(workdir, layout.CHECKPOINTS)) if workdir else []
+    """Returns the step of the newest checkpoint; 0: there is no checkpoint."""
+    paths = files.expand(files.join(workdir, layout.CHECKPOINTS)) if workdir else []
     record = re.compile(r".*/step-(\d+)/checkpoint\.json")
-    steps = [int(match[1]) for path in found if (match := record.fullmatch(path))]
+    steps = [int(match[1]) for path in paths if (match := record.fullmatch(path))]
     return max(steps, default=0)
 
 
@@ -96,6 +95,7 @@ def _say(message: str) -> None:
 
 
 def run() -> None:
+    """Runs the program as a command."""
     cli.guard(lambda: sys.exit(keep_training(sys.argv[1:])))
 
 

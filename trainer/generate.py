@@ -1,22 +1,21 @@
 """Continues prompts: `python -m trainer.generate --workdir=… --prompt=…`."""
 
-import json
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
 from configs import cli
 from configs.errors import UserError
 from tfrecords.storage import files
-from trainer.checkpoints import pretrained
-from trainer.generation.decoding import Settings
-from trainer.generation.sampling import Sampler
+from trainer.generation.settings import Settings
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    pretrained.define_flags()
+    """Defines the program's flags."""
+    cli.define_model()
     flags.DEFINE_multi_string("prompt", [], "text to continue; can be repeated")
     flags.DEFINE_string(
         "prompt_file", "", "file with a prompt on each line; -: standard input"
@@ -28,19 +27,22 @@ def define_flags() -> None:
         "temperature", 1.0, "0 always takes the likeliest token", lower_bound=0.0
     )
     flags.DEFINE_integer(
-        "top_k", 0, "sample among so many of the likeliest; 0: all", lower_bound=0
+        "top_k",
+        0,
+        "sample among so many of the likeliest tokens; 0: all",
+        lower_bound=0,
     )
     flags.DEFINE_float(
         "top_p",
         1.0,
-        "sample among the likeliest that hold this much probability",
+        "sample among the likeliest tokens that hold this probability together",
         lower_bound=0.0,
         upper_bound=1.0,
     )
     flags.DEFINE_float(
         "repetition_penalty",
         1.0,
-        "above 1, what is there already becomes less likely",
+        "above 1, tokens that the text contains become less likely",
         lower_bound=0.01,
     )
     flags.DEFINE_integer(
@@ -57,47 +59,51 @@ def define_flags() -> None:
         upper_bound=2**31 - 1,
     )
     flags.DEFINE_integer(
-        "batch_size", 8, "continuations that are made at once", lower_bound=1
+        "batch_size", 8, "continuations that are generated at once", lower_bound=1
     )
     flags.DEFINE_bool("stream", False, "print each continuation as it comes")
 
 
-def prompts() -> list[str]:
-    """Returns what the flags name; the empty prompt begins a text.
+def read_prompts(prompts: Sequence[str], path: str) -> list[str]:
+    """Returns the prompts of `--prompt` or of `--prompt_file`.
+
+    Without any, one empty prompt: the beginning of a text.
 
     Raises:
-      UserError: prompts are given twice, or the file cannot be read or is empty.
+      UserError: both are given, or the file cannot be read or is empty.
     """
-    path = FLAGS.prompt_file
     if not path:
-        for prompt in FLAGS.prompt:
-            # Bytes of an argument that are not UTF-8 come as halves of pairs.
+        for prompt in prompts:
+            # Bytes of an argument that are not UTF-8 become lone surrogates.
             if any("\ud800" <= character <= "\udfff" for character in prompt):
                 raise UserError(f"`--prompt` must be UTF-8. Received: {prompt!a}.")
-        return FLAGS.prompt or [""]
-    if FLAGS.prompt:
+        return list(prompts) or [""]
+    if prompts:
         raise UserError("Give either `--prompt` or `--prompt_file`.")
     try:
-        read = sys.stdin.buffer.read() if path == "-" else files.read(path)
-        text = read.decode()
+        content = sys.stdin.buffer.read() if path == "-" else files.read(path)
+        text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"`--prompt_file` must be a file of UTF-8 text. Received: {path}: {error}."
         ) from error
-    # Not `splitlines`, which knows ten other ends of a line.
-    lines = text.removesuffix("\n").replace("\r\n", "\n").split("\n")
     if not text:
         raise UserError(
             f"`--prompt_file` must hold a prompt on each line. Received: {path}, which "
             "is empty."
         )
-    return lines
+    # `splitlines` would also split at ten other characters.
+    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
 
 
 def main() -> None:
+    """Runs the program."""
+    cli.check_model(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     if FLAGS.stream and FLAGS.json:
         raise UserError("`--stream` excludes `--json`. Leave either out.")
-    given = prompts()
+    if FLAGS.stream and FLAGS.num_beams > 1:
+        raise UserError("`--stream` excludes `--num_beams`. Leave either out.")
+    prompts = read_prompts(FLAGS.prompt, FLAGS.prompt_file)
     settings = Settings(
         max_new_tokens=FLAGS.max_new_tokens,
         temperature=FLAGS.temperature,
@@ -107,7 +113,11 @@ def main() -> None:
         num_beams=FLAGS.num_beams,
     )
     settings.check(FLAGS.num_return_sequences)
-    trained = pretrained.from_flags()
+
+    from trainer.checkpoints import pretrained
+    from trainer.generation.sampling import Sampler
+
+    trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     sampler = Sampler(
         trained.model,
         trained.architecture.load_tokenizer(trained.tokenizer),
@@ -116,30 +126,32 @@ def main() -> None:
     )
     count = FLAGS.num_return_sequences
     if FLAGS.stream:
-        for number, prompt in enumerate(given):
+        for number, prompt in enumerate(prompts):
             for sample in range(count):
-                _print_title(number, sample, len(given))
+                _print_title(number, len(prompts), sample, count)
                 sampler.stream(prompt, sample, FLAGS.seed)
         return
-    results = sampler(given, count, FLAGS.seed)
+    results = sampler(prompts, count, FLAGS.seed)
     if FLAGS.json:
-        pairs = zip(given, results, strict=True)
-        found = [{"prompt": prompt, "texts": texts} for prompt, texts in pairs]
-        print(json.dumps({"seed": FLAGS.seed, "results": found}))
+        pairs = zip(prompts, results, strict=True)
+        texts_of_prompts = [{"prompt": p, "texts": texts} for p, texts in pairs]
+        result = {"seed": FLAGS.seed, "results": texts_of_prompts}
+        cli.print_result(result, as_json=True)
         return
     for number, texts in enumerate(results):
         for sample, text in enumerate(texts):
-            _print_title(number, sample, len(given))
+            _print_title(number, len(prompts), sample, count)
             print(text)
 
 
-def _print_title(number: int, sample: int, num_prompts: int) -> None:
+def _print_title(number: int, num_prompts: int, sample: int, count: int) -> None:
     of_prompt = f"prompt {number + 1} of {num_prompts}, " if num_prompts > 1 else ""
-    print(f"--- {of_prompt}{sample + 1} of {FLAGS.num_return_sequences}", flush=True)
+    print(f"--- {of_prompt}{sample + 1} of {count}", flush=True)
 
 
 def run() -> None:
-    cli.run(main, define_flags)
+    """Runs the program as a command."""
+    cli.run(main, define_flags, uses_tensorflow=True)
 
 
 if __name__ == "__main__":

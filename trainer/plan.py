@@ -1,10 +1,10 @@
-"""What a run does on a TPU, before there is one: `python -m trainer.plan --config=…`.
+"""Plans a run on a TPU without one: `python -m trainer.plan --config=… --tpu_type=…`.
 
-Lowers the very step that `train` runs, has the TPU's own compiler compile it for all
-replicas of a board or pod, and reports what that says. Needs no TPU.
+Lowers the same step that `train` runs, compiles it with the TPU's own compiler for all
+replicas of a board or pod, and reports memory and bounds on the speed.
 """
 
-import json
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -14,99 +14,94 @@ from configs.errors import UserError
 from configs.validation import validate
 from tfrecords import manifest as manifests
 from tfrecords.storage import files
-from trainer.planning import hardware, planner
-from trainer.planning.planner import gib
+from trainer.models import registry as architectures
+from trainer.tasks import registry as tasks
 
 FLAGS = flags.FLAGS
 
 
-def _table(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [
-        ("TPU", f"{plan['tpu_type']}, {plan['num_replicas']} replicas"),
-        ("fits", "yes" if plan["fits"] else f"NO: {plan['message']}"),
-        ("a replica's HBM", gib(plan["hbm_available_bytes"])),
-        ("  peak", gib(plan["peak_bytes"])),
-        ("  weights, optimizer, batch", gib(plan["argument_bytes"])),
-        ("  temporaries", gib(plan["temporary_bytes"])),
-        ("  the program itself", gib(plan["generated_code_bytes"])),
-        ("parameters", f"{plan['parameter_count']:,}"),
-        ("optimizer state", f"{plan['optimizer_state_bytes'] / 1e6:,.1f} MB"),
-        (
-            "a step",
-            f"{plan['global_batch_size']} x {plan['sequence_length']} tokens",
-        ),
-        (
-            "  of a replica",
-            f"microbatch {plan['microbatch_size']} x {plan['accumulation_steps']} "
-            f"accumulation steps, remat {plan['remat']}",
-        ),
-        ("  FLOPs", f"{plan['flops_per_step']:.4g}"),
-        ("  seconds, at least", f"{plan['step_seconds_lower_bound']:.3g} (a bound)"),
-        (
-            "tokens/s, at most",
-            f"{plan['tokens_per_second_upper_bound']:,.0f} (a bound)",
-        ),
-    ]
-    if plan["num_steps"]:
-        rows.append(
-            (
-                f"hours of {plan['num_steps']:,} steps, at least",
-                f"{plan['hours_lower_bound']:.3g} (a bound)",
-            )
-        )
-    largest = plan["max_microbatch_size"]
-    if largest is not None:
-        rows.append(("largest microbatch", str(largest)))
-        size = hardware.largest_share(
-            plan["global_batch_size"], plan["num_replicas"], largest
-        )
-        if size:
-            steps = plan["global_batch_size"] // plan["num_replicas"] // size
-            rows.append(
-                ("  for this global batch", f"{size} x {steps} accumulation steps")
-            )
-    return rows
-
-
 def define_flags() -> None:
+    """Defines the program's flags."""
     cli.define_config()
     flags.DEFINE_string("tpu_type", "", "such as v3-8; empty: hardware.tpu_type")
     flags.DEFINE_bool("find_max_microbatch", False, "also find the largest that fits")
-    flags.DEFINE_string("data_dir", "", "folder of the dataset, if it is there already")
+    flags.DEFINE_string("data_dir", "", "folder of the dataset, if it exists already")
     flags.DEFINE_string("workdir", "", "folder of the run that is to use the plan")
 
 
 def main() -> None:
+    """Runs the program."""
     config = FLAGS.config
     validate(config)
+    architectures.check(config.model.architecture)
+    tasks.check(config.training.task)
     name = FLAGS.tpu_type or config.hardware.tpu_type
     if not name:
         raise UserError("`--tpu_type` is missing: a TPU type, such as v3-8.")
     tpu_type = tpu.parse(name)
-    path = files.join(FLAGS.data_dir, manifests.FILE_NAME)
-    there = FLAGS.data_dir and files.exists(path)
-    manifest = manifests.load(FLAGS.data_dir) if there else None
+    manifest = None
+    if FLAGS.data_dir:
+        path = files.join(FLAGS.data_dir, manifests.FILE_NAME)
+        manifest = manifests.load(FLAGS.data_dir) if files.exists(path) else None
+
+    from trainer.planning import planner
+    from trainer.run_dir import plans
+
     plan = planner.make(config, tpu_type, manifest, FLAGS.find_max_microbatch)
-    if FLAGS.json:
-        print(json.dumps(plan))
-    else:
-        for label, value in _table(plan):
-            print(f"{label:32}{value}")
-        for warning in plan["warnings"]:
-            print(f"warning: {warning}")
+    rows = [*_rows(plan), *(("warning", text) for text in plan["warnings"])]
+    cli.print_result(plan, as_json=FLAGS.json, rows=rows)
     if FLAGS.workdir and plan["planned_for"]:
-        hardware.save_plan(FLAGS.workdir, plan)
+        plans.save(FLAGS.workdir, plan)
     if not (plan["fits"] or plan["max_microbatch_size"]):
         raise UserError(
-            f"This step does not fit a {tpu_type.name}. The compiler said: "
+            f"This step does not fit a {tpu_type.name}. The compiler reports: "
             f"{plan['message']}\nUse `--config.training.remat=block`, "
             "a smaller `--config.training.microbatch_size` (`--find_max_microbatch` "
-            "looks for it), or a larger TPU."
+            "finds the largest), or a larger TPU."
         )
 
 
+def _rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the lines of the table for people."""
+    from trainer.planning.hardware import largest_dividing_microbatch
+    from trainer.planning.planner import gib
+
+    yield "TPU", f"{plan['tpu_type']}, {plan['num_replicas']} replicas"
+    yield "fits", "yes" if plan["fits"] else f"NO: {plan['message']}"
+    yield "a replica's HBM", gib(plan["hbm_available_bytes"])
+    yield "  peak", gib(plan["peak_bytes"])
+    yield "  weights, optimizer, batch", gib(plan["argument_bytes"])
+    yield "  temporaries", gib(plan["temporary_bytes"])
+    yield "  the program itself", gib(plan["generated_code_bytes"])
+    yield "parameters", f"{plan['parameter_count']:,}"
+    yield "optimizer state", f"{plan['optimizer_state_bytes'] / 1e6:,.1f} MB"
+    yield "a step", f"{plan['global_batch_size']} x {plan['sequence_length']} tokens"
+    yield (
+        "  of a replica",
+        f"microbatch {plan['microbatch_size']} x {plan['accumulation_steps']} "
+        f"accumulation steps, remat {plan['remat']}",
+    )
+    yield "  FLOPs", f"{plan['flops_per_step']:.4g}"
+    yield "  seconds, at least", f"{plan['step_seconds_lower_bound']:.3g} (a bound)"
+    tokens_per_second = f"{plan['tokens_per_second_upper_bound']:,.0f} (a bound)"
+    yield "tokens/s, at most", tokens_per_second
+    if plan["num_steps"]:
+        hours = f"{plan['hours_lower_bound']:.3g} (a bound)"
+        yield f"hours of {plan['num_steps']:,} steps, at least", hours
+    largest = plan["max_microbatch_size"]
+    if largest is None:
+        return
+    yield "largest microbatch", str(largest)
+    replicas = plan["num_replicas"]
+    size = largest_dividing_microbatch(plan["global_batch_size"], replicas, largest)
+    if size:
+        num_steps = plan["global_batch_size"] // replicas // size
+        yield "  for this global batch", f"{size} x {num_steps} accumulation steps"
+
+
 def run() -> None:
-    cli.run(main, define_flags)
+    """Runs the program as a command."""
+    cli.run(main, define_flags, uses_tensorflow=True)
 
 
 if __name__ == "__main__":

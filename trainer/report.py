@@ -1,53 +1,61 @@
-"""One page for a run, or for several: `python -m trainer.report --workdir=…`.
+"""Writes one HTML page about one or several runs: `python -m trainer.report`.
 
-Reads what the runs' folders hold and writes one HTML file, which needs nothing else: no
-script, no request. Needs no TensorFlow.
+Reads the runs' folders. The page needs nothing else: no script, no request. Needs no
+TensorFlow.
 """
 
-import json
 import os
 
 from absl import flags
 
 from configs import cli
 from configs.errors import UserError
+from configs.progress import progress
 from tfrecords.storage import files
-from trainer.reporting import runs as folders
-from trainer.reporting.page import page
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+    """Defines the program's flags."""
     flags.DEFINE_string("workdir", "", "folder of a run")
     flags.DEFINE_list("workdirs", [], "folders of several runs, to compare")
     flags.DEFINE_string("output", "", "HTML file to write")
 
 
 def main() -> None:
+    """Runs the program."""
     if bool(FLAGS.workdir) == bool(FLAGS.workdirs):
-        given = "both" if FLAGS.workdir else "neither"
-        raise UserError(f"Give either `--workdir` or `--workdirs`. Received: {given}.")
+        received = "both" if FLAGS.workdir else "neither"
+        raise UserError(
+            f"Give either `--workdir` or `--workdirs`. Received: {received}."
+        )
     output = FLAGS.output
     if not output or output.endswith("/") or os.path.isdir(output):
         raise UserError(
             "`--output` must be the HTML file to write, such as report.html. Received: "
             f"{output or 'nothing'}."
         )
+
+    from trainer.reporting import runs as folders
+    from trainer.reporting.page import page
+
     workdirs = FLAGS.workdirs or [FLAGS.workdir]
-    runs = [
-        folders.read(workdir, name)
-        for workdir, name in zip(workdirs, folders.names(workdirs), strict=True)
-    ]
-    # Half of a surrogate pair can stand in JSON, but not in UTF-8.
-    files.write(output, page(runs).encode(errors="replace"))
-    if FLAGS.json:
-        print(json.dumps({"output": output, "runs": [run.name for run in runs]}))
-    else:
-        print(f"report of {', '.join(run.name for run in runs)}: {output}")
+    names = folders.names(workdirs)
+    runs = []
+    with progress("report", len(names) + 1, "part", delay=1, leave=False) as bar:
+        for workdir, name in zip(workdirs, names, strict=True):
+            runs.append(folders.read(workdir, name))
+            bar.update()
+        text = page(runs)
+        bar.update()
+    # JSON can hold half of a surrogate pair, UTF-8 cannot.
+    files.write(output, text.encode(errors="replace"))
+    cli.print_result({"output": output, "runs": names}, as_json=FLAGS.json)
 
 
 def run() -> None:
+    """Runs the program as a command."""
     cli.run(main, define_flags)
 
 

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, assert_refused, run_program
 FILES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "cli", "errors", "schema", "tpu", "validation")
+    if "def get_config" in path.read_text()
 )
 
 

@@ -1,8 +1,8 @@
-"""WikiText as it was written."""
+"""The detokenizer restores WikiText as it was written."""
 
 import pytest
 
-from data_pipeline.detokenizer import detokenize
+from data_pipeline.documents.detokenizer import detokenize
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from data_pipeline.detokenizer import detokenize
         ("[ sic ] , $ 5", "[sic], $5"),
     ],
 )
-def test_wikitext(tokenized, written):
+def test_wikitext_is_restored(tokenized, written):
     assert detokenize(tokenized, "wikitext") == written
 
 

@@ -1,4 +1,4 @@
-"""Formats, compression, encodings: pieces -> documents, and input that is damaged."""
+"""Formats, compression and encodings: files -> documents, also of damaged input."""
 
 import bz2
 import csv
@@ -12,7 +12,8 @@ import pytest
 
 from configs.errors import DataError
 from configs.schema import DataConfig
-from data_pipeline import documents, readers, sources, words
+from data_pipeline.documents import words
+from data_pipeline.sources import finding, pieces
 
 TEXTS = ["one\n\ntwo", "語" * 10, '"quoted", 1,000\tand', "three", "a\r\nb"]
 
@@ -21,14 +22,14 @@ def read(path, **config):
     config = DataConfig(**config)
     return [
         document
-        for file in sources.find_files(str(path), "input")
-        for piece in sources.cut(file, config, 60)
-        for document in readers.read(piece, config)
+        for file in finding.find_files(str(path), config, flag="input")
+        for piece in pieces.cut(file, config, 60)
+        for document in pieces.read(piece, config)
     ]
 
 
-def texts(found):
-    return [b"".join(d.parts).decode() for d in found if not d.skipped]
+def texts(documents):
+    return [b"".join(d.parts).decode() for d in documents if not d.skipped]
 
 
 def write_rows(path, rows):
@@ -54,14 +55,14 @@ def test_rows_with_text_and_label(tmp_path, name):
     write_rows(tmp_path / name, rows)
     fields = {"text_field": "body", "label_field": "kind"}
     assert texts(read(tmp_path, **fields)) == TEXTS
-    found = read(tmp_path, mode="labelled", **fields)
-    assert [document.label for document in found] == [-2, -1, 0, 1, 2]
+    documents = read(tmp_path, mode="labelled", **fields)
+    assert [document.label for document in documents] == [-2, -1, 0, 1, 2]
     with pytest.raises(DataError, match="the field 'text'"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize("label", [1.5, None, "x", True, 2**31])
-def test_a_label_that_is_no_integer_is_named(tmp_path, label):
+def test_a_label_that_is_not_an_integer_is_named(tmp_path, label):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": label}))
     with pytest.raises(DataError, match=r"a\.jsonl:1: .*integer of 32 bits"):
         read(tmp_path, mode="labelled")
@@ -69,7 +70,7 @@ def test_a_label_that_is_no_integer_is_named(tmp_path, label):
 
 def test_plain_text_has_no_labels(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match="Labelled data must be"):
+    with pytest.raises(DataError, match="Labelled data must have a field"):
         read(tmp_path, mode="labelled")
 
 
@@ -89,12 +90,12 @@ def test_compressed_text_is_the_text(tmp_path, ending, document):
     # In two parts, as tools that append write it.
     halves = data.encode()[:50], data.encode()[50:]
     packed.write_bytes(b"".join(compress(half, ending) for half in halves))
-    plain = read(tmp_path / "plain", document=document)
-    found = read(packed, document=document)
-    identities = [document.identity for document in found if not document.skipped]
-    assert identities == [d.identity for d in plain if not d.skipped]
-    found, plain = (read(p, document=document) for p in (packed, tmp_path / "plain"))
-    assert texts(found) == texts(plain)
+    for property_of in (lambda d: d.identity, lambda d: b"".join(d.parts)):
+        packed_values, plain_values = (
+            [property_of(d) for d in read(path, document=document) if not d.skipped]
+            for path in (packed, tmp_path / "plain")
+        )
+        assert packed_values == plain_values
 
 
 @pytest.mark.parametrize(
@@ -149,15 +150,14 @@ def test_text_that_is_not_a_string_is_named(tmp_path):
         read(tmp_path)
 
 
-def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr(documents, "_GROUP_BYTES", 100)
-    (tmp_path / "a.txt").write_text("x" * 3000)
-    with pytest.raises(DataError, match=r"a\.txt has a longer one"):
+def test_a_line_of_more_than_64_mebibytes_is_refused(tmp_path):
+    with open(tmp_path / "a.txt", "wb") as stream:
+        stream.truncate(66 << 20)  # NULs, which take no room on the disk
+    with pytest.raises(DataError, match=r"a longer one in .*a\.txt"):
         read(tmp_path, document="line")
 
 
-# -- bytes that are not UTF-8, and other odd ones
+# -- bytes that are not UTF-8, and other oddities
 
 ODD = {
     "a.txt": b"\xef\xbb\xbffine\r\nbad \xff\xfe\r\nnul \0 here\r\n\r\nlast",
@@ -171,17 +171,17 @@ ODD = {
 @pytest.mark.parametrize("policy", ["replace", "skip"])
 def test_odd_bytes_are_repaired_or_left_out_and_counted(tmp_path, name, policy):
     (tmp_path / name).write_bytes(ODD[name])
-    found = read(tmp_path, document="line", encoding_errors=policy)
+    documents = read(tmp_path, document="line", encoding_errors=policy)
     bad = ["bad \ufffd\ufffd"] * (policy == "replace")
-    assert texts(found) == ["fine", *bad, "nul \0 here", "last"]
-    skipped = [document.skipped for document in found if document.skipped]
+    assert texts(documents) == ["fine", *bad, "nul \0 here", "last"]
+    skipped = [document.skipped for document in documents if document.skipped]
     assert skipped == ["invalid_utf8"] * (policy == "skip") + ["empty"]
-    noticed = [name for d in found if not d.skipped for name in d.noticed]
-    assert noticed.count("byte_order_mark") == 1
-    assert noticed.count("nul") == 1
-    assert noticed.count("invalid_utf8") == (policy == "replace")
+    oddities = [name for d in documents if not d.skipped for name in d.oddities]
+    assert oddities.count("byte_order_mark") == 1
+    assert oddities.count("nul") == 1
+    assert oddities.count("invalid_utf8") == (policy == "replace")
     expected_crlf = {"replace": 3, "skip": 2}[policy] if name == "a.txt" else 0
-    assert noticed.count("crlf") == expected_crlf
+    assert oddities.count("crlf") == expected_crlf
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string"])
@@ -193,8 +193,8 @@ def test_odd_bytes_in_parquet_are_left_out_and_counted(tmp_path, kind):
     )
     table = pyarrow.Table.from_arrays([texts], ["text"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    found = read(tmp_path, encoding_errors="skip")
-    assert [document.skipped for document in found] == ["", "invalid_utf8"]
+    documents = read(tmp_path, encoding_errors="skip")
+    assert [document.skipped for document in documents] == ["", "invalid_utf8"]
 
 
 @pytest.mark.parametrize("policy", ["replace", "skip"])
@@ -206,8 +206,7 @@ def test_a_file_that_is_one_document_is_repaired_or_left_out(tmp_path, policy):
         return
     expected = "fine\r\nbad \ufffd\ufffd\r\nnul \0 here\r\n\r\nlast"
     assert b"".join(document.parts).decode() == expected
-    noticed = {"byte_order_mark", "nul", "invalid_utf8", "crlf"}
-    assert document.noticed == noticed
+    assert document.oddities == {"byte_order_mark", "nul", "invalid_utf8", "crlf"}
 
 
 @pytest.mark.parametrize("document", ["file", "line", "paragraph"])
@@ -218,7 +217,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path, document):
 
 
 @pytest.mark.parametrize("policy", ["stop", "replace", "skip"])
-def test_half_of_a_surrogate_pair(tmp_path, policy):
+def test_half_of_a_surrogate_pair_is_named_or_repaired(tmp_path, policy):
     (tmp_path / "a.jsonl").write_text(
         '{"text": "fine \\ud83d\\ude00"}\n{"text": "x\\ud83d"}'
     )
@@ -226,13 +225,12 @@ def test_half_of_a_surrogate_pair(tmp_path, policy):
         with pytest.raises(DataError, match=r"a\.jsonl:2: .* at character 1"):
             read(tmp_path)
         return
-    found = read(tmp_path, encoding_errors=policy)
-    assert texts(found) == ["fine 😀", *["x\ufffd"] * (policy == "replace")]
+    documents = read(tmp_path, encoding_errors=policy)
+    assert texts(documents) == ["fine 😀", *["x\ufffd"] * (policy == "replace")]
 
 
-def test_a_large_file_comes_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "_GROUP_BYTES", 20)
-    data = " \n\n".join(["", "", "twö 語", "three"] * 9) + "\n"
+def test_a_large_file_comes_in_parts_cut_at_line_ends(tmp_path):
+    data = " \n\n".join(["", "", "twö 語" * 9, "three"] * 100_000) + "\n"
     (tmp_path / "a.txt").write_bytes(data.encode())
     (document,) = read(tmp_path)
     parts = list(document.parts)
@@ -241,7 +239,7 @@ def test_a_large_file_comes_in_parts(tmp_path, monkeypatch):
     assert all(part.endswith(b"\n") for part in parts)
 
 
-def test_words_are_those_of_python():
+def test_words_are_counted_as_python_splits_them():
     spaces = [chr(c) for c in range(0x3001) if chr(c).isspace()]
     letters = [*"abé–。語🙂\u200b\u2010\ufeff", *spaces]
     generator = random.Random(0)

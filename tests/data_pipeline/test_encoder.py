@@ -1,4 +1,4 @@
-"""The fast engine against `tokenizers`, on real text and on hostile text."""
+"""The fast engine gives the tokens of `tokenizers`, on real and on hostile text."""
 
 import json
 import pathlib
@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 import tokenizers
+from gigatoken import gigatoken_rs
 from transformers import GPT2TokenizerFast
 
-from data_pipeline import encoder
+from data_pipeline.tokens import encoder
 from tests.conftest import shared
 
 
@@ -22,7 +23,7 @@ def gpt2(tmp_path_factory) -> str:
 
 
 def make(tokenizer_json, engine=encoder.FAST, special=False):
-    return encoder.Encoder(tokenizer_json, engine, allow_special_tokens=special)
+    return encoder.ENGINES[engine](tokenizer_json, allow_special_tokens=special)
 
 
 def long_texts() -> dict[str, str]:
@@ -36,7 +37,7 @@ def long_texts() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", long_texts())
-def test_a_megabyte_without_an_end_comes_back(gpt2, name):
+def test_a_megabyte_of_one_kind_of_character_comes_back(gpt2, name):
     text = long_texts()[name]
     reference = tokenizers.Tokenizer.from_str(gpt2)
     for engine in (encoder.FAST, encoder.REFERENCE):
@@ -63,34 +64,31 @@ def test_both_engines_give_the_same_tokens_of_real_text(gpt2, path):
 
 @pytest.mark.parametrize("path", ["chinese/sanguo.jsonl", "wikitext-2/wiki.valid.raw"])
 @pytest.mark.parametrize("part_bytes", [50, 700, 10**9])
-def test_blocks_have_the_tokens_of_the_whole(gpt2, monkeypatch, path, part_bytes):
-    monkeypatch.setattr(encoder, "BLOCK_BYTES", 300)
-    monkeypatch.setattr(encoder, "_CUT_BYTES", 60)
+def test_blocks_have_the_tokens_of_the_whole(gpt2, path, part_bytes):
     data = pathlib.Path(shared(path)).read_bytes()[:300_000]
     data = data.decode(errors="ignore").encode()
     engine = make(gpt2)
     parts = [data[i : i + part_bytes] for i in range(0, len(data), part_bytes)]
-    blocks = list(engine.blocks(parts))
+    blocks = list(engine.blocks(parts, block_bytes=300))
     assert len(blocks) > 20
     assert b"".join(blocks) == data
     whole, _ = engine.encode([data])
     np.testing.assert_array_equal(engine.encode(blocks)[0], whole)
 
 
-def test_blocks_are_not_cut_inside_white_space(gpt2, monkeypatch):
-    monkeypatch.setattr(encoder, "BLOCK_BYTES", 8)
-    monkeypatch.setattr(encoder, "_CUT_BYTES", 8)
+def test_blocks_are_not_cut_inside_white_space(gpt2):
     engine = make(gpt2)
     generator = np.random.default_rng(0)
     letters = ["a", "語", " ", "\n", "\u3000", "\u00a0", "\u2003", "\x1f", "'", "1"]
     for _ in range(500):
         text = "".join(generator.choice(letters, 60)).encode()
-        blocks = list(engine.blocks([text]))
+        blocks = list(engine.blocks([text[:70], text[70:]], block_bytes=8))
+        assert b"".join(blocks) == text
         whole, _ = engine.encode([text])
         assert engine.encode(blocks)[0].tolist() == whole.tolist(), text
 
 
-def test_other_patterns_are_not_cut(gpt2):
+def test_text_for_other_patterns_is_not_cut(gpt2):
     values = json.loads(gpt2)
     values["pre_tokenizer"]["add_prefix_space"] = True
     texts = [b"one two " * 99] * 3
@@ -112,23 +110,21 @@ def test_the_fast_engine_is_chosen_when_it_agrees(gpt2, special):
     assert encoder.version(chosen).startswith("gigatoken 0.")
 
 
-def test_an_engine_that_differs_is_not_used(gpt2, monkeypatch, caplog):
-    """Its tokens of the sample are changed in one place."""
-    original = encoder.Encoder._encode_fast
+def test_an_engine_that_differs_in_one_token_is_not_used(gpt2, monkeypatch, caplog):
+    class DifferentEncoder(encoder.FastEncoder):
+        def encode(self, texts):
+            tokens, offsets = super().encode(texts)
+            tokens = tokens.copy()
+            tokens[-1:] += 1
+            return tokens, offsets
 
-    def changed(self, texts):
-        tokens, offsets = original(self, texts)
-        tokens = tokens.copy()
-        tokens[-1:] += 1
-        return tokens, offsets
-
-    monkeypatch.setattr(encoder.Encoder, "_encode_fast", changed)
+    monkeypatch.setitem(encoder.ENGINES, encoder.FAST, DifferentEncoder)
     chosen = encoder.choose(gpt2, [b"my own text"], allow_special_tokens=False)
     assert chosen == encoder.REFERENCE
     assert "gigatoken differs for '  " in caplog.text
 
 
-def test_a_tokenizer_that_the_fast_engine_does_not_do(caplog):
+def test_a_tokenizer_that_the_fast_engine_refuses_is_left_to_the_reference(caplog):
     plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, "?"))
     chosen = encoder.choose(plain.to_str(), [b"a b"], allow_special_tokens=False)
     assert chosen == encoder.REFERENCE
@@ -152,8 +148,10 @@ def test_the_engines_agree_on_every_character(gpt2):
     for start in range(0, len(codes), 20_000):
         characters = map(chr, codes[start : start + 20_000])
         texts = [f"ab{c}cde {c}x{c}1{c}, {c}  '{c}s".encode() for c in characters]
-        for found, expected in zip(fast.encode(texts), slow.encode(texts), strict=True):
-            np.testing.assert_array_equal(found, expected)
+        for actual, expected in zip(
+            fast.encode(texts), slow.encode(texts), strict=True
+        ):
+            np.testing.assert_array_equal(actual, expected)
 
 
 def test_new_characters_are_left_to_the_reference(gpt2):
@@ -165,13 +163,22 @@ def test_new_characters_are_left_to_the_reference(gpt2):
         assert offsets.tolist() == np.cumsum([0, *map(len, alone)]).tolist()
 
 
-def test_the_cache_of_words_is_emptied_when_memory_grows(gpt2, monkeypatch):
-    engine = make(gpt2)
-    first = engine._fast
-    engine.encode([b"text"])
-    assert engine._fast is first
-    grown = engine._allowed_bytes + 1
-    monkeypatch.setattr(encoder, "_resident_bytes", lambda: grown)
-    tokens, _ = engine.encode([b"text"])
-    assert engine._fast is not first
-    assert tokens.tolist() == [5239]
+@pytest.mark.parametrize(("cache_bytes", "num_loads"), [(1 << 40, 1), (-1, 4)])
+def test_the_cache_of_words_is_emptied_when_memory_has_grown(
+    gpt2, monkeypatch, cache_bytes, num_loads
+):
+    """gigatoken is loaded anew; a bound of -1 byte is exceeded at once."""
+    loaded = []
+
+    def counting_load(settings):
+        loaded.append(settings)
+        return load(settings)
+
+    load = gigatoken_rs.load_hf_json
+    monkeypatch.setattr(gigatoken_rs, "load_hf_json", counting_load)
+    engine = encoder.FastEncoder(
+        gpt2, allow_special_tokens=False, cache_bytes=cache_bytes
+    )
+    for _ in range(3):
+        assert engine.encode([b"text"])[0].tolist() == [5239]
+    assert len(loaded) == num_loads

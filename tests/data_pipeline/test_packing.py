@@ -1,9 +1,9 @@
-"""Streams of tokens -> records, by hand and as a property."""
+"""A stream of tokens -> records: cases by hand, and properties."""
 
 import numpy as np
 import pytest
 
-from data_pipeline import packing
+from data_pipeline.records import packing
 from tfrecords import manifest
 
 
@@ -41,15 +41,15 @@ def test_windows_overlap_by_the_stride_and_reach_the_end(length, stride):
         ::stride
     ]
     assert all(len(record) == 5 for record in records[:-1])
-    # No window more than it takes.
+    # One window fewer would not reach the end.
     assert len(records) == 1 or (len(records) - 2) * stride + 5 < length
 
 
 def test_stored_order_is_a_permutation_with_the_padded_record_last():
     for count in (1, 2, 50):
-        found = packing.stored_order(count, seed=3, shuffle=True)
-        assert sorted(found) == list(range(count))
-        assert found[-1] == count - 1
+        stored = packing.stored_order(count, seed=3, shuffle=True)
+        assert sorted(stored) == list(range(count))
+        assert stored[-1] == count - 1
     shuffled = packing.stored_order(50, seed=3, shuffle=True).tolist()
     assert shuffled != list(range(50))
     assert shuffled != packing.stored_order(50, seed=4, shuffle=True).tolist()

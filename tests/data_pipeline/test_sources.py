@@ -1,23 +1,34 @@
-"""What the user names -> files and pieces."""
+"""What the user names -> files, pieces and documents."""
 
 import csv
 import hashlib
 import json
+import lzma
+import pathlib
 
 import pytest
+import tensorflow_datasets as tfds
 
 from configs.errors import DataError
 from configs.schema import DataConfig
-from data_pipeline import readers, sources
+from data_pipeline.documents.document import Document
+from data_pipeline.sources import finding, input_files, pieces, registry
+from data_pipeline.sources.input_files import Piece
+from tests.conftest import shared
+from tests.data_pipeline.runs import run
+
+
+def find(names, **config):
+    return finding.find_files(str(names), DataConfig(**config), flag="input")
 
 
 def texts(names, config=None, piece_bytes=1 << 30):
     config = config or DataConfig()
     return [
         b"".join(document.parts).decode()
-        for file in sources.find_files(str(names), "input")
-        for piece in sources.cut(file, config, piece_bytes)
-        for document in readers.read(piece, config)
+        for file in find(names)
+        for piece in pieces.cut(file, config, piece_bytes)
+        for document in pieces.read(piece, config)
         if not document.skipped
     ]
 
@@ -45,12 +56,12 @@ def test_cutting_a_file_moves_no_document(tmp_path, document, piece_bytes, endin
         "paragraph": [f"one{ending}twö 語", "three", f"four{ending}five"],
     }[document]
     assert texts(tmp_path, config, piece_bytes) == expected
-    (file,) = sources.find_files(str(tmp_path), "input")
-    pieces = sources.cut(file, config, piece_bytes)
-    assert pieces[0].start == 0
-    assert pieces[-1].end == file.num_bytes
+    (file,) = find(tmp_path)
+    cut = pieces.cut(file, config, piece_bytes)
+    assert cut[0].start == 0
+    assert cut[-1].end == file.num_bytes
     if piece_bytes < 20:
-        assert len(pieces) > 1
+        assert len(cut) > 1
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 30, 1000])
@@ -60,44 +71,44 @@ def test_cutting_a_table_moves_no_row(tmp_path, piece_bytes, quoted):
     with open(tmp_path / "a.csv", "w", newline="") as stream:
         csv.writer(stream).writerows([["text", "id"], *rows])
     assert texts(tmp_path, piece_bytes=piece_bytes) == [row[0] for row in rows]
-    (file,) = sources.find_files(str(tmp_path), "input")
-    num_pieces = len(sources.cut(file, DataConfig(), piece_bytes))
+    (file,) = find(tmp_path)
+    num_pieces = len(pieces.cut(file, DataConfig(), piece_bytes))
     assert num_pieces == 1 if quoted or piece_bytes == 1000 else num_pieces > 1
 
 
 def test_a_file_is_described_by_size_and_hash(tmp_path):
     (tmp_path / "a.JSONL.gz").write_bytes(b"content")
-    (file,) = sources.find_files(str(tmp_path), "input")
+    (file,) = find(tmp_path)
     assert (file.format, file.compression, file.num_bytes) == ("jsonl", ".gz", 7)
     assert file.sha256 == hashlib.sha256(b"content").hexdigest()
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.zip", "a.txt.xz", "a.pdf", "A.TAR"])
-def test_files_that_are_no_text_are_not_taken_for_text(tmp_path, name):
+def test_files_of_other_formats_are_refused(tmp_path, name):
     (tmp_path / name).write_text("x")
-    with pytest.raises(DataError, match=r"must be text, JSONL, .* Leave it"):
-        sources.find_files(str(tmp_path), "input")
+    with pytest.raises(DataError, match=r"must be plain text, or end in .* Leave it"):
+        find(tmp_path)
 
 
 @pytest.mark.parametrize("names", ["", " , ", "/nowhere/*.txt"])
-def test_missing_input(names):
+def test_input_that_does_not_exist_is_refused(names):
     with pytest.raises(DataError, match="--input"):
-        sources.find_files(names, "input")
+        find(names)
 
 
-def test_empty_input(tmp_path):
+def test_empty_input_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(DataError, match="are empty"):
-        sources.find_files(str(tmp_path), "input")
+    with pytest.raises(DataError, match="files are empty"):
+        find(tmp_path)
 
 
 @pytest.mark.parametrize(
     "name",
     ["tfds:no_such_set/train", "tfds:train", "tfds:ag_news_subset:9.9.9/train"],
 )
-def test_a_dataset_that_is_not_there_is_named(name, tmp_path):
+def test_a_dataset_that_does_not_exist_is_named(name, tmp_path):
     with pytest.raises(DataError, match="tfds:NAME") as error:
-        sources.find_files(name, "input", tfds_data_dir=str(tmp_path))
+        find(name, tfds_data_dir=str(tmp_path))
     assert name in str(error.value)
 
 
@@ -105,8 +116,8 @@ def test_a_dataset_that_is_not_there_is_named(name, tmp_path):
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, change):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": str(i)}) for i in range(9)))
-    (file,) = sources.find_files(str(path), "input")
-    reading = readers.read(sources.Piece(file, 0, file.num_bytes), DataConfig())
+    (file,) = find(path)
+    reading = pieces.read(Piece(file, 0, file.num_bytes), DataConfig())
     next(reading)
     if change == "append":
         path.write_bytes(path.read_bytes() + b'\n{"text": "more"}')
@@ -115,26 +126,28 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, change):
         path.write_bytes(data.replace(b"8", b"9"))
     else:
         path.unlink()
-    with pytest.raises(DataError, match=r"a\.jsonl must stay as it is"):
+    with pytest.raises(DataError, match=r"a\.jsonl must not change"):
         list(reading)
 
 
-def test_python_docs_are_there_and_are_prose():
+def test_python_docs_are_prose_of_the_standard_library():
     config = DataConfig()
-    files = sources.find_files("builtin:python_docs", "input")
+    files = find("builtin:python_docs")
     assert not [file.path for file in files if "site-packages" in file.path]
     by_name = {file.path.rsplit("/", 1)[1]: file for file in files}
-    topics = readers.read(sources.Piece(by_name["topics.py"], 0, 1), config)
-    found = [b"".join(document.parts) for document in topics]
-    assert len(found) > 50
-    assert any(b"assignment" in text for text in found)
-    textwrap = sources.Piece(by_name["textwrap.py"], 0, 1)
-    ((text,),) = [document.parts for document in readers.read(textwrap, config)]
+    topics = [
+        b"".join(document.parts)
+        for document in pieces.read(Piece(by_name["topics.py"], 0, 1), config)
+    ]
+    assert len(topics) > 50
+    assert any(b"assignment" in text for text in topics)
+    textwrap = Piece(by_name["textwrap.py"], 0, 1)
+    ((text,),) = [document.parts for document in pieces.read(textwrap, config)]
     assert text.startswith(b"Text wrapping and filling.")
     assert b"TextWrapper.wrap\n\nwrap(text : string) -> [string]" in text
 
 
-def test_a_file_is_read_once_by_whatever_names(tmp_path, monkeypatch):
+def test_a_file_is_read_once_whatever_it_is_called(tmp_path, monkeypatch):
     (tmp_path / "a[1].txt").write_text("one")
     (tmp_path / "link.txt").symlink_to("a[1].txt")
     monkeypatch.chdir(tmp_path)
@@ -144,4 +157,86 @@ def test_a_file_is_read_once_by_whatever_names(tmp_path, monkeypatch):
 
 def test_a_slice_of_a_dataset_is_refused():
     with pytest.raises(DataError, match="must name a whole split"):
-        sources.find_files("tfds:name/train[:10%]", "input")
+        find("tfds:name/train[:10%]")
+
+
+def read_reversed_lines(piece, config):
+    del config
+    for _, line in input_files.lines(piece):
+        yield Document((line.strip()[::-1],))
+
+
+def test_a_source_is_one_function_and_one_line(tmp_path, monkeypatch):
+    added = registry.Format(read=read_reversed_lines, endings=(".rev",))
+    monkeypatch.setitem(registry.FORMATS, "reversed", added)
+    (tmp_path / "a.rev").write_text("abc\nde")
+    assert texts(tmp_path) == ["cba", "ed"]
+    with pytest.raises(DataError, match="must have a field 'label'"):
+        texts(tmp_path, DataConfig(mode="labelled"))
+
+
+def test_a_compression_is_one_line(tmp_path, monkeypatch):
+    added = (lzma.open, (lzma.LZMAError, EOFError))
+    monkeypatch.setitem(input_files.COMPRESSIONS, ".lzma", added)
+    data = lzma.compress(b'{"text": "packed"}\n' * 3)
+    path = tmp_path / "a.jsonl.lzma"
+    path.write_bytes(data)
+    assert texts(tmp_path) == ["packed"] * 3
+    for damaged in (data[:-9], b"not compressed"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.jsonl\.lzma must be whole"):
+            texts(tmp_path)
+
+
+class Corpus(tfds.core.GeneratorBasedBuilder):
+    """WikiText-2's lines as a dataset, in their order."""
+
+    name = "local_corpus"
+    VERSION = tfds.core.Version("1.0.0")
+    lines: tuple[str, ...] = ()
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {"body": tfds.features.Text(), "kind": tfds.features.ClassLabel(names="ab")}
+        )
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index, line in enumerate(self.lines):
+            yield index, {"body": line, "kind": index % 2}
+
+
+def test_tfds_gives_the_documents_that_files_give(tmp_path):
+    lines = pathlib.Path(shared("wikitext-2/wiki.valid.raw")).read_text().split("\n")
+    lines = [line for line in lines if line.strip()]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "text.txt").write_text("\n".join(lines))
+    Corpus.lines = tuple(lines)
+    Corpus(data_dir=str(tmp_path / "tfds")).download_and_prepare()
+    settings = {"document": "line", "num_shards": 4}
+    from_files = run(tmp_path / "files", tmp_path / "a", **settings)
+    from_tfds = run(
+        "tfds:local_corpus:1.0.0/train",
+        tmp_path / "b",
+        num_workers=2,
+        tfds_data_dir=str(tmp_path / "tfds"),
+        text_field="body",
+        **settings,
+    )
+    assert from_tfds.splits == from_files.splits
+    assert from_tfds.split("train").documents > 2000
+    labelled = run(
+        "tfds:local_corpus/train",
+        tmp_path / "c",
+        tfds_data_dir=str(tmp_path / "tfds"),
+        text_field="body",
+        label_field="kind",
+        mode="labelled",
+    )
+    assert set(labelled.split("train").labels) == {"0", "1"}

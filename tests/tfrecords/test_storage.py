@@ -13,7 +13,7 @@ import pytest
 
 from configs.errors import RunError, TryAgainError, UserError
 from configs.schema import DataConfig
-from data_pipeline import readers, sources
+from data_pipeline.sources import finding, pieces
 from tests import object_store
 from tests.conftest import ROOT
 from tfrecords.storage import files, gcs, lease
@@ -200,9 +200,9 @@ def test_a_missing_bucket_gives_one_message(bucket):
 def test_a_refusal_while_reading_gives_one_message(store, bucket):
     path = f"{bucket}/refused.txt"
     files.write(path, b"text")
-    (file,) = sources.find_files(path, "input")
+    (file,) = finding.find_files(path, DataConfig(), flag="input")
     store.faults = [object_store.Fault("GET .*alt=media", status=403)]
-    reading = readers.read(sources.Piece(file, 0, 4), DataConfig())
+    reading = pieces.read(pieces.Piece(file, 0, 4), DataConfig())
     with pytest.raises(UserError, match=r"refused\.txt must exist"):
         list(reading)
 

@@ -11,11 +11,11 @@ from tests import programs
 from tests.conftest import assert_refused, run_program, shared, tiny_model
 from tfrecords import manifest as manifests
 from tfrecords.windows import Windows
-from trainer import export
-from trainer.evaluate import figures, protocol
 from trainer.evaluation import published
-from trainer.evaluation.scoring import Score
+from trainer.evaluation.evaluator import protocol
+from trainer.exporting import huggingface
 from trainer.models.gpt2 import weights
+from trainer.tasks import causal_lm
 
 
 def sliding_window(judge, tokens, context_length, stride):
@@ -60,7 +60,7 @@ def wikitext(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     gpt2 = tiny_model(n_layer=1, n_positions=1024, vocab_size=1024, n_embd=32)
     (folder / "hf").mkdir()
     tokenizer = weights.load_tokenizer(str(folder / "data" / "tokenizer"))
-    export.to_huggingface(gpt2, tokenizer, folder / "hf", tf.float32)
+    huggingface.save(gpt2, tokenizer, folder / "hf", tf.float32)
     return folder / "data", folder / "hf"
 
 
@@ -206,7 +206,7 @@ def test_wikitexts_test_split_is_the_one_that_was_published(tmp_path):
     split = written.split("validation")
     whole = {"split": "validation", "context_length": 1024, "stride": 1024}
     result = {
-        **figures(Score(loss_sum=1.0, num_tokens=1), split),
+        **causal_lm.split_figures({"loss_sum": 1.0, "token_count": 1}, split),
         "protocol": protocol(written, **whole, precision="float32"),
     }
     study, _ = published.compare(result, "distilgpt2", "as published")

@@ -19,11 +19,11 @@ from tests import hub_server, programs
 from tests.conftest import run_program, tiny_model
 from tests.trainer.generation.test_sampling import tokenizer  # noqa: F401
 from tfrecords.storage import files
-from trainer import export
 from trainer.checkpoints import pretrained, run_checkpoints
 from trainer.exporting import hub as uploads
-from trainer.exporting import model_card
-from trainer.generation import decoding, sampling
+from trainer.exporting import huggingface, model_card
+from trainer.generation import sampling
+from trainer.generation.settings import Settings
 from trainer.models.gpt2 import weights
 
 TOKENS = [[5, 17, 300, 2, 2, 99, 250, 31], [7, 7, 1, 40, 41, 42, 43, 44]]
@@ -141,7 +141,7 @@ def test_weights_of_other_types(tokenizer, tmp_path, dtype, atol):  # noqa: F811
     from transformers import GPT2LMHeadModel
 
     gpt2 = tiny_model()
-    export.to_huggingface(gpt2, tokenizer, tmp_path, tf.as_dtype(dtype))
+    huggingface.save(gpt2, tokenizer, tmp_path, tf.as_dtype(dtype))
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     judge = GPT2LMHeadModel.from_pretrained(tmp_path, dtype="auto")
     assert judge.dtype == getattr(torch, dtype)
@@ -157,7 +157,7 @@ def test_a_type_too_small_for_the_weights_is_refused(tokenizer, tmp_path):  # no
     gpt2 = tiny_model()
     gpt2.transformer.ln_f.gamma.assign(tf.fill([16], 1e5))
     with pytest.raises(UserError, match=r"ln_f\.weight is not finite"):
-        export.to_huggingface(gpt2, tokenizer, tmp_path, tf.float16)
+        huggingface.save(gpt2, tokenizer, tmp_path, tf.float16)
 
 
 def test_the_card_tells_how_the_model_was_made(exported):
@@ -236,7 +236,7 @@ def test_tensorflow_alone_scores_and_generates(exported, tmp_path):
 
     assert greedy == same
     assert sampled != other
-    settings = decoding.Settings(max_new_tokens=6, temperature=0.0)
+    settings = Settings(max_new_tokens=6, temperature=0.0)
     for prompt, (text,), new in zip(
         prompts, sampling.Sampler(gpt2, words, settings)(prompts), greedy, strict=True
     ):
@@ -340,7 +340,7 @@ def test_a_wrong_token_is_one_message(exported, hub, tmp_path, monkeypatch):
     assert found.returncode == 2, found.stderr
     errors = [n for n in found.stderr.splitlines() if n.startswith("error:")]
     assert len(errors) == 1
-    assert "must be one that the hub knows" in errors[0]
+    assert "must be known to the hub" in errors[0]
     assert "Traceback" not in found.stderr
     assert "hf_wrong" not in found.stdout + found.stderr
     assert not hub.repositories.get("someone/wise")
@@ -349,8 +349,8 @@ def test_a_wrong_token_is_one_message(exported, hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("token", "repository", "message"),
     [
-        ("hf_wrong\n", "someone/wise", "must be one that the hub knows"),
-        ("hf_wröng", "someone/wise", "characters that no token has"),
+        ("hf_wrong\n", "someone/wise", "must be known to the hub"),
+        ("hf_wröng", "someone/wise", "one with invalid characters"),
         ("", "someone/wise", "Received: none"),
         ("hf_right", "other/wise", "the right to write to other/wise"),
         ("hf_right", "other/theirs", "the right to write to other/theirs"),

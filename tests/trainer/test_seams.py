@@ -26,7 +26,7 @@ from trainer.runtime.cluster import Cluster
 from trainer.tasks import registry as tasks
 from trainer.tasks.step import TrainingStep
 from trainer.tasks.task import Task
-from trainer.train import train
+from trainer.training.loop import train
 
 
 class ToyConfiguration(PretrainedConfig):

@@ -5,9 +5,7 @@ import os
 import re
 
 import tf_keras
-from absl import flags
 
-from configs.errors import UserError
 from tfrecords import manifest as manifests
 from tfrecords.manifest import TOKENIZER_FOLDER
 from tfrecords.storage import files
@@ -15,19 +13,10 @@ from trainer.checkpoints import run_checkpoints
 from trainer.models import registry
 from trainer.models.architecture import Architecture
 
-FLAGS = flags.FLAGS
 # By OpenAI, and by Hugging Face.
 _PUBLISHED = re.compile(
     r"(?:openai-community/)?(gpt2(?:-medium|-large|-xl)?)|(?:distilbert/)?(distilgpt2)"
 )
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", "", "folder of a run")
-    flags.DEFINE_integer(
-        "step", 0, "of the run's checkpoint; 0: the newest", lower_bound=0
-    )
-    flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +48,19 @@ class Pretrained:
     published_name: str
 
 
-def from_flags() -> Pretrained:
-    """Loads what `--workdir` or `--checkpoint` names, under the strategy's scope.
+def load(workdir: str, step: int, folder: str) -> Pretrained:
+    """Loads a trained model, under the strategy's scope.
+
+    Args:
+      workdir: of a run; empty: load `folder`.
+      step: of the run's checkpoint; 0: the newest.
+      folder: a Hugging Face folder or name.
 
     Raises:
-      UserError: not exactly one of them is given, or it does not load.
+      UserError: the model does not load.
       DataError: the workdir has no checkpoint.
     """
-    workdir, folder = FLAGS.workdir, FLAGS.checkpoint
-    if bool(workdir) == bool(folder):
-        raise UserError("Give either `--workdir` or `--checkpoint`.")
     if folder:
-        if FLAGS.step:
-            raise UserError("`--step` is of a `--workdir`: leave it out.")
         checkpoint_name = published_name(folder)
         # A Hugging Face folder of another architecture says so itself: see `load`.
         architecture = registry.get("gpt2")
@@ -87,7 +76,7 @@ def from_flags() -> Pretrained:
             origin="as published" if checkpoint_name else "of a folder",
             published_name=checkpoint_name,
         )
-    loaded = run_checkpoints.load_model(workdir, FLAGS.step)
+    loaded = run_checkpoints.load_model(workdir, step)
     record = loaded.record
     return Pretrained(
         loaded.model,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from configs.progress import progress
 from tfrecords.windows import Windows
 from trainer.runtime import strategy as strategies
 from trainer.tasks.step import TrainingStep
@@ -32,21 +33,23 @@ class Scorer:
         global_batch_size = batch_size * strategy.num_replicas_in_sync
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            found = windows.batches(
+            host_batches = windows.batches(
                 global_batch_size=global_batch_size,
                 batch_size=batch_size,
                 host_index=context.input_pipeline_id,
                 num_hosts=context.num_input_pipelines,
             )
-            return strategies.counted(found)
+            return strategies.mark_infinite(host_batches)
 
         @tf.function
         def score_batch(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             sums = strategy.run(training_step.test_step, args=(batch,))
             return {
-                k: strategy.experimental_local_results(v)[0] for k, v in sums.items()
+                name: strategy.experimental_local_results(value)[0]
+                for name, value in sums.items()
             }
 
+        self._strategy = strategy
         self._score_batch = score_batch
         self._num_batches = math.ceil(windows.count / global_batch_size)
         self._batches = strategy.distribute_datasets_from_function(batches)
@@ -60,9 +63,17 @@ class Scorer:
           between_batches: called before each batch.
         """
         sums = []
-        for batch in itertools.islice(self._batches, self._num_batches):
-            between_batches()
-            sums.append(self._score_batch(batch))
+        num = self._num_batches
+        with (
+            # Keras calls callbacks under the scope. A call outside of it would be
+            # traced and compiled a second time.
+            self._strategy.scope(),
+            progress("evaluate", num, "batch", delay=1, leave=False) as bar,
+        ):
+            for batch in itertools.islice(self._batches, num):
+                between_batches()
+                sums.append(self._score_batch(batch))
+                bar.update()
         # float32 sums of a batch, added up in Python's float64; not before the end, so
         # that the device does not wait for the host after each batch.
         return {name: sum(float(batch[name]) for batch in sums) for name in sums[0]}

@@ -1,4 +1,4 @@
-"""Uploads a folder to the Hugging Face Hub (HF_ENDPOINT), or says why it cannot."""
+"""Uploads a folder to the Hugging Face Hub (HF_ENDPOINT)."""
 
 import pathlib
 
@@ -10,20 +10,23 @@ from configs.errors import RunError, UserError
 
 
 class Uploader:
-    """Uploads to one repository, of which name and token are checked at once.
+    """Uploads to one repository; checks its name and the token at once.
+
+    Args:
+      repository: USER/NAME.
 
     Raises:
-      UserError: the name is none, or there is no usable token.
+      UserError: the name is not valid, or there is no usable token.
     """
 
     def __init__(self, repository: str):
         token = (huggingface_hub.get_token() or "").strip()
-        # Anything else would be in the message of what refuses it.
+        # An invalid header value would be quoted in an error message: the token leaks.
         if not token or not token.isascii() or not token.isprintable():
             raise UserError(
                 "`--push_to_hub` must have a token: set HF_TOKEN, or run "
                 "`huggingface-cli login`. Received: "
-                f"{'none' if not token else 'one with characters that no token has'}."
+                f"{'none' if not token else 'one with invalid characters'}."
             )
         try:
             huggingface_hub.utils.validate_repo_id(repository)
@@ -38,25 +41,25 @@ class Uploader:
         """Uploads all files of a folder as one commit; returns the address.
 
         Raises:
-          UserError: token, name or rights are not right.
+          UserError: the token is unknown, or may not write there.
           RunError: the hub cannot be reached, or failed.
         """
         try:
-            made = self._api.create_repo(
+            address = self._api.create_repo(
                 self._repository, private=private, exist_ok=True
             )
             self._api.upload_folder(
-                repo_id=made.repo_id,
+                repo_id=address.repo_id,
                 folder_path=folder,
                 commit_message="Export of gpt2-tpu",
             )
-        # What huggingface_hub raises is of all of these. A refused upload of a large
-        # file is a RuntimeError, whose cause is the refusal.
+        # huggingface_hub raises all of these. A refused upload of a large file is a
+        # RuntimeError, whose cause is the refusal.
         except (OSError, RuntimeError, ValueError) as error:
-            raise self._told(error) from error
-        return str(made)
+            raise self._translate(error) from error
+        return str(address)
 
-    def _told(self, error: Exception) -> Exception:
+    def _translate(self, error: Exception) -> Exception:
         cause = error
         if not isinstance(error, requests.RequestException) and error.__cause__:
             cause = error.__cause__  # type: ignore[assignment]
@@ -64,8 +67,8 @@ class Uploader:
         where = f"{self._repository} at {self._api.endpoint}"
         if status == 401:
             return UserError(
-                "The token of `--push_to_hub` must be one that the hub knows. It "
-                f"refused to write {where}. Set HF_TOKEN, or run `huggingface-cli "
+                "The token of `--push_to_hub` must be known to the hub, which refused "
+                f"to write {where}. Set HF_TOKEN, or run `huggingface-cli "
                 "login`."
             )
         if status in (403, 404):
@@ -74,12 +77,13 @@ class Uploader:
                 f"{where}. The hub answered {status}. Name a repository of your own, "
                 "or take a token with write access."
             )
-        # A ValueError is of what is uploaded: the hub's words on the card.
-        words = (
+        # A ValueError carries the hub's complaint about the model card.
+        complaint = (
             str(error).strip().partition("\n")[0] if type(error) is ValueError else ""
         )
-        said = str(status or words or type(cause).__name__)
+        reason = str(status or complaint or type(cause).__name__)
         return RunError(
-            f"The hub did not take {where}: {said}. The export is in `--output_dir`; "
-            f"`huggingface-cli upload {self._repository} OUTPUT_DIR` tries again."
+            f"The hub did not accept {where}: {reason}. The export is in "
+            f"`--output_dir`; `huggingface-cli upload {self._repository} OUTPUT_DIR` "
+            "tries again."
         )

@@ -1,4 +1,4 @@
-"""The README.md of an exported model, filled from what its run left behind."""
+"""Writes the README.md of an exported model from the records of its run."""
 
 import re
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ tags:
 {base}---
 """
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-# What a run does, not what it computes.
+# These fields do not change what a run computes.
 _LEFT_OUT = ("data.", "hardware.", "tracking.")
 
 
 def write(trained: Pretrained, workdir: str) -> str:
-    """Returns the card.
+    """Returns the card as Markdown with a YAML header.
 
     Args:
       trained: the model.
-      workdir: of its run; empty: it is no run's.
+      workdir: of its run; empty: the model is not of a run.
     """
     shape = trained.model.config
     sections = [
@@ -95,17 +95,17 @@ def _of_data(manifest: manifests.Manifest) -> Iterator[str]:
     yield "\n".join([head, "|---|---:|---:|---:|---:|", *rows])
 
 
-def _of_results(found: list[dict[str, Any]]) -> Iterator[str]:
-    if not found:
+def _of_results(all_results: list[dict[str, Any]]) -> Iterator[str]:
+    if not all_results:
         return
     yield "## Results"
-    yield "Only rows of the same protocol compare."
+    yield "Only rows of the same protocol are comparable."
     head = (
         "| step | split | context | stride | loss | token perplexity | "
         "word perplexity | bits per byte | protocol |"
     )
     rows = []
-    for result in found:
+    for result in all_results:
         stamp = dict(result["protocol"])
         shown = [stamp.pop(name) for name in ("split", "context_length", "stride")]
         rest = ", ".join(f"{name} {value}" for name, value in stamp.items())

@@ -1,4 +1,4 @@
-"""A model as a SavedModel, which needs TensorFlow alone, or TensorFlow Serving."""
+"""Writes a model as a SavedModel, for TensorFlow alone or TensorFlow Serving."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ _LENGTH = tf.TensorSpec([None], tf.int32)
 
 
 class _Served(tf.Module):
-    """The signatures `score` and `generate`; padding stands at the end of each row."""
+    """Holds the signatures `score` and `generate`; rows are padded at their end."""
 
     def __init__(
         self, gpt2: TFGPT2LMHeadModel, end_of_text_id: int, max_new_tokens: int
@@ -70,14 +70,14 @@ class _Served(tf.Module):
           seed: int32 [].
 
         Returns:
-          `tokens` int32 [B, max_new_tokens], filled up with end-of-text behind it.
+          `tokens` int32 [B, max_new_tokens], padded with end-of-text.
         """
         width = tf.shape(tokens)[1]
         place = tf.range(width) - (width - length)[:, None]
         rows = tf.gather(tokens, place % width, batch_dims=1)  # padding to the left
         mask = tf.cast(place >= 0, tf.int32)
         noise = Noise(seed, tf.range(tf.shape(tokens)[0]), width, temperature)
-        made = self._gpt2.generate(
+        output = self._gpt2.generate(
             rows,
             attention_mask=mask,
             logits_processor=TFLogitsProcessorList([noise]),
@@ -86,7 +86,7 @@ class _Served(tf.Module):
             eos_token_id=self._end,
             pad_token_id=self._end,
         )
-        return {"tokens": made[:, width:]}
+        return {"tokens": output[:, width:]}
 
 
 def save(
@@ -95,10 +95,10 @@ def save(
     folder: pathlib.Path,
     max_new_tokens: int,
 ) -> None:
-    """Writes the SavedModel, and the tokenizer beside it in `assets.extra`."""
+    """Writes the SavedModel, and the tokenizer into its `assets.extra`."""
     served = _Served(gpt2, tokenizer.eos_token_id, max_new_tokens)
     saved = tf.Module()
-    # The variables alone: with the Keras model, all of its own functions are written.
+    # The variables alone: the Keras model would bring all of its own functions.
     saved.weights = list(gpt2.variables)
     signatures = {"score": served.score, "generate": served.generate}
     tf.saved_model.save(saved, str(folder), signatures)

@@ -1,6 +1,5 @@
-"""How the next token is chosen from the logits: settings, noise, penalties."""
+"""Chooses the next token from the logits: noise and penalties."""
 
-import dataclasses
 from typing import Any
 
 import tensorflow as tf
@@ -12,89 +11,49 @@ from transformers import (
     TFTopPLogitsWarper,
 )
 
-from configs.errors import UserError
+from trainer.generation.settings import Settings
 from trainer.models.layers import noise
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How the next token is chosen.
+def processors(
+    settings: Settings, mask: tf.Tensor, seed: tf.Tensor, sample: tf.Tensor
+) -> TFLogitsProcessorList:
+    """Returns the processors of logits; the token with the highest score is taken.
 
-    Attributes:
-      max_new_tokens: tokens to add, fewer where end-of-text comes first.
-      temperature: divides the logits; 0 takes the likeliest token each time.
-      top_k: sample among so many of the likeliest; 0: all.
-      top_p: sample among the likeliest that hold this much probability.
-      repetition_penalty: divides positive logits of tokens that are there already, and
-        multiplies negative ones.
-      num_beams: with more than 1, beam search, which samples nothing.
+    Args:
+      settings: of the choice.
+      mask: int32 [B, prompt length], 0 for padding.
+      seed: int32 [].
+      sample: int32 [B], the number of each row among its prompt's samples.
     """
-
-    max_new_tokens: int = 50
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    num_beams: int = 1
-
-    def check(self, num_return_sequences: int) -> None:
-        """Raises UserError where settings exclude each other."""
-        samples = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
-        if self.num_beams > 1 and samples:
-            raise UserError(
-                "`--num_beams` searches and does not sample: it excludes "
-                "`--temperature`, `--top_k` and `--top_p`. Received: "
-                f"{self.num_beams} beams. Leave either out."
-            )
-        at_most = self.num_beams if self.num_beams > 1 else int(self.greedy) or None
-        if at_most and num_return_sequences > at_most:
-            raise UserError(
-                "`--num_return_sequences` must be at most `--num_beams`, and 1 with "
-                "`--temperature=0`, which gives the same each time. Received: "
-                f"{num_return_sequences}. Use {at_most}, or sample."
-            )
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
-    def processors(
-        self, mask: tf.Tensor, seed: tf.Tensor, sample: tf.Tensor
-    ) -> TFLogitsProcessorList:
-        """Returns what turns logits into scores, of which the highest is taken.
-
-        Args:
-          mask: int32 [B, prompt length], 0 where padding stands.
-          seed: int32 [].
-          sample: int32 [B], the number of each sample of its prompt.
-        """
-        found: list[Any] = []
-        if self.repetition_penalty != 1.0:
-            rows = tf.repeat(mask, self.num_beams, axis=0)
-            found.append(_Penalize(self.repetition_penalty, rows))
-        if self.greedy or self.num_beams > 1:
-            return TFLogitsProcessorList(found)
-        if self.temperature != 1.0:
-            found.append(TFTemperatureLogitsWarper(self.temperature))
-        if self.top_k:
-            found.append(TFTopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            found.append(TFTopPLogitsWarper(self.top_p))
-        found.append(Noise(seed, sample, tf.shape(mask)[1]))
-        return TFLogitsProcessorList(found)
+    chosen: list[Any] = []
+    if settings.repetition_penalty != 1.0:
+        rows = tf.repeat(mask, settings.num_beams, axis=0)
+        chosen.append(_PenalizeRepetition(settings.repetition_penalty, rows))
+    if settings.greedy or settings.num_beams > 1:
+        return TFLogitsProcessorList(chosen)
+    if settings.temperature != 1.0:
+        chosen.append(TFTemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        chosen.append(TFTopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1.0:
+        chosen.append(TFTopPLogitsWarper(settings.top_p))
+    chosen.append(Noise(seed, sample, tf.shape(mask)[1]))
+    return TFLogitsProcessorList(chosen)
 
 
 class Noise(TFLogitsProcessor):
     """Adds Gumbel noise to the scores: their argmax is then a sample of the softmax.
 
-    transformers' own sampling uses the same noise for every token where it is given a
-    seed; here it depends on (seed, number of the sample, number of the new token).
+    transformers' own sampling with a seed uses the same noise for every token. Here it
+    depends on (seed, number of the sample, number of the new token).
 
     Args:
       seed: int32 [].
-      sample: int32 [B], the number of each sample of its prompt.
+      sample: int32 [B], the number of each row among its prompt's samples.
       prompt_length: int32 [].
-      temperature: float32 []; as if it had divided the scores. 0: no noise.
+      temperature: float32 []; scales the noise, which is the same as dividing the
+        scores. 0: no noise.
 
     Source: Maddison, Tarlow, Minka, "A* Sampling" (2014), section 2.
     """
@@ -114,13 +73,13 @@ class Noise(TFLogitsProcessor):
     def __call__(
         self, input_ids: tf.Tensor, scores: tf.Tensor, cur_len: tf.Tensor
     ) -> tf.Tensor:
-        number = cur_len - self._prompt_length
-        keys = noise.row_keys(self._seed, number, self._sample)
+        token_number = cur_len - self._prompt_length
+        keys = noise.row_keys(self._seed, token_number, self._sample)
         return scores + self._temperature * noise.gumbel(keys, scores.shape[1])
 
 
-class _Penalize(TFLogitsProcessor):
-    """Makes tokens that are there already less likely; padding does not count.
+class _PenalizeRepetition(TFLogitsProcessor):
+    """Makes tokens that the text contains less likely; padding does not count.
 
     Source: Keskar et al., "CTRL" (2019), section 4.1.
     """
@@ -137,8 +96,8 @@ class _Penalize(TFLogitsProcessor):
         real = tf.concat([self._mask, tf.ones([num_rows, num_new], tf.int32)], axis=1)
         real *= tf.cast(tf.range(length) < cur_len, tf.int32)
         rows = tf.repeat(tf.range(num_rows)[:, None], length, axis=1)
-        times = tf.scatter_nd(
+        occurrences = tf.scatter_nd(
             tf.stack([rows, input_ids], axis=2), real, tf.shape(scores)
         )
-        less = tf.where(scores > 0, scores / self._penalty, scores * self._penalty)
-        return tf.where(times > 0, less, scores)
+        lowered = tf.where(scores > 0, scores / self._penalty, scores * self._penalty)
+        return tf.where(occurrences > 0, lowered, scores)

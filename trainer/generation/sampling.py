@@ -1,7 +1,7 @@
 """Continues prompts through transformers' `generate`, compiled, from a seed.
 
-What a prompt becomes depends on the model, the settings, the seed and the number of its
-sample; not on the prompts beside it, nor on padding.
+A continuation depends on the model, the settings, the seed and the sample's number. It
+does not depend on other prompts of the batch, nor on padding.
 """
 
 import logging
@@ -13,24 +13,26 @@ import tensorflow as tf
 from transformers import (
     PreTrainedTokenizerBase,
     TextStreamer,
-    TFGPT2LMHeadModel,
     TFLogitsProcessor,
     TFLogitsProcessorList,
+    TFPreTrainedModel,
 )
 
 from configs.errors import UserError
-from trainer.generation.decoding import Settings
+from configs.progress import progress
+from trainer.generation import decoding
+from trainer.generation.settings import Settings
 
 # Prompts are padded to a power of two, not below this, so that prompts of about the
 # same length share one compiled program.
 _SMALLEST_BUCKET = 16
 
-# It takes a prompt that ends with end-of-text, or is empty, for padded on the right.
+# It warns of padding on the right where a prompt is empty or ends with end-of-text.
 logging.getLogger("transformers.generation.tf_utils").setLevel(logging.ERROR)
 
 
-class _Show(TFLogitsProcessor):
-    """Hands each token to a streamer once the next one is looked for."""
+class _StreamTokens(TFLogitsProcessor):
+    """Hands each token to a streamer when the next token is chosen."""
 
     def __init__(self, streamer: TextStreamer, prompt_length: int):
         self._streamer = streamer
@@ -48,40 +50,40 @@ class Sampler:
     """Continues prompts with one model and one way of choosing tokens.
 
     Args:
-      gpt2: the model.
-      tokenizer: its tokenizer.
+      model: has transformers' `generate`.
+      tokenizer: of the model.
       settings: how tokens are chosen.
-      batch_size: continuations that are made at once.
+      batch_size: continuations that are generated at once.
     """
 
     def __init__(
         self,
-        gpt2: TFGPT2LMHeadModel,
+        model: TFPreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         settings: Settings,
         *,
         batch_size: int = 8,
     ):
-        self._gpt2 = gpt2
+        self._model = model
         self._tokenizer = tokenizer
         self._settings = settings
         self._batch_size = batch_size
-        # transformers' compiled loop cannot make a single token.
-        self._made_tokens = max(settings.max_new_tokens, 2)
-        self._room = gpt2.config.n_positions - self._made_tokens
+        # transformers' compiled loop cannot generate a single token.
+        self._num_generated = max(settings.max_new_tokens, 2)
+        self._max_prompt_tokens = model.config.n_positions - self._num_generated
         self._compiled = tf.function(self._generate, jit_compile=True)
 
     def __call__(
         self, prompts: Sequence[str], num_return_sequences: int = 1, seed: int = 0
     ) -> list[list[str]]:
-        """Returns for each prompt its continuations, each with the prompt before it.
+        """Returns the continuations of each prompt; each begins with the prompt.
 
         Raises:
-          UserError: settings exclude each other, or a prompt and its new tokens are
-            more than the model's positions.
+          UserError: settings exclude each other, or a prompt and its new tokens exceed
+            the model's positions.
         """
         self._settings.check(num_return_sequences)
-        # Beam search returns several of one row.
+        # Beam search returns several sequences of one row.
         num_samples = 1 if self._settings.num_beams > 1 else num_return_sequences
         per_row = num_return_sequences // num_samples
         rows = [
@@ -94,26 +96,27 @@ class Sampler:
             buckets.setdefault(self._bucket(ids), []).append(index)
         size = min(self._batch_size, len(rows))
         texts: list[list[str]] = [[] for _ in rows]
-        for bucket, members in buckets.items():
-            for first in range(0, len(members), size):
-                batch = members[first : first + size]
-                made = self._continue(
-                    [rows[index] for index in batch], bucket, size, per_row, seed
-                )
-                for index, found in zip(batch, made, strict=True):
-                    texts[index] = found
+        with progress("generate", len(rows), "text", delay=1, leave=False) as bar:
+            for bucket, members in buckets.items():
+                for first in range(0, len(members), size):
+                    batch = members[first : first + size]
+                    batch_rows = [rows[index] for index in batch]
+                    generated = self._continue(batch_rows, bucket, size, per_row, seed)
+                    for index, row_texts in zip(batch, generated, strict=True):
+                        texts[index] = row_texts
+                    bar.update(len(batch))
         return [
-            [text for found in texts[first : first + num_samples] for text in found]
+            [text for row in texts[first : first + num_samples] for text in row]
             for first in range(0, len(rows), num_samples)
         ]
 
     def stream(self, prompt: str, sample: int = 0, seed: int = 0) -> None:
-        """Prints what `__call__` returns for a prompt, token by token as it comes.
+        """Prints what `__call__` returns for a prompt, token by token.
 
-        Not compiled: the first token is there at once.
+        Nothing is compiled, so that the first token appears at once.
 
         Raises:
-          UserError: as `__call__`, and for beam search, which has no text before its
+          UserError: as `__call__`; or beam search, whose text is not known before its
             end.
         """
         if self._settings.num_beams > 1:
@@ -126,35 +129,35 @@ class Sampler:
             clean_up_tokenization_spaces=False,
         )
         streamer.put(np.array(ids))
-        show = _Show(streamer, len(ids))
+        stream_tokens = _StreamTokens(streamer, len(ids))
         mask = tf.ones([1, len(ids)], tf.int32)
-        processors = self._settings.processors(
-            mask, tf.constant(seed), tf.constant([sample])
+        processors = decoding.processors(
+            self._settings, mask, tf.constant(seed), tf.constant([sample])
         )
-        output = self._gpt2.generate(
+        output = self._model.generate(
             tf.constant([ids], tf.int32),
             attention_mask=mask,
-            logits_processor=TFLogitsProcessorList([show, *processors]),
+            logits_processor=TFLogitsProcessorList([stream_tokens, *processors]),
             **self._arguments(self._settings.max_new_tokens),
         )
         streamer.put(output[:, -1].numpy())
         streamer.end()
 
     def _encode(self, prompt: str) -> list[int]:
-        # A text begins where another has ended.
+        # A text begins after the end of another.
         return self._tokenizer(prompt)["input_ids"] or [self._tokenizer.eos_token_id]
 
     def _bucket(self, ids: list[int]) -> int:
-        """Returns to how many tokens a prompt is padded."""
-        if len(ids) > self._room:
+        """Returns the length that a prompt is padded to."""
+        if len(ids) > self._max_prompt_tokens:
             raise UserError(
-                "The prompt and what follows (`--max_new_tokens`; of a run, "
+                "The prompt and the new tokens (`--max_new_tokens`; while training, "
                 "`tracking.sample_tokens`) must fit into the model's "
-                f"{self._gpt2.config.n_positions} positions. Received: {len(ids)} and "
+                f"{self._model.config.n_positions} positions. Received: {len(ids)} and "
                 f"{self._settings.max_new_tokens} tokens. Shorten either."
             )
         bucket = max(_SMALLEST_BUCKET, 1 << (len(ids) - 1).bit_length())
-        return min(bucket, self._room)
+        return min(bucket, self._max_prompt_tokens)
 
     def _continue(
         self,
@@ -167,7 +170,7 @@ class Sampler:
         """Continues rows of one bucket, filled up to `size` to share a program."""
         end = self._tokenizer.eos_token_id
         full = rows + rows[:1] * (size - len(rows))
-        # Padding stands on the left: what is new follows the prompt's last token.
+        # Padding is on the left, so that new tokens follow the prompt's last token.
         output = self._compiled(
             tf.constant([[end] * (bucket - len(t)) + t for t, _ in full]),
             tf.constant([[0] * (bucket - len(t)) + [1] * len(t) for t, _ in full]),
@@ -175,13 +178,13 @@ class Sampler:
             tf.constant(seed),
             per_row,
         )
-        made = output.numpy().reshape(size, per_row, -1)[:, :, bucket:]
+        new_ids = output.numpy().reshape(size, per_row, -1)[:, :, bucket:]
         return [
-            [self._text(ids, new.tolist()) for new in several]
-            for (ids, _), several in zip(rows, made, strict=False)
+            [self._decode(ids, new.tolist()) for new in sequences]
+            for (ids, _), sequences in zip(rows, new_ids, strict=False)
         ]
 
-    def _text(self, ids: list[int], new: list[int]) -> str:
+    def _decode(self, ids: list[int], new: list[int]) -> str:
         end = self._tokenizer.eos_token_id
         new = new[: self._settings.max_new_tokens]
         new = new[: new.index(end)] if end in new else new
@@ -197,12 +200,12 @@ class Sampler:
         seed: tf.Tensor,
         num_return_sequences: int,
     ) -> tf.Tensor:
-        return self._gpt2.generate(
+        return self._model.generate(
             tokens,
             attention_mask=mask,
-            logits_processor=self._settings.processors(mask, seed, sample),
+            logits_processor=decoding.processors(self._settings, mask, seed, sample),
             num_return_sequences=num_return_sequences,
-            **self._arguments(self._made_tokens),
+            **self._arguments(self._num_generated),
         )
 
     def _arguments(self, max_new_tokens: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The step that trains, compiled for a TPU that is not there.
+"""Compiles the training step for a TPU that this machine does not have.
 
-TensorFlow lowers it on this machine's CPU, with the sum over all replicas of the TPU in
-it; `tpu_compiler`, a process of its own, compiles it.
+TensorFlow lowers the step on the CPU, including the sum over all replicas of the TPU.
+`tpu_compiler`, in a separate process, compiles it.
 """
 
 import concurrent.futures.process
@@ -31,25 +31,25 @@ def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
     """Compiles the step of a run for a TPU type.
 
     Args:
-      tpu_type: whose replicas take part.
-      **run: what else `lower_run` takes.
+      tpu_type: to compile for.
+      **run: the other arguments of `lower_run`.
 
     Returns:
-      What `tpu_compiler.compile_step` does, `parameter_count` and
+      The result of `tpu_compiler.compile_step`, `parameter_count` and
       `optimizer_state_bytes`.
 
     Raises:
-      UserError: the step cannot be compiled whole, or there is no compiler.
+      UserError: the step cannot be compiled as a whole, or no compiler is installed.
     """
-    hlo, sizes = apart(lower_run, num_replicas=tpu_type.num_replicas, **run)
+    hlo, sizes = run_in_process(lower_run, num_replicas=tpu_type.num_replicas, **run)
     return {**sizes, **compile_hlo(hlo, tpu_type)}
 
 
-def apart(function: Callable[..., Any], **arguments: Any) -> Any:
-    """Returns `function(**arguments)`, called in a process of its own.
+def run_in_process(function: Callable[..., Any], **arguments: Any) -> Any:
+    """Returns `function(**arguments)`, called in a separate process.
 
-    To lower a step takes its weights, of XL 6 GB, and leaves much behind: memory that
-    the compiler needs next.
+    Lowering allocates the model's weights, 6 GB for GPT-2 XL, and does not free all of
+    it; the compiler needs that memory next.
 
     Raises:
       UserError: the process was killed.
@@ -60,7 +60,7 @@ def apart(function: Callable[..., Any], **arguments: Any) -> Any:
             return pool.submit(function, **arguments).result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
-            "The process that lowers the step was killed: take a machine with more "
+            "The process that lowers the step was killed: use a machine with more "
             "memory."
         ) from error
 
@@ -70,7 +70,7 @@ def lower_run(
     config: Config,
     architecture: Architecture,
     task: Task,
-    shape: Any,
+    model_config: Any,
     sequence_length: int,
     num_steps: int,
     num_replicas: int,
@@ -78,8 +78,8 @@ def lower_run(
     accumulation_steps: int,
     remat: str,
 ) -> tuple[bytes, dict[str, int]]:
-    """Lowers a run's step; returns that, and the sizes that its variables tell."""
-    model = architecture.build(shape)
+    """Lowers a run's step; returns the HLO and the sizes of its variables."""
+    model = architecture.build(model_config)
     training_step = assemble(
         model,
         architecture,
@@ -88,7 +88,7 @@ def lower_run(
         num_steps,
         accumulation_steps=accumulation_steps,
         options=Options(config.training.precision, remat, compiled=True),
-        all_reduce=sum_over(num_replicas),
+        all_reduce=all_reduce_over(num_replicas),
     )
     batch_size = microbatch_size * accumulation_steps
     sizes = {
@@ -102,14 +102,14 @@ def lower_run(
 def lower(
     step: Callable[[dict[str, tf.Tensor]], Any], signature: dict[str, tf.TensorSpec]
 ) -> bytes:
-    """Lowers one replica's step to XLA's language: a serialized HloModuleProto.
+    """Lowers one replica's step to HLO, as a serialized HloModuleProto.
 
     Args:
       step: `TrainingStep.train_step`.
       signature: of the step's batch.
 
     Raises:
-      UserError: some of it would run on the host.
+      UserError: part of the step would run on the host.
     """
     names = list(signature)
 
@@ -125,12 +125,12 @@ def lower(
             raise
         raise UserError(
             "The whole step must be compiled: nothing of it may run on the host. "
-            f"TensorFlow said: {str(error).strip().splitlines()[0]}"
+            f"TensorFlow reports: {str(error).strip().splitlines()[0]}"
         ) from error
 
 
 def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
-    """Compiles in a process of its own; see `tpu_compiler.compile_step`."""
+    """Compiles HLO in a separate process; see `tpu_compiler.compile_step`."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "step.hlo")
         with open(path, "wb") as stream:
@@ -142,10 +142,10 @@ def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
             path,
             tpu_type.name,
         ]
-        # Another environment's libtpu, which TensorFlow hands down to its children.
-        others = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}
+        # TensorFlow sets this for its children, to the libtpu of another environment.
+        environment = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}
         process = subprocess.run(
-            command, capture_output=True, text=True, env=others, check=False
+            command, capture_output=True, text=True, env=environment, check=False
         )
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["nothing"])[-1]
@@ -153,16 +153,16 @@ def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         if "ModuleNotFoundError" in process.stderr:
             remedy = "Install it by `pip install -e '.[plan]'`"
         elif process.returncode == -signal.SIGKILL:
-            remedy = "It was killed: take a machine with more memory"
+            remedy = "It was killed: use a machine with more memory"
         raise UserError(
-            f"The TPU's compiler stopped with exit code {process.returncode}. It said: "
-            f"{last}. {remedy}."
+            f"The TPU's compiler stopped with exit code {process.returncode} and "
+            f"reported: {last}. {remedy}."
         )
     return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-def sum_over(num_replicas: int) -> Callable[[Any], Any]:
-    """Returns what `strategy.all_reduce_sum` becomes on a TPU of so many replicas."""
+def all_reduce_over(num_replicas: int) -> Callable[[Any], Any]:
+    """Returns `strategy.all_reduce_sum` as it is on a TPU of `num_replicas`."""
 
     def add_up(value: tf.Tensor) -> tf.Tensor:
         groups = tf.constant([list(range(num_replicas))], tf.int32)

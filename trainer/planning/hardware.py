@@ -1,11 +1,12 @@
-"""The hardware that a run expects, the plans made for it, and that which is there.
+"""Fits a run's config to the hardware that it starts on.
 
-`trainer.plan --workdir=…` leaves its plan in `WORKDIR/plans/TPU_TYPE.json`. By it a run
-decides what fits before anything is built.
+The hardware is compared with the expected one. On a TPU, microbatch and
+rematerialization follow the plan that `trainer.plan --workdir=…` has left for its type,
+before anything is built.
 """
 
 import dataclasses
-import json
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
@@ -14,69 +15,84 @@ from configs import tpu
 from configs.errors import UserError
 from configs.schema import Config
 from tfrecords.manifest import Manifest
-from tfrecords.storage import files
 from trainer.models.create import model_configuration
-from trainer.runtime.strategy import Found
+from trainer.runtime.strategy import DetectedHardware
 
 PLAN_FORMAT_VERSION = 1
-# What is computed again, from the least work to the least memory.
+# From the least recomputation to the least memory.
 REMAT_POLICIES = ("none", "attention", "block")
 
+# Returns the plan for a TPU type; None: there is no such plan.
+PlanLoader = Callable[[str], dict[str, Any] | None]
 
-def settle(config: Config, manifest: Manifest, found: Found, workdir: str) -> Config:
-    """Compares what is there with what is expected, and decides what was left open.
+
+def resolve_hardware_config(
+    config: Config,
+    manifest: Manifest,
+    hardware: DetectedHardware,
+    load_plan: PlanLoader,
+) -> Config:
+    """Resolves the hardware-dependent fields of a config.
 
     Args:
-      config: of the run.
-      manifest: of its dataset.
-      found: the hardware.
-      workdir: where plans were left.
+      config: of the run; it is not changed.
+      manifest: of the run's dataset.
+      hardware: that the run starts on.
+      load_plan: of the run's workdir.
 
     Returns:
-      The config to train with. `training.remat` is not "auto" any more; on another TPU
-      than expected the microbatch may be smaller or larger, by that TPU's plan.
+      A config whose `training.remat` is not "auto". On another TPU than the expected
+      one, `training.microbatch_size` is the largest that this TPU's plan allows.
 
     Raises:
-      UserError: the hardware is another, or a plan is missing or says no.
+      UserError: the hardware is not the expected one, or a plan is missing or does not
+        allow the run.
     """
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training))
-    if not check(config, found):
-        _adapt(config, manifest, found, workdir)
+    if not check(config, hardware):
+        size = _planned_microbatch_size(config, manifest, hardware, load_plan)
+        config = _replace_training(config, microbatch_size=size)
     if config.training.remat == "auto":
-        config.training.remat = _remat(config, manifest, found, workdir)
-        logging.info("remat auto is: %s", config.training.remat)
+        remat = _planned_remat(config, manifest, hardware, load_plan)
+        logging.info("remat auto resolves to %s", remat)
+        config = _replace_training(config, remat=remat)
     return config
 
 
-def check(config: Config, found: Found) -> bool:
-    """Tells whether the hardware is the one expected, or of no known type.
+def _replace_training(config: Config, **fields: Any) -> Config:
+    training = dataclasses.replace(config.training, **fields)
+    return dataclasses.replace(config, training=training)
+
+
+def check(config: Config, hardware: DetectedHardware) -> bool:
+    """Returns whether the hardware is the expected one, or a TPU of unknown type.
 
     Raises:
-      UserError: it is another, and the run cannot or shall not adapt.
+      UserError: it is not, and the config does not allow the run to adapt.
     """
     expected = config.hardware.tpu_type
-    if not expected or found.name == expected:
+    if not expected or hardware.name == expected:
         return True
-    right_size = found.num_replicas == tpu.parse(expected).num_replicas
-    if found.kind == "TPU" and found.tpu_type is None and right_size:
-        logging.warning("%s is expected; this TPU does not tell its type", expected)
+    right_size = hardware.num_replicas == tpu.parse(expected).num_replicas
+    if hardware.kind == "TPU" and hardware.tpu_type is None and right_size:
+        logging.warning("a %s is expected; the type of this TPU is unknown", expected)
         return True
-    if config.hardware.on_mismatch == "adapt" and found.tpu_type:
+    if config.hardware.on_mismatch == "adapt" and hardware.tpu_type:
         return False
+    received = _describe(hardware.tpu_type) if hardware.tpu_type else hardware.name
     raise UserError(
         f"`hardware.tpu_type` expects {_describe(tpu.parse(expected))}. Received: "
-        f"{_describe(found.tpu_type) if found.tpu_type else found.name}. Start on a "
-        f"{expected}; or set `--config.hardware.tpu_type=` to what is there; or, on "
-        "another TPU, `--config.hardware.on_mismatch=adapt`."
+        f"{received}. Start on a {expected}; or set `--config.hardware.tpu_type=` to "
+        "this hardware; or, on another TPU, set "
+        "`--config.hardware.on_mismatch=adapt`."
     )
 
 
-def plan_key(config: Config, shape: Any, sequence_length: int) -> dict[str, Any]:
-    """Returns what a plan depends on, beside the TPU and the sizes that it names."""
+def plan_key(config: Config, model_config: Any, sequence_length: int) -> dict[str, Any]:
+    """Returns what a plan depends on besides the TPU type and the batch sizes."""
     names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
     return {
         "format_version": PLAN_FORMAT_VERSION,
-        **{name: getattr(shape, name, None) for name in names},
+        **{name: getattr(model_config, name, None) for name in names},
         "sequence_length": sequence_length,
         "optimizer": config.optimizer.name,
         "beta_1": config.optimizer.beta_1,
@@ -86,62 +102,71 @@ def plan_key(config: Config, shape: Any, sequence_length: int) -> dict[str, Any]
     }
 
 
-def save_plan(workdir: str, plan: dict[str, Any]) -> None:
-    """Keeps a plan for the run in `workdir`."""
-    text = json.dumps(plan, indent=1) + "\n"
-    files.write(_plan_path(workdir, plan["tpu_type"]), text.encode())
-
-
-def largest_share(global_batch_size: int, num_replicas: int, limit: int) -> int:
+def largest_dividing_microbatch(
+    global_batch_size: int, num_replicas: int, limit: int
+) -> int:
     """Returns the largest microbatch up to `limit` that keeps the global batch.
 
-    0: there is none, since the replicas do not divide the global batch.
+    0: the replicas do not divide the global batch.
     """
     share, rest = divmod(global_batch_size, num_replicas)
     sizes = range(min(share, limit), 0, -1)
     return 0 if rest else next((size for size in sizes if share % size == 0), 0)
 
 
-def _adapt(config: Config, manifest: Manifest, found: Found, workdir: str) -> None:
-    """Splits the global batch anew, as the plan of the TPU found allows."""
+def _planned_microbatch_size(
+    config: Config,
+    manifest: Manifest,
+    hardware: DetectedHardware,
+    load_plan: PlanLoader,
+) -> int:
+    """Returns the microbatch that splits the same global batch over another TPU."""
     training = config.training
-    limit = _load_plan(config, manifest, found.name, workdir)["max_microbatch_size"]
-    size = largest_share(training.global_batch_size, found.num_replicas, limit or 0)
+    plan = _matching_plan(config, manifest, hardware.name, load_plan)
+    limit = plan["max_microbatch_size"]
+    size = largest_dividing_microbatch(
+        training.global_batch_size, hardware.num_replicas, limit or 0
+    )
     if not size:
         raise UserError(
-            f"No microbatch that fits a {found.name} keeps "
+            f"No microbatch that fits a {hardware.name} keeps "
             f"`training.global_batch_size`. Received: {training.global_batch_size} for "
-            f"{found.num_replicas} replicas, of which each can take {limit} sequences "
-            "at once, says its plan. Choose a multiple of the replicas, or plan with "
+            f"{hardware.num_replicas} replicas, each of which holds at most {limit} "
+            "sequences by its plan. Choose a multiple of the replicas, or plan with "
             "`--find_max_microbatch` and `training.remat=block`."
         )
     logging.warning(
-        "%s was expected, %s is there: microbatch %d instead of %d, accumulation %d, "
-        "the same global batch of %d",
+        "a %s is expected, but this is a %s: microbatch %d instead of %d, %d "
+        "accumulation steps, the same global batch of %d",
         config.hardware.tpu_type,
-        found.name,
+        hardware.name,
         size,
         training.microbatch_size,
-        training.global_batch_size // found.num_replicas // size,
+        training.global_batch_size // hardware.num_replicas // size,
         training.global_batch_size,
     )
-    training.microbatch_size = size
+    return size
 
 
-def _remat(config: Config, manifest: Manifest, found: Found, workdir: str) -> str:
+def _planned_remat(
+    config: Config,
+    manifest: Manifest,
+    hardware: DetectedHardware,
+    load_plan: PlanLoader,
+) -> str:
     """Returns the policy that "auto" stands for."""
-    if found.kind != "TPU":
+    if hardware.kind != "TPU":
         return REMAT_POLICIES[0]
-    name = found.name if found.tpu_type else config.hardware.tpu_type
-    plan = _load_plan(config, manifest, name, workdir)
+    name = hardware.name if hardware.tpu_type else config.hardware.tpu_type
+    plan = _matching_plan(config, manifest, name, load_plan)
     training = config.training
     size = training.microbatch_size
-    accumulates = training.global_batch_size > size * found.num_replicas
-    # The sums of accumulation need room: a plan without them does not hold for them.
-    same = size == plan["microbatch_size"] and (
+    accumulates = training.global_batch_size > size * hardware.num_replicas
+    # Accumulated sums take memory: a plan without them does not cover a run with them.
+    covered = size == plan["microbatch_size"] and (
         not accumulates or plan["accumulation_steps"] > 1
     )
-    if same and plan["fits"]:
+    if covered and plan["fits"]:
         return plan["remat"]
     if size <= (plan["max_microbatch_size"] or 0):
         return REMAT_POLICIES[-1]
@@ -149,45 +174,37 @@ def _remat(config: Config, manifest: Manifest, found: Found, workdir: str) -> st
         f"The plan for {name} must say that the microbatch fits. Received: {size}"
         f"{', accumulated' if accumulates else ''}; and a plan for "
         f"{plan['microbatch_size']} x {plan['accumulation_steps']} accumulation steps "
-        f"that says fits={plan['fits']}, at most {plan['max_microbatch_size']}. Plan "
-        "this run's sizes, with `--find_max_microbatch`, or lower "
-        "`training.microbatch_size`."
+        f"with fits={plan['fits']} and max_microbatch_size="
+        f"{plan['max_microbatch_size']}. Plan this run's sizes with "
+        "`--find_max_microbatch`, or lower `training.microbatch_size`."
     )
 
 
-def _load_plan(
-    config: Config, manifest: Manifest, name: str, workdir: str
+def _matching_plan(
+    config: Config, manifest: Manifest, tpu_type: str, load_plan: PlanLoader
 ) -> dict[str, Any]:
-    """Returns the plan for a TPU type; of this run, or raises UserError."""
-    path = _plan_path(workdir, name)
-    shape = model_configuration(config.model, manifest)
-    key = plan_key(config, shape, manifest.sequence_length)
-    plan: dict[str, Any] = {}
-    try:
-        plan = json.loads(files.read(path)) if files.exists(path) else {}
+    """Returns the plan for a TPU type; raises UserError unless it is of this run."""
+    model_config = model_configuration(config.model, manifest)
+    key = plan_key(config, model_config, manifest.sequence_length)
+    plan = load_plan(tpu_type)
+    if plan is None:
+        problem = "not found"
+    else:
         planned = plan["planned_for"]
-        different = [
+        problem = ", ".join(
             f"{field} {planned.get(field)}, not {value}"
             for field, value in key.items()
             if planned.get(field) != value
-        ]
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError):
-        different = ["it is damaged" if files.exists(path) else "it is not there"]
-    if not different:
-        return plan
+        )
+        if not problem:
+            return plan
     raise UserError(
-        f"A plan for {name or 'the TPU'} is needed in {path}: {', '.join(different)}. "
-        f"Make it with `python -m trainer.plan --tpu_type={name or 'TYPE'} "
-        f"--workdir={workdir} --find_max_microbatch` and the config and data of this "
-        "run, where the extra `plan` is installed; or set `training.remat` and "
+        f"A plan for {tpu_type or 'the TPU'} is needed in `WORKDIR/plans`: {problem}. "
+        f"Make it with `python -m trainer.plan --tpu_type={tpu_type or 'TYPE'} "
+        "--workdir=… --find_max_microbatch` and the config and data of this run, where "
+        "the extra `plan` is installed; or set `training.remat` and "
         "`training.microbatch_size`."
     )
-
-
-def _plan_path(workdir: str, name: str) -> str:
-    return files.join(workdir, f"plans/{name or 'unknown'}.json")
 
 
 def _describe(tpu_type: tpu.TpuType) -> str:

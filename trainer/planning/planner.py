@@ -1,4 +1,4 @@
-"""What the compiler and arithmetic say of a run on a TPU: one dictionary."""
+"""Plans a run on a TPU, by the TPU's compiler and by arithmetic."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ from absl import logging
 
 from configs import tpu
 from configs.errors import UserError
+from configs.progress import progress
 from configs.schema import Config, TrainingConfig
 from tfrecords.manifest import Manifest
 from trainer.models import registry as architectures
@@ -20,9 +21,9 @@ from trainer.runtime import strategy as strategies
 from trainer.tasks import memorization
 from trainer.tasks import registry as tasks
 
-# A microbatch of more sequences than this is not looked for.
+# The search for the largest microbatch ends here.
 _LARGEST_MICROBATCH = 4096
-# Of a tokenizer that is not known yet.
+# Assumed for a tokenizer that is not known yet.
 _GPT2_VOCABULARY = 50257
 
 
@@ -33,13 +34,13 @@ def make(
 
     Args:
       config: of the run. With `remat` "auto", the first policy that fits is taken.
-      tpu_type: where it is to run.
-      manifest: of its dataset, where there is one already.
+      tpu_type: to plan for.
+      manifest: of the dataset; None: it does not exist yet.
       find_max: also find the largest microbatch that fits.
 
     Returns:
-      What `--json` prints. Bytes are a replica's, FLOPs the whole global batch's; what
-      the compiler did not say, because it refused, is None.
+      The object that `--json` prints. Bytes are per replica, FLOPs per global batch.
+      Figures of the compiler are None where it refused.
 
     Raises:
       UserError: the batch sizes do not divide, or the records are too long.
@@ -48,8 +49,8 @@ def make(
     settings = config.training
     num_replicas = tpu_type.num_replicas
     if find_max:
-        # The microbatch is looked for: this one only has to be possible.
-        size = hardware.largest_share(
+        # The search only needs a possible microbatch to start from.
+        size = hardware.largest_dividing_microbatch(
             settings.global_batch_size, num_replicas, settings.microbatch_size
         )
         size = size or settings.microbatch_size
@@ -60,31 +61,31 @@ def make(
     if manifest:
         num_steps = schedule.total_steps(settings, manifest)
     architecture = architectures.get(config.model.architecture)
-    shape, unsure = _shape(config, manifest)
-    if length > shape.n_positions:
+    model_config, assumptions = _model_config(config, manifest)
+    if length > model_config.n_positions:
         raise UserError(
             "`data.sequence_length` must not exceed the model's positions. Received: "
-            f"{length} > {shape.n_positions}."
+            f"{length} > {model_config.n_positions}."
         )
-    compiled = functools.partial(
+    compile_run = functools.partial(
         compilation.compile_run,
         tpu_type,
         config=config,
         architecture=architecture,
         task=tasks.get(settings.task),
-        shape=shape,
+        model_config=model_config,
         sequence_length=length,
         num_steps=num_steps or 10**6,
     )
-    remat, found, largest = _compile(
-        compiled, settings, accumulation_steps, tpu_type.facts.hbm_bytes, find_max
+    remat, compiled, largest = _compile(
+        compile_run, settings, accumulation_steps, tpu_type.facts.hbm_bytes, find_max
     )
     return {
         "tpu_type": tpu_type.name,
         "num_replicas": num_replicas,
-        **_memory(found, tpu_type),
-        "parameter_count": found["parameter_count"],
-        "optimizer_state_bytes": found["optimizer_state_bytes"],
+        **_memory(compiled, tpu_type),
+        "parameter_count": compiled["parameter_count"],
+        "optimizer_state_bytes": compiled["optimizer_state_bytes"],
         "sequence_length": length,
         "global_batch_size": settings.global_batch_size,
         "microbatch_size": settings.microbatch_size,
@@ -92,61 +93,78 @@ def make(
         "remat": remat,
         "max_microbatch_size": largest,
         **_bounds(
-            architecture.step_flops(shape, length, settings.global_batch_size),
-            found.get("argument_bytes", 0) + found.get("output_bytes", 0),
+            architecture.step_flops(model_config, length, settings.global_batch_size),
+            compiled.get("argument_bytes", 0) + compiled.get("output_bytes", 0),
             tpu_type,
             num_tokens=settings.global_batch_size * length,
             num_steps=num_steps,
         ),
         "warnings": [
-            *unsure,
-            *warnings(config, manifest, tpu_type, found["parameter_count"]),
+            *assumptions,
+            *warnings(config, manifest, tpu_type, compiled["parameter_count"]),
         ],
-        # Of a shape that is not sure, the plan is for nobody.
-        "planned_for": None if unsure else hardware.plan_key(config, shape, length),
+        # With an assumed model, no run may follow the plan.
+        "planned_for": (
+            None if assumptions else hardware.plan_key(config, model_config, length)
+        ),
     }
 
 
 def _compile(
-    compiled: Callable[..., dict[str, Any]],
+    compile_run: Callable[..., dict[str, Any]],
     settings: TrainingConfig,
     accumulation_steps: int,
     hbm_bytes: int,
     find_max: bool,
 ) -> tuple[str, dict[str, Any], int | None]:
-    """Returns the policy taken, what was compiled, and the largest microbatch."""
+    """Compiles until a policy fits, and for the largest microbatch.
 
-    @functools.cache
-    def fits(microbatch_size: int, remat: str, num: int) -> dict[str, Any]:
-        found = compiled(
-            microbatch_size=microbatch_size, accumulation_steps=num, remat=remat
-        )
-        needs = f"peak {gib(found['peak_bytes'])}" if found["fits"] else "too large"
-        logging.info("microbatch %d, remat %s: %s", microbatch_size, remat, needs)
-        return found
-
+    Returns:
+      The policy, the compiler's result for it, and the largest microbatch that fits;
+      None: it was not searched for.
+    """
     policies: tuple[str, ...] = (settings.remat,)
     if settings.remat == "auto":
         policies = hardware.REMAT_POLICIES
-    for remat in policies:
-        found = fits(settings.microbatch_size, remat, accumulation_steps)
-        if found["fits"]:
-            break
-    largest = None
-    if find_max:
-        # With accumulation, whose sums need room: it is there when the global batch is
-        # split into this microbatch.
-        num = max(accumulation_steps, 2)
-        largest = largest_microbatch(
-            lambda size: fits(size, policies[-1], num),
-            settings.microbatch_size,
-            hbm_bytes,
-        )
-    return remat, found, largest
+    # A bisection takes about this many guesses.
+    num_guesses = _LARGEST_MICROBATCH.bit_length() if find_max else 0
+    with progress("plan", len(policies) + num_guesses, "compilation") as bar:
+
+        @functools.cache
+        def compile_step(
+            microbatch_size: int, remat: str, num_steps: int
+        ) -> dict[str, Any]:
+            result = compile_run(
+                microbatch_size=microbatch_size,
+                accumulation_steps=num_steps,
+                remat=remat,
+            )
+            size = (
+                f"peak {gib(result['peak_bytes'])}" if result["fits"] else "too large"
+            )
+            logging.info("microbatch %d, remat %s: %s", microbatch_size, remat, size)
+            bar.update()
+            return result
+
+        for remat in policies:
+            result = compile_step(settings.microbatch_size, remat, accumulation_steps)
+            if result["fits"]:
+                break
+        largest = None
+        if find_max:
+            # With accumulation, whose sums take memory: they are needed when the global
+            # batch is split into this microbatch.
+            num_steps = max(accumulation_steps, 2)
+            largest = largest_microbatch(
+                lambda size: compile_step(size, policies[-1], num_steps),
+                settings.microbatch_size,
+                hbm_bytes,
+            )
+    return remat, result, largest
 
 
-def _memory(found: dict[str, Any], tpu_type: tpu.TpuType) -> dict[str, Any]:
-    """Returns what the compiler said; None where it refused and so says nothing."""
+def _memory(compiled: dict[str, Any], tpu_type: tpu.TpuType) -> dict[str, Any]:
+    """Returns the compiler's figures; None for those it does not give."""
     names = (
         "argument_bytes",
         "temporary_bytes",
@@ -155,11 +173,11 @@ def _memory(found: dict[str, Any], tpu_type: tpu.TpuType) -> dict[str, Any]:
         "replicas_added_up",
     )
     return {
-        "fits": found["fits"],
-        "message": found["message"],
+        "fits": compiled["fits"],
+        "message": compiled["message"],
         "hbm_available_bytes": tpu_type.facts.hbm_bytes,
-        **{name: found.get(name) for name in names},
-        "compile_seconds": found["compile_seconds"],
+        **{name: compiled.get(name) for name in names},
+        "compile_seconds": compiled["compile_seconds"],
     }
 
 
@@ -171,10 +189,15 @@ def _bounds(
     num_tokens: int,
     num_steps: int,
 ) -> dict[str, Any]:
-    """Returns what no run can be faster than: all products at the peak, or memory.
+    """Returns bounds on the speed: all matrix products at the peak, or the memory.
 
-    Weights, optimizer state and batch are read at least once a step, and all but the
-    batch are written: `moved_bytes`.
+    Args:
+      step_flops: of a global batch.
+      moved_bytes: that a step moves at least: weights, optimizer state and batch are
+        read, and all but the batch are written.
+      tpu_type: to plan for.
+      num_tokens: of a step.
+      num_steps: of the run; 0: not known.
     """
     seconds = max(
         step_flops / tpu_type.num_replicas / tpu_type.facts.peak_flops,
@@ -190,27 +213,27 @@ def _bounds(
 
 
 def largest_microbatch(
-    compiled: Callable[[int], dict[str, Any]], start: int, hbm_bytes: int
+    compile_step: Callable[[int], dict[str, Any]], start: int, hbm_bytes: int
 ) -> int:
-    """Finds the largest microbatch that fits: it does, and one more does not.
+    """Finds the largest microbatch that fits, by bisection.
 
-    Bisection, of which every other guess is made by the growth of the peak.
+    Every other guess extrapolates the growth of the peak.
 
     Args:
-      compiled: microbatch size -> what `tpu_compiler.compile_step` returns.
+      compile_step: microbatch size -> the result of `tpu_compiler.compile_step`.
       start: the first guess.
-      hbm_bytes: available.
+      hbm_bytes: available to a replica.
 
     Returns:
-      0 where not even one sequence fits.
+      The microbatch size; 0: not even one sequence fits.
     """
     peaks: dict[int, int] = {}
     low, high, guess = 0, _LARGEST_MICROBATCH + 1, start
     by_growth = False
     while high - low > 1:
-        found = compiled(guess)
-        if found["fits"]:
-            low, peaks[guess] = guess, found["peak_bytes"]
+        result = compile_step(guess)
+        if result["fits"]:
+            low, peaks[guess] = guess, result["peak_bytes"]
         else:
             high = guess
         guess = (low + high) // 2 if high <= _LARGEST_MICROBATCH else 2 * low
@@ -223,16 +246,18 @@ def largest_microbatch(
     return low
 
 
-def _shape(config: Config, manifest: Manifest | None) -> tuple[Any, list[str]]:
-    """Returns the shape of the model that `train` will build, and what is not sure."""
+def _model_config(config: Config, manifest: Manifest | None) -> tuple[Any, list[str]]:
+    """Returns the configuration of the run's model, and what had to be assumed."""
     if manifest:
         return model_configuration(config.model, manifest), []
     architecture = architectures.get(config.model.architecture)
-    vocabulary, unsure = config.data.vocab_size, []
+    vocabulary, assumptions = config.data.vocab_size, []
     if config.data.tokenizer != "train":
         vocabulary = _GPT2_VOCABULARY
         if not config.data.tokenizer.startswith("gpt2"):
-            unsure = [f"Without a dataset, a vocabulary of {vocabulary} is assumed."]
+            assumptions = [
+                f"Without a dataset, a vocabulary of {vocabulary} is assumed."
+            ]
     checkpoint = config.model.initial_checkpoint
     if checkpoint:
         try:
@@ -240,11 +265,10 @@ def _shape(config: Config, manifest: Manifest | None) -> tuple[Any, list[str]]:
         except UserError:
             if os.path.isdir(checkpoint):
                 raise
-            what = (
-                f"{checkpoint} cannot be read here: this is for the shape in `model`."
+            assumptions.append(
+                f"{checkpoint} cannot be read here: the shape in `model` is assumed."
             )
-            unsure.append(what)
-    return architecture.configure(config.model, vocabulary), unsure
+    return architecture.configure(config.model, vocabulary), assumptions
 
 
 def warnings(
@@ -253,25 +277,25 @@ def warnings(
     tpu_type: tpu.TpuType,
     parameter_count: int,
 ) -> list[str]:
-    """Returns what of the data does not suit the TPU or the model."""
+    """Returns warnings about the dataset, for the TPU and the model."""
     if manifest is None:
-        return ["There is no dataset in `--data_dir` yet: it was not looked at."]
-    found = []
+        return ["`--data_dir` holds no dataset yet: its data are not checked."]
+    messages = []
     split = manifest.split("train")
     if len(split.shards) < tpu_type.num_hosts:
-        found.append(
+        messages.append(
             f"{len(split.shards)} shards are too few for the {tpu_type.num_hosts} "
             f"hosts of a {tpu_type.name}: preprocess with `--config.data.num_shards="
             f"{tpu_type.num_hosts}` or a multiple of it."
         )
-    by_heart = memorization.expected(
+    message = memorization.expected(
         split.tokens,
         parameter_count,
         pretrained=bool(config.model.initial_checkpoint),
     )
-    return [*found, by_heart] if by_heart else found
+    return [*messages, message] if message else messages
 
 
 def gib(num_bytes: int | None) -> str:
-    """Returns how a person reads it; "-" of what is not known."""
+    """Returns bytes as GiB; "-" where they are not known."""
     return "-" if num_bytes is None else f"{num_bytes / 2**30:,.2f} GiB"

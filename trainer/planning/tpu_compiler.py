@@ -1,8 +1,8 @@
-"""The TPU's own compiler, as a program: HLO in, one JSON object out.
+"""Compiles a step with the TPU's own compiler: HLO in, one JSON object out.
 
-`python -m trainer.planning.tpu_compiler STEP.hlo v3-8`. It needs no TPU: libtpu holds
-the compiler. This runs in a process of its own, since TensorFlow cannot load the libtpu
-that this needs, and it is the only file that touches JAX and its private parts.
+`python -m trainer.planning.tpu_compiler STEP.hlo v3-8`. It needs no TPU: libtpu
+contains the compiler. It runs in a separate process, since TensorFlow cannot load the
+libtpu that this needs. It is the only file that uses JAX and its private parts.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from configs import tpu
 
-# What libtpu would otherwise ask the machine, or guess; and other processes may use it.
+# libtpu would otherwise ask the machine, or guess; the last allows other processes.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -29,13 +29,13 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
 
     Args:
       hlo: serialized HloModuleProto.
-      tpu_type: what to compile for.
+      tpu_type: to compile for.
 
     Returns:
-      `fits`, `message` (the compiler's, where it refused), `compile_seconds`; and, of
-      what was compiled, bytes a replica: `argument_bytes`, `output_bytes`,
-      `temporary_bytes`, `generated_code_bytes`, `peak_bytes`; `bytes_accessed`, and
-      the `replicas_added_up` by each all-reduce.
+      `fits`, `message` (of the compiler, where it refused) and `compile_seconds`. Where
+      it fits, also bytes of a replica: `argument_bytes`, `output_bytes`,
+      `temporary_bytes`, `generated_code_bytes`, `peak_bytes`, `bytes_accessed`; and
+      `replicas_added_up`, the replicas of the smallest all-reduce.
     """
     import numpy as np
     from jax._src import compiler
@@ -65,7 +65,7 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         if re.search(r"set_dimension_size|tensor<\?|bounds<", text):
             return _refused("The step has tensors of dynamic shape.", start)
         replicas_added_up = _replicas_added_up(text)
-        del text  # of XL, it is large
+        del text  # it is large for GPT-2 XL
         try:
             executable = devices[0].client.compile(
                 module,
@@ -86,7 +86,7 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
 
 
 def _bytes(executable: Any) -> dict[str, int]:
-    """Returns what a replica holds and moves, by the compiler."""
+    """Returns the bytes that a replica holds and moves, by the compiler."""
     memory = executable.get_compiled_memory_stats()
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
@@ -94,7 +94,7 @@ def _bytes(executable: Any) -> dict[str, int]:
         "output_bytes": memory.output_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "generated_code_bytes": memory.generated_code_size_in_bytes,
-        # The program itself lies in the same memory.
+        # The program itself is in the same memory.
         "peak_bytes": memory.argument_size_in_bytes
         + new_outputs
         + memory.temp_size_in_bytes
@@ -104,9 +104,10 @@ def _bytes(executable: Any) -> dict[str, int]:
 
 
 def _replicas_added_up(step: str) -> int:
-    """Returns over how many replicas the smallest all-reduce goes; 0: there is none.
+    """Returns the number of replicas of the smallest all-reduce; 0 without any.
 
-    As the compiler is told: on a pod it makes of one all-reduce several, of rings.
+    This reads the compiler's input: on a pod, the compiler splits an all-reduce into
+    several over rings.
     """
     sizes = re.findall(r"replica_groups = [^:]*: tensor<\d+x(\d+)xi64>", step)
     return min(map(int, sizes), default=0)
@@ -118,7 +119,7 @@ def _refused(message: str, start: float) -> dict[str, Any]:
 
 
 def _drop_copies(operation: Any) -> None:
-    """Removes `mhlo.copy` on the outputs, which the compiler's input refuses."""
+    """Removes `mhlo.copy` on the outputs, which the compiler does not accept."""
     for region in operation.regions:
         for block in region.blocks:
             for inner in list(block.operations):

@@ -1,4 +1,4 @@
-"""What a machine of Google Cloud says of itself, where this is one."""
+"""Asks Google Cloud's metadata server about this machine."""
 
 import os
 import urllib.request
@@ -9,7 +9,7 @@ from tfrecords.storage import files, gcs
 
 
 def metadata(key: str) -> str:
-    """Asks the metadata server about this machine; empty where there is none.
+    """Returns a value of the metadata server; empty where none answers.
 
     Args:
       key: below `instance/`, such as "preempted".
@@ -27,15 +27,15 @@ def metadata(key: str) -> str:
 
 
 def warn_of_distance(folder: str) -> None:
-    """Warns where a folder's bucket and this machine lie in different regions."""
+    """Warns where a folder's bucket and this machine are in different regions."""
     if not files.is_remote(folder):
         return
     zone = metadata("zone").rpartition("/")[2]
     location = gcs.location(folder).lower() if zone else ""
     if location and not _near(location, zone):
         logging.warning(
-            "%s lies in %s, and this machine in %s: to read from elsewhere is slow and "
-            "costs money. Take a bucket in the machine's region",
+            "%s is in %s, and this machine is in %s: reading across regions is slow "
+            "and costs money. Use a bucket in the machine's region",
             folder,
             location.upper(),
             zone,
@@ -43,7 +43,7 @@ def warn_of_distance(folder: str) -> None:
 
 
 def _near(location: str, zone: str) -> bool:
-    """Tells of a bucket's location, in small letters, whether it holds a zone."""
+    """Returns whether a zone is within a bucket's location, in lower case."""
     if "-" in location:  # a region
         return zone.startswith(f"{location}-")
     # Several regions of a continent, such as "us", "nam4", "eur4".

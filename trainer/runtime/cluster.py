@@ -1,6 +1,6 @@
-"""The machines that train one model together: what they tell each other, who writes.
+"""The machines that train one model together, and the messages between them.
 
-A TPU's hosts are one machine here: a single program drives all of them.
+A TPU's hosts count as one machine: a single program drives all of them.
 """
 
 import contextlib
@@ -19,8 +19,12 @@ _T = TypeVar("_T")
 class Cluster:
     """The machines of a strategy. All of them call each method, in the same order.
 
+    Args:
+      strategy: over the devices of all machines.
+
     Attributes:
-      strategy: what was given.
+      strategy: as passed in.
+      num_machines: that run this program.
       is_chief: whether this machine is the one that writes.
     """
 
@@ -39,36 +43,36 @@ class Cluster:
         self._add_up = add_up
 
     def gather(self, value: int) -> list[int]:
-        """Returns the value, below 2**63, that each machine gave."""
+        """Returns each machine's value, in the machines' order; below 2**63."""
         if self.num_machines == 1:
             return [value]
         mine = tf.one_hot(self._index, self.num_machines, value, 0, dtype=tf.int64)
         return self._add_up(mine).numpy().tolist()
 
     def any(self, condition: bool) -> bool:
-        """Tells whether it holds on any machine."""
+        """Returns whether the condition holds on any machine."""
         return any(self.gather(int(condition)))
 
-    def chief_first(self, act: Callable[[], _T]) -> _T:
-        """Acts on the chief, and then on the others; returns when all have."""
+    def run_on_chief_first(self, function: Callable[[], _T]) -> _T:
+        """Calls a function on the chief, then on the others; returns when all have."""
         if self.is_chief:
-            result = act()
+            result = function()
         self.gather(0)
         if not self.is_chief:
-            result = act()
+            result = function()
         self.gather(0)
         return result
 
-    def leave_together(self) -> None:
-        """Waits until all machines are here: the last that they have of each other."""
+    def exit_barrier(self) -> None:
+        """Waits until all machines have reached their end."""
         self.gather(0)
-        # All are here. Whoever knows that of all has ended, perhaps in the middle of
-        # telling this machine: it is no loss any more.
+        # Now all are here. A machine that knows this may exit at once, even while it
+        # answers this one: from here on, a lost connection is no error.
         with contextlib.suppress(tf.errors.OpError):
             self.gather(0)
 
     def check_same(self, setting: str, value: str) -> None:
-        """Checks that a setting leads every machine to the same.
+        """Checks that a setting has the same value on every machine.
 
         Raises:
           UserError: on every machine, when one has another value.
@@ -76,7 +80,7 @@ class Cluster:
         values = self.gather(zlib.crc32(value.encode()))
         if len(set(values)) > 1:
             raise UserError(
-                f"`{setting}` must lead all {self.num_machines} machines to the same. "
-                f"Received: {value[:1000]} here, and another elsewhere. Give all the "
-                "same command, with folders that all of them reach."
+                f"`{setting}` must be the same on all {self.num_machines} machines. "
+                f"Received: {value[:1000]} here, and another value elsewhere. Start "
+                "all with the same command and folders that all of them reach."
             )

@@ -1,4 +1,4 @@
-"""Notices that this machine is about to be taken away, in time to save."""
+"""Detects that this machine is about to be preempted, in time to save."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ from tfrecords.tensorflow_errors import root_cause
 from trainer.runtime import cloud_metadata
 from trainer.runtime.cluster import Cluster
 
-# Preemption leaves 30 seconds.
+# A preempted machine has 30 seconds left.
 _POLL_SECONDS = 5
-_LOST = (
+_UNAVAILABLE = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.DeadlineExceededError,
@@ -26,17 +26,15 @@ _EVENTS = {
 }
 
 
-class PreemptedError(RuntimeError):
+class PreemptedError(TryAgainError):
     """The run has to stop; the same command continues it."""
-
-    exit_code = 75  # EX_TEMPFAIL: try again
 
 
 class Notice:
-    """Why the run has to stop: `reason`, empty as long as it need not.
+    """Holds why the run has to stop: `reason`, empty as long as it need not.
 
     Args:
-      cluster: whose machines stop together.
+      cluster: the machines, which stop together.
     """
 
     def __init__(self, cluster: Cluster):
@@ -44,7 +42,7 @@ class Notice:
         self._cluster = cluster
 
     def check(self) -> None:
-        """Raises PreemptedError where any machine has a reason."""
+        """Raises PreemptedError on all machines where any has a reason to stop."""
         if self._cluster.any(bool(self.reason)):
             raise PreemptedError(
                 f"Stopped by {self.reason or 'another machine'}; all steps are saved. "
@@ -53,31 +51,31 @@ class Notice:
 
 
 @contextlib.contextmanager
-def naming_loss() -> Iterator[None]:
-    """Says that what the run needs is gone, where TensorFlow reports that.
+def translate_unavailable_errors() -> Iterator[None]:
+    """Raises TryAgainError where TensorFlow has lost a TPU, a machine or a bucket.
 
-    To connect again within the process is not tried: what it holds of the TPU or of the
-    other machines is void. A new process continues from the last checkpoint.
+    The process does not reconnect: its handles to the TPU and the other machines are
+    void. A new process continues from the last checkpoint.
     """
     try:
         yield
     except tf.errors.OpError as error:
-        # A machine that came back meanwhile is another one.
+        # A machine that was restarted does not know this run's variables.
         restarted = isinstance(error, tf.errors.FailedPreconditionError)
-        if not isinstance(error, _LOST) and not (
+        if not isinstance(error, _UNAVAILABLE) and not (
             restarted and "TF_CONFIG" in os.environ
         ):
             raise
         raise TryAgainError(
             "The TPU, another machine of this run, or a bucket does not answer any "
             f"more: {root_cause(error)}\nThe same command continues from the last "
-            "checkpoint, when they are back; of several machines, start all again."
+            "checkpoint when they are back; with several machines, restart all of them."
         ) from error
 
 
 @contextlib.contextmanager
 def watched(cluster: Cluster) -> Iterator[Notice]:
-    """Yields a notice, which SIGTERM or Cloud's metadata server can give at any time.
+    """Yields a notice that SIGTERM or Cloud's metadata server may fill at any time.
 
     A second SIGTERM changes nothing: the save goes on.
     """
@@ -97,7 +95,7 @@ def watched(cluster: Cluster) -> Iterator[Notice]:
 
 
 def _poll(notice: Notice, ended: threading.Event) -> None:
-    """Asks the metadata server until the end; only once where there is none."""
+    """Polls the metadata server until `ended`; once where no server answers."""
     if not cloud_metadata.metadata("preempted"):
         return
     while not ended.is_set():

@@ -44,7 +44,7 @@ def create_training_step(
     )
     architecture = architectures.get(config.model.architecture)
     model = create_model(config.model, manifest, settings.seed)
-    if strategies.find(strategy).kind == "CPU":
+    if strategies.detect_hardware(strategy).kind == "CPU":
         num_replicas = strategy.num_replicas_in_sync // strategies.machines(strategy)[0]
         num_bytes = host_memory.estimate(
             model, architecture, config, manifest.sequence_length, num_replicas

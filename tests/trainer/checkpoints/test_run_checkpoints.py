@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from configs.errors import DataError, RunError
 from tests.conftest import tiny_config, write_dataset
-from tests.data_pipeline.test_preprocess import run as preprocess
+from tests.data_pipeline.runs import run as preprocess
 from tfrecords import reader, schema
 from trainer.callbacks.guard import DivergenceGuard
 from trainer.callbacks.saving import Saving
@@ -25,7 +25,7 @@ from trainer.run_dir import metrics
 from trainer.runtime import preemption
 from trainer.runtime.cluster import Cluster
 from trainer.runtime.strategy import mirror_cpu
-from trainer.train import train
+from trainer.training.loop import train
 
 
 def run(

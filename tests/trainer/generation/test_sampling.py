@@ -10,9 +10,10 @@ from transformers import GPT2TokenizerFast
 
 from configs.errors import UserError
 from tests.conftest import VOCABULARY_SIZE, tiny_model
-from trainer import export
-from trainer.generation.decoding import Settings
+from trainer.exporting import huggingface
+from trainer.generation import decoding
 from trainer.generation.sampling import Sampler
+from trainer.generation.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def judge(gpt2, tokenizer, tmp_path_factory):
     from transformers import GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("export")
-    export.to_huggingface(gpt2, tokenizer, folder, tf.float32)
+    huggingface.save(gpt2, tokenizer, folder, tf.float32)
     return GPT2LMHeadModel.from_pretrained(folder).eval()
 
 
@@ -139,7 +140,7 @@ def test_padding_is_no_repetition():
     """Left padding, and what is not yet written, are no tokens of the text."""
     settings = Settings(repetition_penalty=2.0, temperature=0.0)
     mask = tf.constant([[0, 0, 1, 1]])
-    (penalize,) = settings.processors(mask, tf.constant(0), tf.constant([0]))
+    (penalize,) = decoding.processors(settings, mask, tf.constant(0), tf.constant([0]))
     scores = tf.constant([[1.0, 1.0, 1.0, -1.0, 1.0]])
     tokens = tf.constant([[0, 0, 2, 3, 4, 0]])  # 4 is new, 0 is padding
     for length, expected in (

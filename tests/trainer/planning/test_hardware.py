@@ -1,11 +1,14 @@
-"""The hardware expected and the hardware found: stop, adapt, and what a plan allows."""
+"""Expected and detected hardware: stop, adapt, and what a plan allows."""
 
+import copy
 import dataclasses
+import functools
+import re
 
 import pytest
 
 from configs import tpu
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from configs.schema import Config
 from configs.validation import validate
 from tests import programs
@@ -13,11 +16,12 @@ from tfrecords import schema
 from tfrecords.manifest import Manifest
 from trainer.models.create import model_configuration
 from trainer.planning import hardware
+from trainer.run_dir import plans
 from trainer.runtime import strategy as strategies
-from trainer.runtime.strategy import Found
+from trainer.runtime.strategy import DetectedHardware
 
-V3, V2 = (Found("TPU", 8, tpu.parse(name)) for name in ("v3-8", "v2-8"))
-CPU = Found("CPU", 2)
+V3, V2 = (DetectedHardware("TPU", 8, tpu.parse(name)) for name in ("v3-8", "v2-8"))
+CPU = DetectedHardware("CPU", 2)
 MANIFEST = Manifest(
     format_version=schema.FORMAT_VERSION,
     sequence_length=1024,
@@ -57,23 +61,28 @@ def save_plan(workdir, made, name, **values):
         ),
         **values,
     }
-    hardware.save_plan(str(workdir), plan)
+    plans.save(str(workdir), plan)
 
 
-def settle(made, found, workdir):
-    return hardware.settle(made, MANIFEST, found, str(workdir)).training
+def resolve(made, detected, workdir):
+    """Returns the resolved `training`; the config passed in must stay as it is."""
+    before = copy.deepcopy(made)
+    load_plan = functools.partial(plans.load, str(workdir))
+    resolved = hardware.resolve_hardware_config(made, MANIFEST, detected, load_plan)
+    assert made == before
+    return resolved.training
 
 
 def test_the_expected_hardware_changes_nothing(tmp_path):
-    assert settle(config(), V3, tmp_path) == config().training
+    assert resolve(config(), V3, tmp_path) == config().training
 
 
-@pytest.mark.parametrize("found", [V2, CPU])
-def test_other_hardware_stops_with_both_names(tmp_path, found):
+@pytest.mark.parametrize("detected", [V2, CPU])
+def test_other_hardware_stops_with_both_names(tmp_path, detected):
     with pytest.raises(UserError) as error:
-        settle(config(), found, tmp_path)
+        resolve(config(), detected, tmp_path)
     assert "v3-8 (8 replicas of 15.48 GiB)" in str(error.value)
-    assert found.name in str(error.value)
+    assert detected.name in str(error.value)
     assert "on_mismatch=adapt" in str(error.value)
 
 
@@ -81,29 +90,28 @@ def test_no_run_adapts_to_a_cpu(tmp_path):
     made = config()
     made.hardware.on_mismatch = "adapt"
     with pytest.raises(UserError, match="CPU x 2"):
-        settle(made, CPU, tmp_path)
+        resolve(made, CPU, tmp_path)
 
 
 def test_a_smaller_tpu_gets_smaller_microbatches_of_the_same_global_batch(tmp_path):
     made = config()
     made.hardware.on_mismatch = "adapt"
     save_plan(tmp_path, made, "v2-8", max_microbatch_size=20)
-    settled = settle(made, V2, tmp_path)
+    resolved = resolve(made, V2, tmp_path)
     # 64 sequences a replica: 16 is the largest divisor up to 20.
-    assert (settled.global_batch_size, settled.microbatch_size) == (512, 16)
-    assert strategies.accumulation_steps(settled, 8) == 4
-    assert made.training.microbatch_size == 32  # the caller's config stays
+    assert (resolved.global_batch_size, resolved.microbatch_size) == (512, 16)
+    assert strategies.accumulation_steps(resolved, 8) == 4
 
 
 def test_adapting_needs_a_plan_of_this_model(tmp_path):
     made = config()
     made.hardware.on_mismatch = "adapt"
-    with pytest.raises(UserError, match="is not there"):
-        settle(made, V2, tmp_path)
+    with pytest.raises(UserError, match="not found"):
+        resolve(made, V2, tmp_path)
     save_plan(tmp_path, made, "v2-8", max_microbatch_size=20)
     made.model.n_layer = 24
     with pytest.raises(UserError, match="n_layer 12, not 24"):
-        settle(made, V2, tmp_path)
+        resolve(made, V2, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"planned_for": 3}'])
@@ -111,15 +119,15 @@ def test_a_damaged_plan_is_one_message(tmp_path, text):
     made = config(remat="auto")
     save_plan(tmp_path, made, "v3-8")
     (tmp_path / "plans" / "v3-8.json").write_text(text)
-    with pytest.raises(UserError, match="it is damaged"):
-        settle(made, V3, tmp_path)
+    with pytest.raises(DataError, match="is damaged"):
+        resolve(made, V3, tmp_path)
 
 
 def test_a_plan_without_accumulation_is_not_one_with(tmp_path):
     made = config(remat="auto")
     save_plan(tmp_path, made, "v3-8", accumulation_steps=1)
     with pytest.raises(UserError, match="32, accumulated; and a plan for 32 x 1"):
-        settle(made, V3, tmp_path)
+        resolve(made, V3, tmp_path)
 
 
 def test_adapting_stops_where_nothing_fits(tmp_path):
@@ -127,33 +135,33 @@ def test_adapting_stops_where_nothing_fits(tmp_path):
     made.hardware.on_mismatch = "adapt"
     save_plan(tmp_path, made, "v2-8", fits=False)
     with pytest.raises(UserError, match="No microbatch that fits a v2-8"):
-        settle(made, V2, tmp_path)
+        resolve(made, V2, tmp_path)
 
 
 def test_auto_takes_what_the_plan_chose(tmp_path):
     made = config(remat="auto")
     with pytest.raises(UserError, match="A plan for v3-8 is needed"):
-        settle(made, V3, tmp_path)
+        resolve(made, V3, tmp_path)
     save_plan(tmp_path, made, "v3-8", remat="attention")
-    assert settle(made, V3, tmp_path).remat == "attention"
+    assert resolve(made, V3, tmp_path).remat == "attention"
     # Larger than what was planned, but below what was found to fit.
     save_plan(tmp_path, made, "v3-8", microbatch_size=16, max_microbatch_size=40)
-    assert settle(made, V3, tmp_path).remat == "block"
+    assert resolve(made, V3, tmp_path).remat == "block"
     save_plan(tmp_path, made, "v3-8", microbatch_size=16)
     with pytest.raises(UserError, match="must say that the microbatch fits"):
-        settle(made, V3, tmp_path)
+        resolve(made, V3, tmp_path)
 
 
 def test_auto_without_a_tpu_recomputes_nothing(tmp_path):
     made = config(remat="auto")
     made.hardware.tpu_type = ""
-    assert settle(made, CPU, tmp_path).remat == "none"
+    assert resolve(made, CPU, tmp_path).remat == "none"
 
 
 def test_a_tpu_that_does_not_tell_its_type_is_accepted(tmp_path):
-    assert settle(config(), Found("TPU", 8), tmp_path) == config().training
+    assert resolve(config(), DetectedHardware("TPU", 8), tmp_path) == config().training
     with pytest.raises(UserError, match="TPU x 4"):
-        settle(config(), Found("TPU", 4), tmp_path)
+        resolve(config(), DetectedHardware("TPU", 4), tmp_path)
 
 
 def test_a_machine_is_believed_only_where_its_replicas_agree():
@@ -170,7 +178,7 @@ def test_the_doctor_stops_on_other_hardware():
         "--tpu=none",
     )
     assert found.returncode == 2
-    assert "hardware                CPU x 1" in found.stdout
+    assert re.search(r"^hardware +CPU x 1$", found.stdout, re.MULTILINE)
     assert "expects v5e-8" in found.stderr
     assert "CPU x 1" in found.stderr
     assert "Traceback" not in found.stderr

@@ -162,9 +162,9 @@ def test_mfu_is_flops_by_peak(tmp_path):
 
 
 def test_only_tpus_have_a_known_peak():
-    v3 = strategies.Found("TPU", 8, tpu.parse("v3-8"))
+    v3 = strategies.DetectedHardware("TPU", 8, tpu.parse("v3-8"))
     assert v3.peak_flops == 8 * tpu.GENERATIONS["v3"].peak_flops
-    assert strategies.Found("CPU", 2).peak_flops is None
+    assert strategies.DetectedHardware("CPU", 2).peak_flops is None
     assert strategies.hbm_bytes_in_use(strategies.mirror_cpu(2)) is None
 
 

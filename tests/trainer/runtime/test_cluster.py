@@ -102,7 +102,7 @@ def test_a_machine_that_ends_first_is_no_loss(monkeypatch):
             patch.setattr(cluster, "gather", mock.Mock(side_effect=answers))
             ends = pytest.raises(tf.errors.UnavailableError)
             with ends if lost else contextlib.nullcontext():
-                cluster.leave_together()
+                cluster.exit_barrier()
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_machines_that_see_other_folders_stop(dataset, tmp_path):
     machines = start_machines(2, dataset, workdirs, num_steps=3)
     for code, log in finish_all(machines):
         assert code == 2
-        assert "`--workdir` must lead all 2 machines to the same" in log
+        assert "`--workdir` must be the same on all 2 machines" in log
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_machines_with_other_settings_stop(dataset, tmp_path):
         start_machines(2, dataset, tmp_path, each=({"seed": 1}, {"seed": 2}))
     ):
         assert code == 2
-        assert "`--config` must lead all 2 machines to the same" in log
+        assert "`--config` must be the same on all 2 machines" in log
 
 
 def test_a_port_that_is_taken_is_one_message(dataset, tmp_path):

@@ -1,7 +1,7 @@
-"""Pure: streams of tokens -> fixed-length records.
+"""A stream of tokens -> records of fixed length: pure functions.
 
-The token files of all chunks, front to back, are one stream. Record r is its tokens
-[r * stride, r * stride + sequence_length), in whatever files they lie.
+The token files of all chunks, one after the other, are one stream. Record r holds its
+tokens [r * stride, r * stride + sequence_length), which may come from several files.
 """
 
 import bisect
@@ -13,10 +13,15 @@ from tfrecords import order
 
 
 def stored_order(count: int, *, seed: int, shuffle: bool) -> np.ndarray:
-    """Returns which record of the stream stands where in the shards.
+    """Returns which record of the stream is stored at each place of the shards.
 
-    The last record of the stream, the only packed one with padding, stays last: all
-    others have the same size on disk.
+    The last record of the stream stays last: as the only packed one with padding, it is
+    the only one of another size on disk.
+
+    Args:
+      count: number of records.
+      seed: of the shuffle.
+      shuffle: if not, the order is that of the stream.
 
     Returns:
       int64 [count].
@@ -32,14 +37,14 @@ def gather(
     position: int,
     length: int,
 ) -> np.ndarray:
-    """Returns a stretch of the stream; fewer than `length` tokens only at its end.
+    """Returns tokens [position, position + length) of the stream; at its end, fewer.
 
     Args:
-      read: (file, offset, count) -> tokens of that file from the offset: `count` of
-        them, or what is there.
-      starts: place of each file's first token in the stream.
-      position: place in the stream where the stretch begins.
-      length: tokens of the stretch.
+      read: (file, offset, count) -> at most `count` tokens of that file, fewer at its
+        end.
+      starts: position in the stream of each file's first token.
+      position: of the first token.
+      length: number of tokens.
     """
     missing = length
     parts = []

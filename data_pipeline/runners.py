@@ -1,7 +1,7 @@
-"""Runs work items: on processes of this machine, or on Apache Beam.
+"""Runners carry out work items: on processes of this machine, or on Apache Beam.
 
-An item is the same on every engine, and for any number of workers. What it makes goes
-to files; the engine only carries results back.
+An item does not depend on the runner, nor on the number of workers. What it makes goes
+to files; the runner only returns the results.
 """
 
 import argparse
@@ -19,30 +19,32 @@ from configs.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# (function, items) -> function(item) of every item, in any order. The function is
-# importable by name and idempotent; what it needs is in the item.
-Runner = Callable[[Callable[[Item], Result], Sequence[Item]], Iterator[Result]]
+# (function, items) -> (index, result) of each item, in any order. The function must be
+# importable by name and idempotent, and needs nothing but the item.
+Runner = Callable[
+    [Callable[[Item], Result], Sequence[Item]], Iterator[tuple[int, Result]]
+]
 
 
 @contextlib.contextmanager
 def local(num_workers: int) -> Iterator[Runner]:
-    """Yields the runner on `num_workers` processes of this machine."""
-    # Threads that this process has started would not survive a fork.
+    """Yields a runner on `num_workers` processes of this machine."""
+    # A fork is not safe in a process that has started threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, _start_worker) as pool:
         # Ctrl-C reaches all processes of a terminal. The workers inherit that it is
-        # ignored: the program itself ends them.
+        # ignored, and the program itself ends them.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for _ in range(num_workers):  # they start while the job is planned
+        for _ in range(num_workers):  # they start before there is work
             pool.submit(os.getpid)
         signal.signal(signal.SIGINT, previous)
 
         def run(
             function: Callable[[Item], Result], items: Sequence[Item]
-        ) -> Iterator[Result]:
-            futures = [pool.submit(function, item) for item in items]
+        ) -> Iterator[tuple[int, Result]]:
+            futures = {pool.submit(function, item): i for i, item in enumerate(items)}
             for future in as_completed(futures):
-                yield future.result()
+                yield futures[future], future.result()
 
         try:
             yield run
@@ -52,10 +54,13 @@ def local(num_workers: int) -> Iterator[Runner]:
 
 @contextlib.contextmanager
 def beam(arguments: Sequence[str]) -> Iterator[Runner]:
-    """Yields the runner on Apache Beam, with Beam's own command-line options.
+    """Yields a runner on Apache Beam.
+
+    Args:
+      arguments: Beam's own command-line options.
 
     Raises:
-      UserError: Beam is not installed, or does not know an option.
+      UserError: Beam is not installed, or an option is unknown.
     """
     try:
         import apache_beam
@@ -68,19 +73,20 @@ def beam(arguments: Sequence[str]) -> Iterator[Runner]:
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, conflict_handler="resolve"
     )
-    for concern in PipelineOptions.__subclasses__():
-        if "_add_argparse_args" in vars(concern):
-            concern._add_argparse_args(parser)  # type: ignore[arg-type]
+    for options in PipelineOptions.__subclasses__():
+        if "_add_argparse_args" in vars(options):
+            options._add_argparse_args(parser)  # type: ignore[arg-type]
     _, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UserError(
-            f"Apache Beam knows no option {unknown[0]}. Correct it, or write it before "
-            "--runner=beam where it is of this program."
+            "Options after --runner=beam must be known to Apache Beam. Received: "
+            f"{unknown[0]}. Correct it, or write an option of this program before "
+            "--runner=beam."
         )
 
     def run(
         function: Callable[[Item], Result], items: Sequence[Item]
-    ) -> Iterator[Result]:
+    ) -> Iterator[tuple[int, Result]]:
         with apache_beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
             _ = (
                 pipeline
@@ -88,8 +94,8 @@ def beam(arguments: Sequence[str]) -> Iterator[Runner]:
                 | apache_beam.Reshuffle()
                 | apache_beam.Map(_attempt, function)
             )
-        # Everything is done: this reads the results.
-        yield from map(function, items)
+        # All items are done now, so this only reads their results.
+        yield from enumerate(map(function, items))
 
     yield run
 
@@ -98,19 +104,19 @@ def _attempt(item: Item, function: Callable[[Item], Result]) -> None:
     try:
         function(item)
     except ValueError as error:
-        # The user's mistake: this process's caller meets it again and reports it.
+        # The program meets a user's mistake again when it reads the results.
         if not hasattr(error, "exit_code"):
             raise
 
 
 def _start_worker() -> None:
-    # The processes share the cores; the tokenizer's own threads would compete.
+    # The processes share the cores, for which the tokenizer's threads would compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_the_parent() -> None:
-    """A killed program leaves no worker behind that goes on writing."""
+def _exit_with_parent() -> None:
+    """Ends this worker when the program was killed, so that it stops writing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,8 +1,4 @@
-"""Loads, trains or extends the byte-level BPE.
-
-Worker processes import this module with the program but do not use it: transformers,
-which takes seconds to import, waits for who needs it.
-"""
+"""Loads, trains or extends the byte-level BPE of a job."""
 
 import dataclasses
 import os
@@ -16,9 +12,9 @@ if TYPE_CHECKING:
 
 from configs.errors import DataError
 from configs.schema import DataConfig
-from data_pipeline import markers
-from data_pipeline.encoder import Vocabulary
+from data_pipeline import finished_work
 from data_pipeline.job import Job
+from data_pipeline.tokens.encoder import Vocabulary
 from tfrecords.storage import files
 
 END_OF_TEXT = "<|endoftext|>"
@@ -30,26 +26,28 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
 
     Args:
       job: with `config.tokenizer` a Hugging Face name, a folder (tokenizer.json, or
-        vocab.json and merges.txt), or "train": learnt from the training documents.
-      folder: of the unfinished work. A run that continues finds its tokenizer there.
+        vocab.json and merges.txt), or "train", which learns one from the training
+        documents.
+      folder: in the folder of unfinished work, where a run that continues looks first.
 
     Raises:
       DataError: nothing loads from that name, or it has no end-of-text token.
     """
-    marker, item = f"{folder}.done", markers.fingerprint(job.description())
-    if values := markers.load(marker, item):
-        return Vocabulary(**{**values, "added_tokens": tuple(values["added_tokens"])})
-    name = job.config.tokenizer
-    tokenizer = _train(job) if name == "train" else _load(name)
-    vocabulary = _extend(tokenizer, job.config)
-    with tempfile.TemporaryDirectory() as local:
-        tokenizer.save_pretrained(local)
-        names = sorted(os.listdir(local))
-        for file in names:
-            files.write(f"{folder}/{file}", files.read(os.path.join(local, file)))
-    paths = [f"{folder}/{file}" for file in names]
-    markers.save(marker, item, paths, dataclasses.asdict(vocabulary))
-    return vocabulary
+
+    def work() -> tuple[list[str], dict]:
+        name = job.config.tokenizer
+        tokenizer = _train(job) if name == "train" else _load(name)
+        vocabulary = _extend(tokenizer, job.config)
+        with tempfile.TemporaryDirectory() as local:
+            tokenizer.save_pretrained(local)
+            names = sorted(os.listdir(local))
+            for file in names:
+                files.write(f"{folder}/{file}", files.read(os.path.join(local, file)))
+        return [f"{folder}/{file}" for file in names], dataclasses.asdict(vocabulary)
+
+    item = finished_work.fingerprint(job.description())
+    values = finished_work.do_once(f"{folder}.done", item, work)
+    return Vocabulary(**{**values, "added_tokens": tuple(values["added_tokens"])})
 
 
 def _load(name: str) -> "GPT2TokenizerFast":
@@ -57,42 +55,42 @@ def _load(name: str) -> "GPT2TokenizerFast":
 
     try:
         tokenizer = GPT2TokenizerFast.from_pretrained(name)
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # tokenizers raises no class of its own
         raise DataError(
             "`data.tokenizer` must be a Hugging Face name, a folder with "
             "tokenizer.json or with vocab.json and merges.txt, or `train`. Received: "
-            f"{name!r}. Loading said: {[*str(error).splitlines(), ''][0]}"
+            f"{name!r}, which fails with: {[*str(error).splitlines(), ''][0]}"
         ) from error
-    known = tokenizer.get_vocab()
-    missing = set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - set(known)
+    missing = set(_bytes_as_letters()) - set(tokenizer.get_vocab())
     is_bpe = isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE)
     if missing or not is_bpe:
         raise DataError(
-            f"The tokenizer {name!r} must be a byte-level BPE with all 256 bytes, as "
-            f"GPT-2's. {len(missing)} bytes are missing: their text would be lost."
+            "`data.tokenizer` must be a byte-level BPE with all 256 bytes, as GPT-2's "
+            f"is: text would be lost. Received: {name!r}, in which {len(missing)} "
+            "bytes are missing. Name another."
         )
     path = os.path.join(name, FILE_NAME)
     if os.path.isfile(path):
         stored = tokenizers.Tokenizer.from_file(path).get_vocab()
-        if tokenizer.eos_token not in stored:  # transformers has made one up
+        if tokenizer.eos_token not in stored:  # transformers' default, not the file's
             tokenizer.eos_token = None
     return tokenizer
 
 
 def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
-    """Adds the start and end tokens that are new, and finds all special ids."""
+    """Adds the start and end tokens that are new, and returns all special ids."""
     known = tokenizer.get_vocab()
     end_token = tokenizer.eos_token if config.end_token is None else config.end_token
     if not end_token and tokenizer.eos_token is None:
         raise DataError(
-            f"The tokenizer {config.tokenizer!r} must have an end-of-text token "
-            "(eos_token), which separates documents. It has none: name one with "
-            "`--config.data.end_token`."
+            "`data.tokenizer` must have an end-of-text token (eos_token), which "
+            f"separates documents. Received: {config.tokenizer!r}, which has none. "
+            "Name one with `--config.data.end_token`."
         )
     special = [token for token in (config.start_token, end_token) if token]
     added = tuple(dict.fromkeys(token for token in special if token not in known))
     tokenizer.add_tokens(list(added), special_tokens=True)
-    if end_token:  # also where text is generated, and in an export
+    if end_token:  # generation and exports use the same
         tokenizer.eos_token = end_token
     ids = tokenizer.get_vocab()
     end_of_text_id = ids[tokenizer.eos_token]
@@ -116,8 +114,8 @@ def _train(job: Job) -> "GPT2TokenizerFast":
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=job.config.vocab_size,
         special_tokens=[END_OF_TEXT],
-        # All 256 bytes, so that every text can be encoded.
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        # With all 256 bytes it can encode every text.
+        initial_alphabet=_bytes_as_letters(),
         show_progress=False,
     )
     bpe.train_from_iterator(job.training_texts(), trainer)
@@ -128,3 +126,7 @@ def _train(job: Job) -> "GPT2TokenizerFast":
         unk_token=END_OF_TEXT,
         model_max_length=job.n_positions,
     )
+
+
+def _bytes_as_letters() -> list[str]:
+    return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

@@ -1,4 +1,4 @@
-"""Counts words, between white space, at the speed at which text is tokenized."""
+"""Counts words, separated by white space, as fast as text is tokenized."""
 
 import numpy as np
 
@@ -6,21 +6,22 @@ import numpy as np
 def count(text: bytes) -> int:
     """Returns `len(text.decode().split())`, several times faster."""
     kinds = np.frombuffer(text.translate(_KINDS), np.uint8)
-    space = kinds == _SPACE
-    maybe = np.flatnonzero(kinds == _MAY_BEGIN_SPACE)
-    if len(maybe):
+    is_space = kinds == _SPACE
+    candidates = np.flatnonzero(kinds == _MAY_BEGIN_SPACE)
+    if len(candidates):
         codes = np.frombuffer(text + b"\0\0", np.uint8)
-        found = np.zeros(len(maybe), np.uint32)
+        characters = np.zeros(len(candidates), np.uint32)
         for size in (1, 2, 3):
-            found = found << np.uint32(8) | codes[maybe + size - 1]
+            characters = characters << np.uint32(8) | codes[candidates + size - 1]
             for place in range(size):
-                space[maybe[np.isin(found, _WIDE_SPACES)] + place] = True
-    starts = np.count_nonzero(space[:-1] > space[1:])
-    return int(starts) + int(len(space) > 0 and not space[0])
+                matches = np.isin(characters, _WIDE_SPACES)
+                is_space[candidates[matches] + place] = True
+    starts = np.count_nonzero(is_space[:-1] > is_space[1:])
+    return int(starts) + int(len(is_space) > 0 and not is_space[0])
 
 
 def _byte_kinds() -> tuple[bytes, np.ndarray]:
-    """What `count` looks up: a kind for each byte, and white space in UTF-8."""
+    """Returns the kind of each byte, and the UTF-8 codes of white space above ASCII."""
     spaces = [c.encode() for c in map(chr, range(0xD800)) if c.isspace()]
     kinds = bytearray(256)
     for space in spaces:

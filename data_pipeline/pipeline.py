@@ -1,0 +1,208 @@
+"""Turns the input of a job into a dataset.
+
+1. Load the tokenizer, or train it on the training documents; choose the fastest engine
+   that gives its tokens (`tokens.encoder`).
+2. If the config says so: find repeated documents (`documents.duplicates`).
+3. First pass: tokenize each chunk of documents by itself (`tokens.token_files`).
+4. Add up the counts. Now the place of every record in the stream of tokens is known.
+5. Second pass: write each shard from the tokens that it needs (`records.shards`).
+6. Publish: move the shards out of the work folder, and write the manifest last.
+
+The result is a pure function of the input's bytes, the tokenizer and `config.data`.
+What a stopped run has finished stays in `OUTPUT_DIR/.unfinished` and is not done again.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
+from configs.errors import DataError
+from data_pipeline import dataset_folder
+from data_pipeline.documents import duplicates
+from data_pipeline.documents.chunk import SPLITS
+from data_pipeline.job import Job
+from data_pipeline.records import shards
+from data_pipeline.runners import Item, Result, Runner
+from data_pipeline.tokens import encoder, token_files, tokenizer
+from data_pipeline.tokens.encoder import StoredTokenizer
+from tfrecords import fingerprints, manifest, schema
+from tfrecords.manifest import Counts
+from tfrecords.storage import files
+
+
+def preprocess(
+    job: Job, output_dir: str, runner: Runner, *, overwrite: bool = False
+) -> manifest.Manifest:
+    """Writes the dataset of a job; see the module's docstring.
+
+    Args:
+      job: all that the dataset depends on.
+      output_dir: folder of the dataset, local or `gs://…`.
+      runner: carries out the work items.
+      overwrite: whether to replace another dataset, or the unfinished work of another
+        job.
+
+    Raises:
+      DataError: the input cannot be read, or is shorter than one sequence.
+      UserError: the folder holds unfinished work of another job, and not `overwrite`;
+        or another process writes there.
+    """
+    output_dir = output_dir.rstrip("/")
+    with dataset_folder.working_in(job, output_dir, overwrite=overwrite) as work_dir:
+        result, items = _make_shards(job, work_dir, runner)
+        dataset_folder.publish(result, items, output_dir)
+        files.remove_copies(work_dir)
+    return result
+
+
+def _make_shards(
+    job: Job, work_dir: str, runner: Runner
+) -> tuple[manifest.Manifest, list[shards.ShardItem]]:
+    """Writes the shards into the work folder; returns the manifest and the items."""
+    stored_tokenizer = _store_tokenizer(job, f"{work_dir}/{manifest.TOKENIZER_FOLDER}")
+    repeated: list[tuple[int, ...]] = [()] * len(job.chunks)
+    if job.config.deduplicate:
+        repeated = _find_duplicates(job, work_dir, runner)
+    work = [
+        token_files.TokenizeItem(chunk, work_dir, stored_tokenizer, numbers)
+        for chunk, numbers in zip(job.chunks, repeated, strict=True)
+    ]
+    sizes = [chunk.num_bytes for chunk in job.chunks]
+    counts = _run(runner, token_files.tokenize, work, sizes, "tokenize")
+    totals = {
+        split: token_files.add_counts(count[split] for count in counts)
+        for split in SPLITS
+    }
+    _check_counts(totals, job)
+    items = {
+        split: shards.plan(split, work, [count[split] for count in counts], work_dir)
+        for split in SPLITS
+        if totals[split].documents
+    }
+    all_items = [item for of_split in items.values() for item in of_split]
+    _check_room(all_items, work_dir)
+    sizes = [item.num_tokens for item in all_items]
+    entries = iter(_run(runner, shards.write, all_items, sizes, "write", "token"))
+    splits = {
+        split: manifest.Split(
+            **dataclasses.asdict(totals[split]),
+            stride=of_split[0].stride,
+            shards=tuple(itertools.islice(entries, len(of_split))),
+        )
+        for split, of_split in items.items()
+    }
+    return _manifest(job, stored_tokenizer, splits), all_items
+
+
+def _store_tokenizer(job: Job, folder: str) -> StoredTokenizer:
+    vocabulary = tokenizer.load_or_train(job, folder)
+    path = f"{folder}/{tokenizer.FILE_NAME}"
+    content = files.read(path).decode()
+    return StoredTokenizer(
+        path=path,
+        sha256=hashlib.sha256(content.encode()).hexdigest(),
+        engine=encoder.choose(
+            content,
+            job.sample_texts(),
+            allow_special_tokens=job.config.allow_special_tokens,
+        ),
+        vocabulary=vocabulary,
+    )
+
+
+def _find_duplicates(job: Job, work_dir: str, runner: Runner) -> list[tuple[int, ...]]:
+    """Returns, for each chunk, the numbers of its documents that are repetitions."""
+    items = [(chunk, work_dir) for chunk in job.chunks]
+    sizes = [chunk.num_bytes for chunk in job.chunks]
+    paths = _run(runner, duplicates.hash_documents, items, sizes, "hash")
+    num_training = sum(chunk.validation_fraction < 1 for chunk in job.chunks)
+    return duplicates.find(paths, num_training)
+
+
+def _run(
+    runner: Runner,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    sizes: Sequence[int],
+    description: str,
+    unit: str = "B",
+) -> list[Result]:
+    """Returns the function's results in the order of the items, and shows progress."""
+    results = {}
+    with _progress(description, sum(sizes), unit) as bar:
+        for index, result in runner(function, items):
+            results[index] = result
+            bar.update(sizes[index])
+    return [results[index] for index in range(len(items))]
+
+
+def _progress(description: str, total: int, unit: str) -> tqdm:
+    return tqdm(
+        desc=description, total=total, unit=unit, unit_scale=True, file=sys.stderr
+    )
+
+
+def _manifest(
+    job: Job, stored_tokenizer: StoredTokenizer, splits: dict[str, manifest.Split]
+) -> manifest.Manifest:
+    vocabulary = stored_tokenizer.vocabulary
+    return manifest.Manifest(
+        format_version=schema.FORMAT_VERSION,
+        sequence_length=job.config.sequence_length,
+        token_dtype=schema.token_dtype(vocabulary.size).name,
+        vocabulary_size=vocabulary.size,
+        end_of_text_id=vocabulary.end_of_text_id,
+        pad_id=vocabulary.pad_id,
+        padding_side=job.config.padding_side,
+        tokenizer_fingerprint=fingerprints.of_tokenizer_json(
+            files.read(stored_tokenizer.path).decode()
+        ),
+        tokenizer_engine=encoder.version(stored_tokenizer.engine),
+        added_tokens=vocabulary.added_tokens,
+        mode=job.config.mode,
+        config=job.description(),
+        splits=splits,
+    )
+
+
+def _check_room(items: Sequence[shards.ShardItem], work_dir: str) -> None:
+    """Raises RunError if the disk has no room for the shards that are to be written."""
+    if files.is_remote(work_dir):
+        return
+    missing = [item for item in items if not files.exists(item.path)]
+    num_bytes = sum(item.num_tokens * item.token_dtype.itemsize for item in missing)
+    files.check_free_space(work_dir, num_bytes)
+
+
+def _check_counts(totals: dict[str, Counts], job: Job) -> None:
+    train, validation = (totals[split] for split in SPLITS)
+    length = job.config.sequence_length
+    if not train.documents + validation.documents:
+        raise DataError(
+            "The input must hold text. Received: no document but white space. Name "
+            "other files."
+        )
+    if (job.validation_fraction or job.validation_files) and not validation.documents:
+        raise DataError(
+            "The validation split must hold a document. Received: "
+            f"{train.documents} documents, none of which its hash assigns to that "
+            "split. Give --validation_input, or cut plain text into more documents "
+            "with --config.data.document=paragraph, or raise "
+            "--config.data.validation_fraction (0: train without validation)."
+        )
+    if not train.documents:
+        raise DataError(
+            "The training split must hold a document. Received: "
+            f"{validation.documents} documents, all of which went to validation or "
+            "were left out. Add text, or lower --config.data.validation_fraction."
+        )
+    if job.config.mode == "packed" and train.tokens < length:
+        raise DataError(
+            f"The training split must hold at least one sequence of {length} tokens. "
+            f"Received: {train.tokens} tokens. Add text, or lower "
+            "--config.data.sequence_length."
+        )

@@ -1,0 +1,114 @@
+"""What the user names -> files: local, in buckets, of TFDS, or built in."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from configs.errors import DataError
+from configs.schema import DataConfig
+from data_pipeline.sources.input_files import COMPRESSIONS, InputFile
+from data_pipeline.sources.registry import FORMATS, PLAIN_TEXT
+from tfrecords.storage import files
+
+# Files that must not be read as plain text, and the remedy.
+_REFUSED_ENDINGS = {
+    ".json": "write one object a line, as .jsonl",
+    ".xz": f"decompress it, or use one of {', '.join(COMPRESSIONS)}",
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".tgz": "unpack it",
+    ".pdf": "extract its text",
+    ".tfrecord": "name the text that it was made from, or use tfds:",
+    ".arrow": "save it as Parquet",
+}
+
+
+def find_files(names: str, config: DataConfig, *, flag: str) -> list[InputFile]:
+    """Finds what a comma-separated list of files, folders, globs and datasets names.
+
+    Args:
+      names: the list.
+      config: what the sources need beside the name.
+      flag: where the names come from, for messages.
+
+    Returns:
+      The files sorted by path, each once: the order of the list does not matter.
+
+    Raises:
+      DataError: a name matches nothing, or all files are empty.
+    """
+    formats: dict[str, tuple[str, str]] = {}  # by a path that is the same for links
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        matches = _expand(name, config)
+        if not matches:
+            raise DataError(
+                f"`--{flag}` must name files that exist. Received: {name!r}, which "
+                "matches none. Correct the path, or quote the glob."
+            )
+        for path, format_name in matches.items():
+            real_path = path if files.is_remote(path) else os.path.realpath(path)
+            formats.setdefault(real_path, (path, format_name))
+    if not formats:
+        prefixes = [format_.prefix for format_ in FORMATS.values() if format_.prefix]
+        raise DataError(
+            f"`--{flag}` must name the text: files, folders or globs, separated by "
+            f"commas, or what begins with {' or '.join(prefixes)}. Received: nothing."
+        )
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        input_files = list(pool.map(_describe, sorted(formats.values())))
+    if not any(file.num_bytes for file in input_files):
+        raise DataError(
+            f"`--{flag}` must name text. Received: {names}, whose files are empty. "
+            "Name others."
+        )
+    return input_files
+
+
+def _expand(name: str, config: DataConfig) -> dict[str, str]:
+    """Returns the paths that one name stands for, with their formats."""
+    for format_name, format_ in FORMATS.items():
+        prefix = format_.prefix
+        matches = name.startswith(prefix) if prefix[-1:] == ":" else name == prefix
+        if format_.list_files and matches:
+            return dict.fromkeys(format_.list_files(name, config), format_name)
+    return {path: _format_of(path) for path in files.expand(name)}
+
+
+def _format_of(path: str) -> str:
+    stem, ending = os.path.splitext(path.lower())
+    if ending in COMPRESSIONS:
+        ending = os.path.splitext(stem)[1]
+    for format_name, format_ in FORMATS.items():
+        if ending in format_.endings:
+            return format_name
+    if ending in _REFUSED_ENDINGS:
+        endings = [e for format_ in FORMATS.values() for e in format_.endings]
+        raise DataError(
+            f"The input must be plain text, or end in {', '.join(endings)}. Received: "
+            f"{path}. Leave it out, or {_REFUSED_ENDINGS[ending]}."
+        )
+    return PLAIN_TEXT
+
+
+def _describe(path_and_format: tuple[str, str]) -> InputFile:
+    path, format_name = path_and_format
+    ending = os.path.splitext(path.lower())[1]
+    digest = hashlib.sha256()
+    try:
+        size, version = files.stat(path)
+        with files.open_read(path) as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(
+            f"{path} must be readable. Opening it fails with: {error.strerror}. Change "
+            "its permissions, or leave it out."
+        ) from error
+    return InputFile(
+        path=path,
+        format=format_name,
+        compression=ending if ending in COMPRESSIONS else "",
+        num_bytes=size,
+        sha256=digest.hexdigest(),
+        version=version,
+    )

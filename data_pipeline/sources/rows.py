@@ -1,0 +1,199 @@
+"""Formats in which a document is a line or row of named fields: JSONL, CSV, Parquet."""
+
+import csv
+import dataclasses
+import functools
+import json
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Set
+from typing import Any
+
+from configs.errors import DataError
+from configs.schema import DataConfig
+from data_pipeline.documents import document
+from data_pipeline.documents.document import Document
+from data_pipeline.sources import input_files
+from data_pipeline.sources.input_files import InputFile, Piece
+from tfrecords.storage import files
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_json_lines(piece: Piece, config: DataConfig) -> Iterator[Document]:
+    """Yields the documents of JSONL: each line is an object."""
+    for offset, line in input_files.lines(piece):
+        if not line.strip():
+            continue
+        text, oddities = document.repair_utf8(line, piece.file.path, offset, config)
+        name_row = functools.partial(input_files.line_name, piece, offset)
+        try:
+            values = json.loads(text.decode())
+            values[config.text_field]  # refuses a list or a number
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{name_row()}: each line must be a JSON object with the field "
+                f"{config.text_field!r}. Received: {error!r}. Correct the line, or set "
+                "`--config.data.text_field`."
+            ) from error
+        yield to_document(values, name_row, config, oddities)
+
+
+def is_divisible_table(file: InputFile, config: DataConfig) -> bool:
+    """Returns whether each line is a row: a quoted field may hold line ends."""
+    del config
+    with files.open_read(file.path) as stream:
+        blocks = iter(lambda: stream.read(1 << 20), b"")
+        return not any(b'"' in block for block in blocks)
+
+
+def read_table(
+    piece: Piece, config: DataConfig, *, delimiter: str
+) -> Iterator[Document]:
+    """Yields the documents of CSV or TSV, quoted as in RFC 4180, with a header."""
+    csv.field_size_limit(input_files.MAX_LINE_BYTES)
+    offset = piece.start  # of the line that was read last
+    oddities: set[str] = set()  # of the row that is being read
+
+    def read_rows(part: Piece) -> Iterator[list[str]]:
+        def decoded_lines() -> Iterator[str]:
+            nonlocal offset
+            for offset, line in input_files.lines(part):
+                text, odd = document.repair_utf8(line, part.file.path, offset, config)
+                oddities.update(odd)
+                yield text.decode()
+
+        return csv.reader(decoded_lines(), delimiter=delimiter, strict=True)
+
+    try:
+        header = next(read_rows(dataclasses.replace(piece, start=0)), [])
+        table = read_rows(piece)
+        if piece.start == 0:
+            next(table, None)
+            oddities &= {document.BYTE_ORDER_MARK}  # the header is not a document
+        else:
+            oddities.clear()  # the first piece counts those of the header
+        if len(set(header)) < len(header):
+            raise csv.Error("two columns with the same name")
+        for row in filter(None, table):
+            if len(row) != len(header):
+                raise csv.Error(f"{len(row)} fields, {len(header)} in the first line")
+            values = dict(zip(header, row, strict=True))
+            name_row = functools.partial(input_files.line_name, piece, offset)
+            yield to_document(values, name_row, config, frozenset(oddities))
+            oddities.clear()
+    except csv.Error as error:
+        raise DataError(
+            f"{input_files.line_name(piece, offset)}: rows must have the fields of the "
+            f"first line, quoted if they hold {delimiter!r}, quotes or line ends. "
+            f"Received: {error}. Correct the row."
+        ) from error
+
+
+def read_parquet(piece: Piece, config: DataConfig) -> Iterator[Document]:
+    """Yields the documents of Parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = piece.file.path
+    with files.open_read(path) as stream:
+        try:
+            table = pyarrow.parquet.ParquetFile(stream)
+            names = columns(config, table.schema_arrow.names, path)
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=names):
+                # Strings are read as bytes: files hold some that are not UTF-8.
+                fields = [
+                    column.cast(pyarrow.large_binary())
+                    if str(column.type) in ("string", "large_string")
+                    else column
+                    for column in batch.columns
+                ]
+                binary = pyarrow.RecordBatch.from_arrays(fields, batch.schema.names)
+                for values in binary.to_pylist():
+                    number += 1
+                    name_row = f"{path}, row {number}".__str__
+                    yield to_document(values, name_row, config)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path} must be a whole Parquet file. Received: "
+                f"{str(error).splitlines()[0]} Copy it again."
+            ) from error
+
+
+def columns(config: DataConfig, known: Iterable[str], path: str) -> list[str]:
+    """Returns the columns to read.
+
+    Raises:
+      DataError: the file has no such column.
+    """
+    names = {"text_field": config.text_field}
+    if config.mode == "labelled":
+        names["label_field"] = config.label_field
+    for field, column in names.items():
+        if column not in known:
+            raise DataError(
+                f"{path} must have the field {column!r}. The fields are: "
+                f"{', '.join(known)}. Set `--config.data.{field}`."
+            )
+    return list(names.values())
+
+
+def to_document(
+    values: dict[str, Any],
+    name_row: Callable[[], str],
+    config: DataConfig,
+    oddities: Set[str] = document.NO_ODDITIES,
+) -> Document:
+    """Makes a document of a row.
+
+    Args:
+      values: the fields by name.
+      name_row: returns "FILE:LINE" or the like. A function, because only an error
+        message needs it.
+      config: names the fields of text and label.
+      oddities: of the row, from `document.repair_utf8`.
+    """
+    text = values.get(config.text_field)
+    if isinstance(text, bytes):  # TFDS stores strings as bytes of any encoding
+        text = text.decode("utf-8", "surrogateescape")
+    if not isinstance(text, str):
+        raise DataError(
+            f"{name_row()}: the field {config.text_field!r} must be a string. "
+            f"Received: {type(text).__name__}. The fields are: {', '.join(values)}. "
+            "Set `--config.data.text_field`."
+        )
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        if config.encoding_errors == "stop":
+            raise DataError(
+                f"{name_row()}: the field {config.text_field!r} must be Unicode text. "
+                "Received: half of a surrogate pair, or a byte that is not UTF-8, at "
+                f"character {error.start}. Correct it, or set "
+                "`--config.data.encoding_errors` to replace or skip."
+            ) from error
+        encoded = _SURROGATE.sub("\ufffd", text).encode()
+        oddities |= {document.INVALID_UTF8}
+    label = _label(values, name_row, config) if config.mode == "labelled" else 0
+    return document.make(encoded, config, label=label, oddities=oddities)
+
+
+def _label(
+    values: dict[str, Any], name_row: Callable[[], str], config: DataConfig
+) -> int:
+    value = values.get(config.label_field)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        is_text = isinstance(value, (str, bytes))
+        label = int(value) if is_text else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        label = 1 << 31
+    if -(1 << 31) <= label < 1 << 31:
+        return label
+    raise DataError(
+        f"{name_row()}: the field {config.label_field!r} must be an integer of 32 "
+        f"bits. Received: {value!r}. The fields are: {', '.join(values)}. Set "
+        "`--config.data.label_field`."
+    )

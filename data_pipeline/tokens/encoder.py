@@ -1,0 +1,296 @@
+"""Text -> token ids, by the fastest library that gives the tokens of `tokenizers`.
+
+gigatoken is several times faster. It is used where a check at the start of the job
+gives the same ids on samples of the job's own text, and `tokenizers` otherwise.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from absl import logging
+
+from tfrecords.storage import files
+
+FAST, REFERENCE = "gigatoken", "tokenizers"
+
+# The libraries get about this much text at once. A longer document is cut into blocks.
+BLOCK_BYTES = 1 << 20
+# GPT-2's pattern always ends a token before white space that follows something else.
+_CUT = re.compile(rb"(?<=\S)(?=\s)")
+# The last place to cut is searched in so many bytes before the end of a block.
+_SEARCHED_BYTES = 256
+# gigatoken caches words; the cache is emptied when it has grown by this much.
+_CACHE_BYTES = 128 << 20
+# Texts with properties that a sample of the input may lack.
+_HARD_TEXTS = (
+    "",
+    "  \n\n\t x  y \r\n z\u00a0\u3000 end   ",
+    "don't I'LL we've 'S 1234567 3.14 x_y --- ?!",
+    "Grüße Ελληνικά Привет שלום مرحبا हिन्दी 語言模型 日本語の 한국어 ไทย",
+    "🙂👩‍👩‍👧‍👦🇨🇭 e\u0301 \ufeff \u200b \ufffd \x00\x01 \U0010ffff",
+    "a" * 999 + " " * 999 + "語" * 999,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Size and special ids of a tokenizer."""
+
+    size: int  # one more than the largest id
+    end_of_text_id: int
+    pad_id: int
+    start_id: int | None  # goes before each document
+    end_id: int | None  # goes after each document
+    added_tokens: tuple[str, ...]  # special tokens that the job added
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTokenizer:
+    """The tokenizer of a job, as worker processes load it."""
+
+    path: str  # of its `tokenizer.json`
+    sha256: str  # of that file: the path may hold another one later
+    engine: str  # of `encoder.ENGINES`; does not change the tokens
+    vocabulary: Vocabulary
+
+
+class ReferenceEncoder:
+    """Encodes with `tokenizers`.
+
+    Args:
+      tokenizer_json: content of `tokenizer.json`.
+      allow_special_tokens: whether "<|endoftext|>" and the like inside a text are the
+        special tokens. If not, they are text, and no document can end another.
+    """
+
+    def __init__(self, tokenizer_json: str, *, allow_special_tokens: bool):
+        """Reads the tokenizer's settings; the library loads it when it is used."""
+        settings = json.loads(tokenizer_json)
+        added = settings["added_tokens"]
+        self.special_tokens = [token["content"] for token in added]
+        self._tokenizer_json = tokenizer_json
+        self._allow_special_tokens = allow_special_tokens
+        pattern = settings["pre_tokenizer"] or {}
+        crosses_spaces = any(
+            token["lstrip"] or token["rstrip"] or re.search(r"\s", token["content"])
+            for token in added
+        )
+        self._can_cut = (
+            not (crosses_spaces and allow_special_tokens)
+            and settings["normalizer"] is None
+            and pattern.get("type") == "ByteLevel"
+            and pattern.get("use_regex", True)
+            and not pattern.get("add_prefix_space")
+        )
+
+    def blocks(
+        self, parts: Iterable[bytes], block_bytes: int = BLOCK_BYTES
+    ) -> Iterator[bytes]:
+        """Cuts a text that comes in parts into blocks.
+
+        The tokens of all blocks, encoded one by one, are those of the whole text. A
+        text without any place to cut stays whole.
+
+        Args:
+          parts: of the text, UTF-8.
+          block_bytes: size that blocks do not exceed, if there is a place to cut.
+        """
+        if not self._can_cut:
+            yield b"".join(parts)
+            return
+        rest, start, searched = b"", 0, 0
+        for part in parts:
+            rest, start, searched = rest[start:] + part, 0, max(searched - start, 0)
+            while len(rest) - start > block_bytes:
+                end = max(start + block_bytes, searched)
+                place = _last_cut(rest, start, end)
+                if not place:
+                    searched = len(rest)  # not again when the text is longer
+                    break
+                yield rest[start:place]
+                start = place
+        yield rest[start:]
+
+    def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes texts, UTF-8, each by itself.
+
+        Returns:
+          uint32 [num_tokens] of all texts, and int64 [len(texts) + 1]: text i has the
+          tokens from offsets[i] to offsets[i + 1].
+        """
+        encodings = self._reference.encode_batch_fast(
+            [text.decode() for text in texts], add_special_tokens=False
+        )
+        ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        return np.concatenate([np.empty(0, np.uint32), *ids]), offsets
+
+    @functools.cached_property
+    def _reference(self) -> tokenizers.Tokenizer:
+        reference = tokenizers.Tokenizer.from_str(self._tokenizer_json)
+        reference.encode_special_tokens = not self._allow_special_tokens
+        reference.no_truncation()
+        reference.no_padding()
+        return reference
+
+
+class FastEncoder(ReferenceEncoder):
+    """Encodes with gigatoken.
+
+    Args:
+      tokenizer_json: as for `ReferenceEncoder`.
+      allow_special_tokens: as for `ReferenceEncoder`.
+      cache_bytes: by which the process may grow before the cache of words is emptied.
+
+    Raises:
+      Exception: of whatever class: gigatoken is missing, or refuses the tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer_json: str,
+        *,
+        allow_special_tokens: bool,
+        cache_bytes: int = _CACHE_BYTES,
+    ):
+        """Loads the tokenizer into the library."""
+        super().__init__(tokenizer_json, allow_special_tokens=allow_special_tokens)
+        settings = json.loads(tokenizer_json)
+        if not allow_special_tokens:
+            settings["added_tokens"] = []
+        settings |= {"truncation": None, "padding": None, "post_processor": None}
+        self._settings_json = json.dumps(settings)
+        self._cache_bytes = cache_bytes
+        self._load()
+
+    def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes texts; see `ReferenceEncoder.encode`."""
+        if _resident_bytes() > self._allowed_bytes:
+            self._load()
+        layout = self._fast.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(layout.offsets.data, np.int64)
+        tokens = np.asarray(layout.content.data)[: offsets[-1]]
+        new = [i for i, text in enumerate(texts) if _has_new_characters(text)]
+        if new:
+            parts = np.split(tokens, offsets[1:-1])
+            for index in new:
+                parts[index] = super().encode([texts[index]])[0]
+            tokens = np.concatenate(parts)
+            offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        return tokens, offsets
+
+    def _load(self) -> None:
+        """Loads the tokenizer anew, with an empty cache."""
+        from gigatoken import gigatoken_rs
+
+        self._fast: Any = gigatoken_rs.load_hf_json(self._settings_json)
+        self._allowed_bytes = _resident_bytes() + self._cache_bytes
+
+
+ENGINES: dict[str, type[ReferenceEncoder]] = {
+    FAST: FastEncoder,
+    REFERENCE: ReferenceEncoder,
+}
+
+
+def choose(
+    tokenizer_json: str, sample: Sequence[bytes], *, allow_special_tokens: bool
+) -> str:
+    """Returns the engine to use: FAST if it gives the tokens of REFERENCE.
+
+    Args:
+      tokenizer_json: content of `tokenizer.json`.
+      sample: texts of the job's own input.
+      allow_special_tokens: as for `ReferenceEncoder`.
+    """
+    reference, fast = (
+        functools.partial(
+            ENGINES[name], tokenizer_json, allow_special_tokens=allow_special_tokens
+        )
+        for name in (REFERENCE, FAST)
+    )
+    expected_encoder = reference()
+    try:
+        fast_encoder = fast()
+    except Exception as error:  # of whatever class: it comes from Rust
+        return _slower(f"gigatoken cannot load this tokenizer: {error}")
+    special = [f"x{token} y" for token in expected_encoder.special_tokens]
+    texts = [*(text.encode() for text in (*_HARD_TEXTS, *special)), *sample]
+    num_tokens = 0
+    for text in texts:
+        expected = expected_encoder.encode([text])[0]
+        num_tokens += len(expected)
+        if not np.array_equal(fast_encoder.encode([text])[0], expected):
+            start = text[:80].decode(errors="replace")
+            return _slower(f"gigatoken differs for {start!r}")
+    logging.info(
+        "tokenizing with gigatoken: same tokens as tokenizers on %d texts, %d tokens",
+        len(texts),
+        num_tokens,
+    )
+    return FAST
+
+
+def _slower(reason: str) -> str:
+    logging.warning("tokenizing with tokenizers, which is slower; %s", reason)
+    return REFERENCE
+
+
+def version(engine: str) -> str:
+    """Returns "NAME VERSION" of an engine, for the manifest."""
+    return f"{engine} {importlib.metadata.version(engine)}"
+
+
+@functools.lru_cache(maxsize=1)
+def load(tokenizer: StoredTokenizer, *, allow_special_tokens: bool) -> ReferenceEncoder:
+    """Loads a job's tokenizer once in each process, because an encoder caches words."""
+    content = files.read(tokenizer.path).decode()
+    return ENGINES[tokenizer.engine](content, allow_special_tokens=allow_special_tokens)
+
+
+def _last_cut(text: bytes, start: int, end: int) -> int:
+    """Returns the last place to cut between `start` and `end`, or one later, or 0."""
+    start = max(start + 1, end - _SEARCHED_BYTES)
+    before = [match.start() for match in _CUT.finditer(text, start, end)]
+    after = (match.start() for match in _CUT.finditer(text, end))
+    for place in itertools.chain(reversed(before), after):
+        # The character before may be white space outside ASCII, of up to 3 bytes.
+        character = text[max(place - 3, 0) : place].decode(errors="ignore")[-1:]
+        if not character.isspace():
+            return place
+    return 0
+
+
+_MAYBE_NEW = re.compile(rb"\xf0...|\xe0..|\xea\x9f.", re.DOTALL)
+
+
+def _has_new_characters(text: bytes) -> bool:
+    """Returns whether a text has characters newer than Python's Unicode tables.
+
+    The libraries' tables are of different age, so one may take such a character for a
+    letter and another may not. test_encoder.py compares them on all characters: those
+    on which they differ begin with the bytes that are searched here.
+    """
+    if text.isascii() or not any(b in text for b in (b"\xf0", b"\xe0", b"\xea\x9f")):
+        return False
+    candidates = set(_MAYBE_NEW.findall(text))
+    return any(unicodedata.category(c.decode()) == "Cn" for c in candidates)
+
+
+def _resident_bytes() -> int:
+    """Returns the memory of this process, or 0 where there is no /proc."""
+    try:
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

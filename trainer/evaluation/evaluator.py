@@ -1,0 +1,157 @@
+"""Evaluates a trained model on a split, with one or several context lengths."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from configs.errors import DataError, UserError
+from tfrecords import manifest as manifests
+from tfrecords import reader, verify
+from tfrecords.windows import Windows
+from trainer.checkpoints.pretrained import Pretrained
+from trainer.evaluation import published
+from trainer.evaluation.scoring import Scorer
+from trainer.models import create
+from trainer.models.architecture import Options
+from trainer.runtime import strategy as strategies
+from trainer.tasks import registry as tasks
+from trainer.tasks.step import TrainingStep
+
+
+def protocol(
+    manifest: manifests.Manifest,
+    *,
+    split: str,
+    context_length: int,
+    stride: int,
+    precision: str,
+) -> dict[str, Any]:
+    """Returns what two results must share to be comparable."""
+    data_config = manifest.config
+    end = data_config.get("end_token")
+    end = {None: "the tokenizer's end-of-text", "": "nothing"}.get(end, end)
+    start = data_config.get("start_token") or "nothing"
+    document = data_config.get("document", "document")
+    return {
+        "dataset": manifest.fingerprint[:16],
+        "tokenizer": manifest.tokenizer_fingerprint[:16],
+        "split": split,
+        "mode": manifest.mode,
+        "detokenizer": data_config.get("detokenizer", "none"),
+        "separators": f"{start} before, {end} after each {document}",
+        "context_length": context_length,
+        "stride": stride,
+        "precision": precision,
+    }
+
+
+def evaluate(
+    trained: Pretrained,
+    strategy: tf.distribute.Strategy,
+    data_dir: str,
+    *,
+    split: str,
+    context_lengths: Sequence[int] = (),
+    stride: int = 0,
+    precision: str = "",
+    batch_size: int = 8,
+) -> Iterator[dict[str, Any]]:
+    """Scores a split of a dataset; yields the result of each context length.
+
+    Args:
+      trained: the model, built under `strategy`.
+      strategy: that scores.
+      data_dir: folder of the dataset.
+      split: to score.
+      context_lengths: tokens of a window, for each result; empty: the dataset's
+        sequence length.
+      stride: tokens that each window scores; 0: the context length.
+      precision: of the matrix products; empty: that of the training.
+      batch_size: windows that a replica scores at once.
+
+    Raises:
+      UserError: model and dataset do not fit, or a length exceeds the positions.
+      DataError: the loss is not finite.
+    """
+    manifest = manifests.load(data_dir)
+    verify.verify_shards(data_dir, manifest, split)
+    create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
+    create.check_vocabulary(trained.model, manifest)
+    lengths = context_lengths or [manifest.sequence_length]
+    _check_context_lengths(lengths, trained.model.config.n_positions)
+    precision = precision or trained.precision
+    stamps = [
+        protocol(
+            manifest,
+            split=split,
+            context_length=length,
+            stride=stride or length,
+            precision=precision,
+        )
+        for length in lengths
+    ]
+    step = _scoring_step(trained, strategy, precision)
+    # All scorers before the first runs for long: a later one may be impossible.
+    scorers = []
+    for stamp in stamps:
+        cut = {name: stamp[name] for name in ("split", "context_length", "stride")}
+        windows = Windows(data_dir, manifest, **cut)
+        scorers.append(Scorer(step, strategy, windows, batch_size=batch_size))
+    for stamp, scorer in zip(stamps, scorers, strict=True):
+        with reader.translate_data_loss_errors(data_dir, manifest):
+            sums = scorer()
+        _check_finite(sums, trained.name)
+        figures = step.task.split_figures(sums, manifest.split(split))
+        yield _result(trained, figures, stamp)
+
+
+def _scoring_step(
+    trained: Pretrained, strategy: tf.distribute.Strategy, precision: str
+) -> TrainingStep:
+    with strategy.scope():
+        return TrainingStep(
+            trained.model,
+            trained.architecture,
+            tasks.get(trained.task),
+            options=Options(
+                precision, compiled=strategies.compiles_everything(strategy)
+            ),
+            compile_local=strategies.compiles_local_work(strategy, precision),
+        )
+
+
+def _result(
+    trained: Pretrained, figures: dict[str, float], stamp: dict[str, Any]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "model": trained.name,
+        "step": trained.step,
+        **figures,
+        "protocol": stamp,
+        "published": [],
+    }
+    if "token_perplexity" in figures:
+        result["published"] = published.compare(
+            result, trained.published_name, trained.origin
+        )
+    return result
+
+
+def _check_finite(sums: dict[str, float], name: str) -> None:
+    if not all(map(math.isfinite, sums.values())):
+        raise DataError(
+            f"The loss of {name} must be finite. Received: {sums}. Its "
+            "weights are finite, but so large that the network overflows: its training "
+            "has diverged. Evaluate an earlier `--step`, or another checkpoint."
+        )
+
+
+def _check_context_lengths(lengths: Sequence[int], num_positions: int) -> None:
+    if not all(2 <= length <= num_positions for length in lengths):
+        raise UserError(
+            "`--context_length` must be numbers from 2 to the model's positions, "
+            f"{num_positions}; by default it is the dataset's sequence length. "
+            f"Received: {','.join(map(str, lengths))}."
+        )

@@ -1,0 +1,205 @@
+"""The training: verify, build, restore, train, save.
+
+Reads a dataset that `data_pipeline` wrote. Writes to the workdir: checkpoints, the
+dataset's tokenizer and manifest, run.json, metrics, samples and events (.jsonl) and
+TensorBoard's files. Training continues where the workdir stands.
+"""
+
+import contextlib
+import functools
+import json
+
+import tf_keras
+from absl import logging
+
+from configs.progress import progress
+from configs.schema import Config, flatten
+from tfrecords import manifest as manifests
+from tfrecords import reader, verify
+from tfrecords.manifest import Manifest
+from trainer.callbacks.at_intervals import AtIntervals
+from trainer.callbacks.saving import Saving
+from trainer.checkpoints.run_checkpoints import Checkpoints
+from trainer.models import variables
+from trainer.optimizers import schedule
+from trainer.planning import hardware
+from trainer.run_dir import journal, plans, trackers
+from trainer.run_dir.metrics import MetricsLog
+from trainer.runtime import preemption
+from trainer.runtime import strategy as strategies
+from trainer.runtime.cluster import Cluster
+from trainer.tasks.create import create_training_step
+from trainer.tasks.step import TrainingStep
+from trainer.training import callbacks
+from trainer.training.run import Run
+
+
+def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None:
+    """Starts or continues a training run, and trains to its end.
+
+    Args:
+      config: of the run.
+      data_dir: folder of the dataset.
+      workdir: folder of the run.
+      cluster: the machines, with their strategy.
+
+    Raises:
+      UserError: config, hardware and workdir do not fit together.
+      DataError: the dataset or a checkpoint is damaged, or does not fit.
+      PreemptedError: the run had to stop; the same command continues it.
+    """
+    # -- data: verified before anything is built
+    manifest = manifests.load(data_dir)
+    verify.verify_tokenizer(data_dir, manifest)
+    for split in manifest.splits:
+        verify.verify_shards(data_dir, manifest, split)
+    watch = verify.ShardChangeDetector(data_dir, manifest)
+    cluster.check_same("--data_dir", manifest.fingerprint)
+
+    # -- hardware, model, optimizer and step
+    run = _resolve_run(config, data_dir, workdir, manifest, cluster)
+    with run.strategy.scope():
+        training_step = create_training_step(
+            run.config, manifest, run.strategy, run.num_steps
+        )
+
+    # -- continue where the workdir stands
+    checkpoints = Checkpoints(
+        workdir,
+        training_step=training_step,
+        config=run.config,
+        manifest=manifest,
+        writes=cluster.is_chief,
+    )
+    step, log = _restore(checkpoints, workdir, cluster)
+    if _is_finished(run, step, log):
+        return
+    if cluster.is_chief:
+        checkpoints.check_room()
+        _describe(run, step, training_step)
+        log.track(trackers.create(workdir, run.config))
+
+    # -- train
+    with (
+        reader.translate_data_loss_errors(data_dir, manifest),
+        contextlib.closing(checkpoints),
+        contextlib.closing(log),
+        preemption.watched(cluster) as notice,
+        progress("train", run.num_steps, "step", initial=step) as bar,
+    ):
+        saving = Saving(
+            log,
+            checkpoints,
+            watch,
+            interval=run.config.training.checkpoint_interval,
+            num_steps=run.num_steps,
+        )
+        display = callbacks.displaying if cluster.is_chief else lambda *_: []
+        acting = [
+            *callbacks.measuring(run, log, training_step, bar, notice.check),
+            *display(run, log, training_step),
+            saving,
+            tf_keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda *_: notice.check()
+            ),
+        ]
+        try:
+            _fit(run, step, log, training_step, acting)
+        except preemption.PreemptedError:
+            watch.check()
+            log.flush()
+            checkpoints.save(log.best_step)
+            checkpoints.close()
+            cluster.exit_barrier()
+            raise
+        checkpoints.close()
+        cluster.exit_barrier()
+
+
+def _resolve_run(
+    config: Config, data_dir: str, workdir: str, manifest: Manifest, cluster: Cluster
+) -> Run:
+    """Returns the run, with its config resolved for the cluster's hardware."""
+    detected = strategies.detect_hardware(cluster.strategy)
+    config = hardware.resolve_hardware_config(
+        config, manifest, detected, functools.partial(plans.load, workdir)
+    )
+    cluster.check_same("--config", json.dumps(flatten(config)))
+    return Run(
+        config,
+        data_dir,
+        workdir,
+        manifest,
+        cluster.strategy,
+        detected,
+        num_steps=schedule.total_steps(config.training, manifest),
+    )
+
+
+def _restore(
+    checkpoints: Checkpoints, workdir: str, cluster: Cluster
+) -> tuple[int, MetricsLog]:
+    """Restores the newest checkpoint on all machines; returns its step and the log."""
+    step = cluster.run_on_chief_first(checkpoints.restore)
+    cluster.check_same("--workdir", f"step {step}")
+    if cluster.num_machines > 1:
+        cluster.check_same("model.initial_checkpoint", checkpoints.fingerprint())
+    log = cluster.run_on_chief_first(
+        lambda: MetricsLog(workdir, step, writes=cluster.is_chief)
+    )
+    return step, log
+
+
+def _fit(
+    run: Run,
+    step: int,
+    log: MetricsLog,
+    training_step: TrainingStep,
+    acting: list[tf_keras.callbacks.Callback],
+) -> None:
+    """Trains from a step to the last, after what is still due at that step."""
+    for callback in acting:
+        if isinstance(callback, AtIntervals):
+            callback.catch_up(training_step)
+    if step < run.num_steps and not _is_finished(run, step, log):
+        training_step.fit(
+            run.batches(step),
+            steps_per_epoch=run.num_steps - step,
+            callbacks=acting,
+            verbose=0,
+        )
+
+
+def _is_finished(run: Run, step: int, log: MetricsLog) -> bool:
+    """Returns whether all is done, also by early stopping, and logs it."""
+    patience = run.config.training.early_stopping_patience
+    is_scored = "validation" not in run.manifest.splits or log.has_score(step)
+    if step >= run.num_steps and is_scored:
+        how = f"{step} of {run.num_steps} steps"
+    elif patience and log.evaluations_since_best >= patience:
+        how = f"it stopped early, at step {step}"
+    else:
+        return False
+    logging.info("%s is finished: %s", run.workdir, how)
+    return True
+
+
+def _describe(run: Run, step: int, training_step: TrainingStep) -> None:
+    """Writes run.json, and logs the start as an event."""
+    journal.write_run_record(
+        run.workdir,
+        run.data_dir,
+        run.config,
+        hardware=run.hardware.name,
+        parameter_count=variables.num_parameters(training_step.model.variables),
+        num_steps=run.num_steps,
+        tokens_per_step=run.tokens_per_step,
+        model_config=training_step.model.config.to_dict(),
+    )
+    logging.info(
+        "step %d: training on %s, up to step %d",
+        step,
+        run.hardware.name,
+        run.num_steps,
+        extra=journal.EVENT,
+    )

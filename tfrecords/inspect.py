@@ -13,6 +13,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import DataError, UserError
+from configs.progress import progress
 from tfrecords import manifest as manifests
 from tfrecords import verify
 from tfrecords.manifest import Manifest

@@ -220,7 +220,7 @@ class Checkpoints:
             raise DataError(
                 "`--workdir` holds a run of another config:\n  "
                 + "\n  ".join(different)
-                + "\nGive the values that the run began with. To train its model on with "
+                + "\nGive the values that the run began with. To train on with "
                 "other values, export it, and start in a new --workdir with "
                 "--config.model.initial_checkpoint set to the export."
             )

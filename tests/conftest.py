@@ -167,6 +167,7 @@ def _train_small(folder: pathlib.Path) -> None:
         "--config.data.document=paragraph",
         f"--input={folder / 'text.txt'}",
         f"--output_dir={folder / 'data'}",
+        "--num_workers=1",
     )
     train = (
         "trainer.train",

@@ -68,5 +68,6 @@ def command(corpus, output_dir, *arguments):
         f"--input={corpus}",
         f"--output_dir={output_dir}",
         "--config.data.vocab_size=500",
+        "--num_workers=1",
         *arguments,
     ]

@@ -70,7 +70,7 @@ def test_blocks_have_the_tokens_of_the_whole(gpt2, path, part_bytes):
     engine = make(gpt2)
     parts = [data[i : i + part_bytes] for i in range(0, len(data), part_bytes)]
     blocks = list(engine.blocks(parts, block_bytes=300))
-    assert len(blocks) > 20
+    assert len(blocks) > 10
     assert b"".join(blocks) == data
     whole, _ = engine.encode([data])
     np.testing.assert_array_equal(engine.encode(blocks)[0], whole)

@@ -214,7 +214,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder):
 
 def test_tfds_gives_the_documents_that_files_give(tmp_path):
     lines = pathlib.Path(shared("wikitext-2/wiki.valid.raw")).read_text().split("\n")
-    lines = [line for line in lines if line.strip()]
+    lines = [line for line in lines if line.strip()][:700]
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "text.txt").write_text("\n".join(lines))
     Corpus.lines = tuple(lines)
@@ -224,13 +224,13 @@ def test_tfds_gives_the_documents_that_files_give(tmp_path):
     from_tfds = run(
         "tfds:local_corpus:1.0.0/train",
         tmp_path / "b",
-        num_workers=2,
+        num_workers=1,
         tfds_data_dir=str(tmp_path / "tfds"),
         text_field="body",
         **settings,
     )
     assert from_tfds.splits == from_files.splits
-    assert from_tfds.split("train").documents > 2000
+    assert from_tfds.split("train").documents > 600
     labelled = run(
         "tfds:local_corpus/train",
         tmp_path / "c",

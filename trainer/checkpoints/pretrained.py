@@ -9,7 +9,7 @@ import tf_keras
 from tfrecords import manifest as manifests
 from tfrecords.manifest import TOKENIZER_FOLDER
 from tfrecords.storage import files
-from trainer.checkpoints import run_checkpoints
+from trainer.checkpoints import folders, run_checkpoints
 from trainer.models import registry
 from trainer.models.architecture import Architecture
 
@@ -99,7 +99,7 @@ def published_name(checkpoint: str) -> str:
     return match[1] or match[2]
 
 
-def _origin(workdir: str, record: run_checkpoints.Record) -> str:
+def _origin(workdir: str, record: folders.Record) -> str:
     if not record.config["model"]["initial_checkpoint"]:
         return "from random weights"
     if not files.exists(files.join(workdir, manifests.FILE_NAME)):

@@ -1,6 +1,6 @@
 """Saves and restores a run: model, optimizer, step, and what they belong to.
 
-`WORKDIR/checkpoints/step-00000100/` holds `tensor_file.safetensors` and, written last,
+`WORKDIR/checkpoints/step-00000100/` holds `state.safetensors` and, written last,
 `checkpoint.json` with its checksum. A folder without that file is an incomplete save
 and is removed. A damaged checkpoint is renamed to `step-00000100.damaged`, and the one
 before it is restored.
@@ -21,15 +21,11 @@ from configs import schema
 from configs.errors import DataError, RunError, TryAgainError
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
-from trainer.checkpoints import tensor_file
+from trainer.checkpoints import folders, tensor_file
 from trainer.models import registry, variables
 from trainer.models.architecture import Architecture
-from trainer.run_dir import layout
 from trainer.tasks.step import TrainingStep
 
-FORMAT_VERSION = 2
-_STATE = "state.safetensors"
-_RECORD = "checkpoint.json"
 # Fields that may differ on a resume: they do not change what the run computes.
 _FREE_FIELDS = {
     "training.microbatch_size",
@@ -44,24 +40,6 @@ _FREE_FIELDS = {
     "training.early_stopping_patience",
     "training.max_skipped_in_a_row",
 }
-
-
-class _DamagedError(ValueError):
-    """Raised within this module where a checkpoint is not as it was saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """The contents of `checkpoint.json`."""
-
-    format_version: int
-    step: int
-    state_bytes: int
-    state_sha256: str
-    config: dict[str, Any]
-    model_config: dict[str, Any]  # the architecture's configuration
-    dataset_fingerprint: str
-    tokenizer_fingerprint: str
 
 
 class Checkpoints:
@@ -84,7 +62,7 @@ class Checkpoints:
         manifest: Manifest,
         writes: bool = True,
     ):
-        self._folder = _folder(workdir)
+        self._folder = folders.root(workdir)
         self._model = training_step.model
         self._optimizer = training_step.optimizer
         self._config = config
@@ -118,7 +96,7 @@ class Checkpoints:
                 finds_best and settings.evaluation_interval > 0
             )
             num += finds_best + settings.keep_last * saves_often
-            num = max(num - len(_folders(self._folder)), 1)
+            num = max(num - len(folders.list_folders(self._folder)), 1)
         num_bytes = num * variables.num_bytes(self._variables.values())
         files.check_free_space(self._folder.rpartition("/")[0], num_bytes)
 
@@ -160,9 +138,9 @@ class Checkpoints:
     def _write(self, step: int, values: dict[str, Any], best_step: int) -> None:
         folder = f"{self._folder}/step-{step:08d}"
         try:
-            num_bytes, sha256 = tensor_file.write(values, f"{folder}/{_STATE}")
-            record = Record(
-                format_version=FORMAT_VERSION,
+            num_bytes, sha256 = tensor_file.write(values, f"{folder}/{folders.STATE}")
+            record = folders.Record(
+                format_version=folders.FORMAT_VERSION,
                 step=step,
                 state_bytes=num_bytes,
                 state_sha256=sha256,
@@ -172,7 +150,7 @@ class Checkpoints:
                 tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
             )
             text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
-            files.write(f"{folder}/{_RECORD}", text.encode())
+            files.write(f"{folder}/{folders.RECORD}", text.encode())
             self._remove_old(best_step)
         except Exception as error:  # any failure of the thread must stop the run
             # The address of a resumable upload grants access, like a key.
@@ -187,11 +165,11 @@ class Checkpoints:
 
     def _remove_old(self, best_step: int) -> None:
         settings = self._config.training
-        for folder in _folders(self._folder)[: -settings.keep_last]:
-            step = _step(folder)
+        for folder in folders.list_folders(self._folder)[: -settings.keep_last]:
+            step = folders.step_of(folder)
             stays = settings.keep_every and step % settings.keep_every == 0
             if not stays and step != best_step:
-                _remove(folder)
+                folders.remove(folder)
 
     def restore(self) -> int:
         """Restores the newest intact checkpoint, if there is one.
@@ -203,12 +181,16 @@ class Checkpoints:
           DataError: the checkpoint belongs to another config or dataset, or all
             checkpoints are damaged.
         """
-        newest = _newest_intact(_folders(self._folder), set_aside=self._writes)
+        newest = folders.newest_intact(
+            folders.list_folders(self._folder), set_aside=self._writes
+        )
         if newest:
             self._check_same_run(newest[1])
-        for leftover in _folders(self._folder, whole=False) if self._writes else []:
+        for leftover in (
+            folders.list_folders(self._folder, whole=False) if self._writes else []
+        ):
             logging.warning("removing %s, an incomplete save", leftover)
-            _remove(leftover)
+            folders.remove(leftover)
         if not newest:
             return 0
         folder, record = newest
@@ -217,7 +199,7 @@ class Checkpoints:
         logging.info("continuing from %s", folder)
         return record.step
 
-    def _check_same_run(self, record: Record) -> None:
+    def _check_same_run(self, record: folders.Record) -> None:
         if record.dataset_fingerprint != self._manifest.fingerprint:
             raise DataError(
                 "`--workdir` must belong to the dataset of `--data_dir`. Received: a "
@@ -238,7 +220,9 @@ class Checkpoints:
             raise DataError(
                 "`--workdir` holds a run of another config:\n  "
                 + "\n  ".join(different)
-                + "\nGive a new --workdir, or the values that the run began with."
+                + "\nGive the values that the run began with. To train on with "
+                "other values, export it, and start in a new --workdir with "
+                "--config.model.initial_checkpoint set to the export."
             )
 
 
@@ -248,7 +232,7 @@ class LoadedModel:
 
     model: tf_keras.Model
     architecture: Architecture
-    record: Record
+    record: folders.Record
 
 
 def load_model(workdir: str, step: int = 0) -> LoadedModel:
@@ -261,15 +245,17 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
     Raises:
       DataError: the workdir has no checkpoint, or not that one, or only damaged ones.
     """
-    checkpoint_folders = _folders(_folder(workdir))
-    wanted = [folder for folder in checkpoint_folders if step in (0, _step(folder))]
+    checkpoint_folders = folders.list_folders(folders.root(workdir))
+    wanted = [
+        folder for folder in checkpoint_folders if step in (0, folders.step_of(folder))
+    ]
     if checkpoint_folders and not wanted:
-        steps = ", ".join(str(_step(folder)) for folder in checkpoint_folders)
+        steps = ", ".join(str(folders.step_of(folder)) for folder in checkpoint_folders)
         raise DataError(
             f"`--step` must be that of a checkpoint in {workdir}: {steps}. "
             f"Received: {step}."
         )
-    newest = _newest_intact(wanted, set_aside=False)
+    newest = folders.newest_intact(wanted, set_aside=False)
     if not newest:
         raise DataError(
             f"`--workdir` must hold a run with a checkpoint. Received: {workdir}, "
@@ -283,106 +269,9 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
     return LoadedModel(model, architecture, record)
 
 
-def _folder(workdir: str) -> str:
-    return files.join(workdir, layout.CHECKPOINTS)
-
-
-def _folders(folder: str, *, whole: bool = True) -> list[str]:
-    """Returns the checkpoints by step: those with a record, or those without."""
-    names: dict[str, set[str]] = {}
-    for path in files.expand(folder):
-        parent, _, name = path.rpartition("/")
-        if re.fullmatch(r"step-\d{8,}", parent.rpartition("/")[2]):
-            names.setdefault(parent, set()).add(name)
-    selected = [parent for parent in names if (_RECORD in names[parent]) == whole]
-    return sorted(selected, key=_step)
-
-
-def _step(folder: str) -> int:
-    return int(folder.rpartition("/step-")[2])
-
-
-def _newest_intact(folders: list[str], *, set_aside: bool) -> tuple[str, Record] | None:
-    """Returns the newest checkpoint whose checksums are right, or None.
-
-    Args:
-      folders: of checkpoints, by step.
-      set_aside: whether to rename newer damaged ones, so that they can be examined.
-
-    Raises:
-      DataError: all checkpoints are damaged, or one has another format version.
-    """
-    problems: dict[str, str] = {}
-    for path in reversed(folders):
-        try:
-            record = _verified(path)
-        except _DamagedError as error:
-            problems[path] = str(error)
-            continue
-        for damaged, problem in problems.items():
-            logging.error("%s Restoring %s instead.", problem, path)
-            if set_aside:
-                _set_aside(damaged)
-        return path, record
-    if problems:
-        raise DataError(
-            "All checkpoints are damaged:\n  "
-            + "\n  ".join(problems.values())
-            + "\nUse a new --workdir to start again, or copy an intact one back."
-        )
-    return None
-
-
-def _remove(folder: str) -> None:
-    """Removes a checkpoint, its record first: without it the rest is incomplete."""
-    files.remove(f"{folder}/{_RECORD}")
-    files.remove(folder)
-
-
-def _set_aside(folder: str) -> None:
-    for name in (_STATE, _RECORD):  # without its record, it would be removed
-        if files.exists(f"{folder}/{name}"):
-            files.move(f"{folder}/{name}", f"{folder}.damaged/{name}")
-    files.remove(folder)
-
-
-def _verified(folder: str) -> Record:
-    record = _read_record(folder)
-    if record.step != _step(folder):
-        raise _DamagedError(
-            f"{folder}/{_RECORD} is damaged: its step is {record.step}."
-        )
-    path = f"{folder}/{_STATE}"
-    if not files.exists(path):
-        raise _DamagedError(f"{path} is missing.")
-    num_bytes, sha256 = tensor_file.checksum(path)
-    if (num_bytes, sha256) != (record.state_bytes, record.state_sha256):
-        raise _DamagedError(
-            f"{path} must have {record.state_bytes} bytes and the SHA-256 "
-            f"{record.state_sha256[:16]}…. It has {num_bytes} and {sha256[:16]}…."
-        )
-    return record
-
-
-def _read_record(folder: str) -> Record:
-    path = f"{folder}/{_RECORD}"
-    text = files.read(path)
-    try:
-        values = json.loads(text)
-        version = values["format_version"]
-        if version == FORMAT_VERSION:
-            return Record(**values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise _DamagedError(f"{path} is damaged: {error!r}.") from error
-    raise DataError(
-        f"{path} must have format version {FORMAT_VERSION}. Received: {version!r}. Use "
-        "the version of gpt2-tpu that wrote it, or a new --workdir."
-    )
-
-
 def _assign(folder: str, variables: dict[str, Any], *, whole: bool) -> None:
     try:
-        tensor_file.read(f"{folder}/{_STATE}", variables, whole=whole)
+        tensor_file.read(f"{folder}/{folders.STATE}", variables, whole=whole)
     except (DataError, safetensors.SafetensorError) as error:
         raise DataError(
             f"{folder} does not hold this model and optimizer: {error}. Give a new "

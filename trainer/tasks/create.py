@@ -64,7 +64,19 @@ def create_training_step(
         ),
         compile_local=strategies.compiles_local_work(strategy, settings.precision),
     )
-    parameter_count = variables.num_parameters(model.variables)
+    _log_sizes(step, config, manifest, strategy)
+    return step
+
+
+def _log_sizes(
+    step: TrainingStep,
+    config: Config,
+    manifest: Manifest,
+    strategy: tf.distribute.Strategy,
+) -> None:
+    """Logs the sizes of model and step, and warns of too little text."""
+    settings = config.training
+    parameter_count = variables.num_parameters(step.model.variables)
     logging.info(
         "%s parameters, %s bytes of optimizer state",
         f"{parameter_count:,}",
@@ -83,11 +95,10 @@ def create_training_step(
         settings.global_batch_size,
         manifest.sequence_length,
         strategy.num_replicas_in_sync,
-        accumulation_steps,
+        step.accumulation_steps,
         settings.microbatch_size,
         settings.remat,
     )
-    return step
 
 
 def assemble(

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 
-from configs.errors import DataError, RunError, UserError
+from configs.errors import DataError, RunError
 from tests.conftest import tiny_config, write_dataset
 from tests.data_pipeline.runs import run as preprocess
 from tfrecords import reader, schema
@@ -189,6 +189,7 @@ def test_continuing_on_other_replicas_reads_the_same_batches(
 ):
     """On 2, then more, then 1, for more than two epochs of 30 records."""
     sizes = {"global_batch_size": 8, "microbatch_size": 1, "num_steps": 9}
+    sizes["evaluation_interval"] = 0  # test_scoring scores on several replicas
     run(dataset, tmp_path / "whole", **sizes)
     whole = dict(batch_hashes)
     batch_hashes.clear()
@@ -219,12 +220,8 @@ def test_continuing_on_other_replicas_reads_the_same_batches(
 def test_documents_are_trained_on_whatever_their_padding_and_labels(tmp_path):
     text = "\n".join(json.dumps({"text": "a b " * i, "label": i}) for i in range(1, 60))
     (tmp_path / "a.jsonl").write_text(text)
-    found = []
-    for mode, side in (
-        ("document", "right"),
-        ("document", "left"),
-        ("labelled", "left"),
-    ):
+    metrics_by_mode = []
+    for mode, side in (("document", "right"), ("labelled", "left")):
         data, workdir = (tmp_path / f"{mode}-{side}-{name}" for name in ("data", "run"))
         written = preprocess(
             tmp_path / "a.jsonl",
@@ -235,9 +232,10 @@ def test_documents_are_trained_on_whatever_their_padding_and_labels(tmp_path):
             vocab_size=300,
         )
         run((data, written), workdir)
-        found.append(values(workdir))
-    assert found[0] == found[1] == found[2]
-    assert found[0][-1]["validation_loss"] < found[0][0]["validation_loss"]
+        metrics_by_mode.append(values(workdir))
+    first, second = metrics_by_mode
+    assert first == second
+    assert first[-1]["validation_loss"] < first[0]["validation_loss"]
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -375,7 +373,7 @@ def test_a_save_that_fails_stops_the_run(dataset, tmp_path):
             (folder / "step-00000003").write_text("a file where the folder should be")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train.Saving", InTheWay)
+        patch.setattr("trainer.training.loop.Saving", InTheWay)
         with pytest.raises(RunError, match="Step 3 could not be saved"):
             run(dataset, tmp_path / "run", keep_last=8)
     assert run_checkpoints.load_model(str(tmp_path / "run")).record.step == 2
@@ -401,10 +399,10 @@ def test_a_run_that_is_stopped_while_it_scores(
     for number in stops:
         remaining = iter(range(number - 1))
 
-        def stopped(self, **arguments):
+        def stopped(self, *arguments):
             if next(remaining, None) is None:
                 raise preemption.PreemptedError("stopped")
-            return score(self, **arguments)
+            return score(self, *arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(Scorer, "__call__", stopped)
@@ -610,7 +608,7 @@ def test_a_disk_without_room_stops_the_run_before_it_starts(
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="MB free for what goes to"):
+    with pytest.raises(RunError, match="MB free for what goes to"):
         run(dataset, tmp_path / "run")
 
 
@@ -628,6 +626,7 @@ def test_a_model_that_learns_by_heart_says_so(tmp_path, caplog):
         tmp_path / "run",
         dropout=0.0,
         num_steps=450,
+        steps_per_execution=10,
         evaluation_interval=50,
         checkpoint_interval=0,
         learning_rate=1e-2,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.checkpoints import pretrained, run_checkpoints
+from trainer.checkpoints import folders, pretrained
 from trainer.evaluation import published
 
 WHOLE = {
@@ -111,8 +111,8 @@ def test_weights_are_named_by_the_records_that_they_have_seen(
     dataset, step, source, origin
 ):
     """Not by the records that the whole run was to see."""
-    record = run_checkpoints.Record(
-        format_version=run_checkpoints.FORMAT_VERSION,
+    record = folders.Record(
+        format_version=folders.FORMAT_VERSION,
         step=step,
         state_bytes=0,
         state_sha256="",

@@ -17,10 +17,10 @@ pytest.importorskip("torch.utils.flop_counter")
 
 @pytest.fixture
 def both(tmp_path):
-    """(TensorFlow model, PyTorch model) of the same weights; 4 layers of 64."""
+    """(TensorFlow model, PyTorch model) of the same weights; 2 layers of 64."""
     from transformers import GPT2LMHeadModel
 
-    shape = {"n_layer": 4, "n_embd": 64, "n_head": 4, "n_positions": 32}
+    shape = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 32}
     gpt2 = tiny_model(**shape)
     folder = pytorch_folder(tmp_path / "hf", gpt2)
     judge = GPT2LMHeadModel.from_pretrained(folder).float()

@@ -75,16 +75,17 @@ def train(count, dataset, workdir, **options):
 
 @pytest.mark.slow
 def test_one_two_and_three_machines_learn_the_same(dataset, tmp_path):
-    samples = {"sample_interval": 6}
-    arguments = command(dataset, tmp_path / "alone", **OPTIONS, **samples)
+    arguments = command(dataset, tmp_path / "alone", **OPTIONS)
     code, log = finish(start(arguments))
     assert code == 0, log
     _, expected, lines = outcome(tmp_path / "alone")
     assert len(lines) == 12 + 4
     for count in (1, 2, 3):
         workdir = tmp_path / str(count)
+        samples = {"sample_interval": 6 * (count == 2)}  # which does not matter
         _, found, same_lines = train(count, dataset, workdir, **samples)
-        assert (workdir / "samples.jsonl").read_text().count("\n") == 3
+        if count == 2:
+            assert (workdir / "samples.jsonl").read_text().count("\n") == 3
         for line, same in zip(lines, same_lines, strict=True):
             assert line.keys() == same.keys()
             for name, value in line.items():

@@ -115,7 +115,7 @@ def test_the_step_is_plain_gradient_descent(undivided):
         (1, 4, True),
         (2, 4, True),
         (4, 2, False),
-        (8, 1, False),
+        (2, 1, False),
         pytest.param(8, 4, True, marks=pytest.mark.slow),
     ],
 )

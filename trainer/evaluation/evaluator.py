@@ -123,7 +123,7 @@ def _scoring_step(
 
 
 def _result(
-    trained: Pretrained, figures: dict[str, float], stamp: dict[str, Any]
+    trained: Pretrained, figures: dict[str, float | None], stamp: dict[str, Any]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
         "model": trained.name,

@@ -50,7 +50,7 @@ TESTED = {
     "a marker that is garbage": "run_checkpoints::a_damaged_checkpoint_never_means_a_new_start",
     "the newest checkpoint is corrupt": "run_checkpoints::a_damaged_checkpoint_is_set_aside_and_the_one_before_it_continues",
     "a path out of the folder": "manifest::a_damaged_manifest_is_refused",
-    "pickled weights": "weights::weights_that_are_no_safetensors_are_refused",
+    "pickled weights": "pretrained_weights::what_is_wrong_is_one_message",
     "other variables": "run_checkpoints::other_variables_are_named",
     "stopped at any step": "run_checkpoints::an_interrupted_run_equals_an_undisturbed_one",
     "continued on other replicas": "run_checkpoints::continuing_on_other_replicas_reads_the_same_batches",

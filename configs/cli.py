@@ -207,6 +207,8 @@ def guard(main: Callable[[], None]) -> None:
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         _stop(f"{error.filename} cannot be used: {error.strerror}. Name another.")
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.EIO, errno.ENAMETOOLONG):
+            _stop(f"{error.filename} cannot be used: {error.strerror}. Name another.")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _stop(
@@ -217,6 +219,9 @@ def guard(main: Callable[[], None]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    if {"--help", "-help", "-h"} & set(argv):  # absl would end with exit code 1
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
     _check_config_fields(argv)
     try:
         remaining = flags.FLAGS(argv)

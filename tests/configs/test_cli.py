@@ -1,6 +1,7 @@
 """The command line: programs answer at once, one table, progress, no chatter."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -49,6 +50,7 @@ def test_programs_answer_before_they_import_the_work(program):
         assert message, case
         assert not loaded, case
     answer = run(ANSWER, program, "--help")
+    assert answer.returncode == 0
     assert f"\n{program}:\n" in answer.stdout
     assert answer.stderr.split("\n")[-2] == ""
 
@@ -148,3 +150,14 @@ def test_progress_is_a_bar_below_the_log_on_a_terminal():
     assert "outer: 100%" in last
     assert "4/4" in last
     assert "inner" not in shown.decode()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
+def test_a_file_that_cannot_be_written_is_one_message(number, capsys):
+    def write():
+        raise OSError(number, os.strerror(number), "/kaggle/input/x")
+
+    with pytest.raises(SystemExit) as end:
+        cli.guard(write)
+    assert end.value.code == 2
+    assert "/kaggle/input/x cannot be used" in capsys.readouterr().err

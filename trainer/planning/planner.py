@@ -77,7 +77,7 @@ def make(
         sequence_length=length,
         num_steps=num_steps or 10**6,
     )
-    remat, compiled, largest = _compile(
+    remat, compiled, largest = compile_first_that_fits(
         compile_run, settings, accumulation_steps, tpu_type.facts.hbm_bytes, find_max
     )
     return {
@@ -110,7 +110,7 @@ def make(
     }
 
 
-def _compile(
+def compile_first_that_fits(
     compile_run: Callable[..., dict[str, Any]],
     settings: TrainingConfig,
     accumulation_steps: int,

@@ -74,10 +74,14 @@ def translate_unavailable_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(cluster: Cluster) -> Iterator[Notice]:
+def watched(cluster: Cluster, poll_seconds: float = _POLL_SECONDS) -> Iterator[Notice]:
     """Yields a notice that SIGTERM or Cloud's metadata server may fill at any time.
 
     A second SIGTERM changes nothing: the save goes on.
+
+    Args:
+      cluster: whose machines stop together.
+      poll_seconds: between two questions to the metadata server.
     """
     notice, ended = Notice(cluster), threading.Event()
 
@@ -85,7 +89,9 @@ def watched(cluster: Cluster) -> Iterator[Notice]:
         notice.reason = "SIGTERM"
 
     previous = signal.signal(signal.SIGTERM, terminate)
-    thread = threading.Thread(target=_poll, args=(notice, ended), daemon=True)
+    thread = threading.Thread(
+        target=_poll, args=(notice, ended, poll_seconds), daemon=True
+    )
     thread.start()
     try:
         yield notice
@@ -94,7 +100,7 @@ def watched(cluster: Cluster) -> Iterator[Notice]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _poll(notice: Notice, ended: threading.Event) -> None:
+def _poll(notice: Notice, ended: threading.Event, poll_seconds: float) -> None:
     """Polls the metadata server until `ended`; once where no server answers."""
     if not cloud_metadata.metadata("preempted"):
         return
@@ -103,4 +109,4 @@ def _poll(notice: Notice, ended: threading.Event) -> None:
             if cloud_metadata.metadata(event) == value:
                 notice.reason = f"{event} {value} of the metadata server"
                 return
-        ended.wait(_POLL_SECONDS)
+        ended.wait(poll_seconds)

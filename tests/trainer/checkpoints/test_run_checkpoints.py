@@ -415,12 +415,12 @@ def test_a_run_that_is_stopped_while_it_scores(
 @pytest.mark.usefixtures("uncompiled")
 def test_a_second_signal_does_not_tear_the_save(dataset, tmp_path, monkeypatch, whole):
     settings = {"checkpoint_interval": 0, "evaluation_interval": 0}
-    passed_on, write = [], run_checkpoints.Checkpoints._write
+    passed_on, write = [], states.write
     previous = signal.signal(signal.SIGTERM, lambda *_: passed_on.append(True))
 
     def disturbed(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        write(*arguments)
+        return write(*arguments)
 
     def first(self, *_, **__):
         if int(self.model.optimizer.iterations.numpy()) == 3:
@@ -428,7 +428,7 @@ def test_a_second_signal_does_not_tear_the_save(dataset, tmp_path, monkeypatch, 
 
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(run_checkpoints.Checkpoints, "_write", disturbed)
+            patch.setattr(states, "write", disturbed)
             patch.setattr(DivergenceGuard, "on_train_batch_end", first)
             with pytest.raises(preemption.PreemptedError, match="SIGTERM"):
                 run(dataset, tmp_path / "run", **settings)

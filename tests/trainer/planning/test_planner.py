@@ -64,7 +64,9 @@ def test_a_plan_with_auto_takes_the_first_policy_that_fits(fitting, taken):
         return {"fits": remat in fitting, "peak_bytes": 1}
 
     settings = TrainingConfig(remat="auto")
-    remat, found, largest = planner._compile(compiled, settings, 1, 2**34, False)
+    remat, found, largest = planner.compile_first_that_fits(
+        compiled, settings, 1, 2**34, find_max=False
+    )
     assert (remat, found["fits"], largest) == (taken, bool(fitting), None)
 
 

@@ -162,7 +162,6 @@ def test_the_metadata_server_announces_the_end(dataset, tmp_path):
 def test_a_failure_of_the_metadata_server_does_not_end_the_watching(
     monkeypatch, event, value
 ):
-    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.05)
     asked = []
 
     class Answers(dict):
@@ -179,7 +178,7 @@ def test_a_failure_of_the_metadata_server_does_not_end_the_watching(
     answers = Answers({"preempted": "FALSE", "maintenance-event": "NONE"})
     with metadata_server(answers) as address:
         monkeypatch.setenv("GCE_METADATA_HOST", address)
-        with preemption.watched(Cluster(mirror_cpu(1))) as notice:
+        with preemption.watched(Cluster(mirror_cpu(1)), 0.05) as notice:
             wait_until(lambda: len(asked) > 2)
             answers.pop(event)
             asked.clear()

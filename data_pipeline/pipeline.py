@@ -15,12 +15,10 @@ What a stopped run has finished stays in `OUTPUT_DIR/.unfinished` and is not don
 import dataclasses
 import hashlib
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 
-from tqdm import tqdm
-
 from configs.errors import DataError
+from configs.progress import progress
 from data_pipeline import dataset_folder
 from data_pipeline.documents import duplicates
 from data_pipeline.documents.chunk import SPLITS
@@ -133,17 +131,11 @@ def _run(
 ) -> list[Result]:
     """Returns the function's results in the order of the items, and shows progress."""
     results = {}
-    with _progress(description, sum(sizes), unit) as bar:
+    with progress(description, sum(sizes), unit, unit_scale=True) as bar:
         for index, result in runner(function, items):
             results[index] = result
             bar.update(sizes[index])
     return [results[index] for index in range(len(items))]
-
-
-def _progress(description: str, total: int, unit: str) -> tqdm:
-    return tqdm(
-        desc=description, total=total, unit=unit, unit_scale=True, file=sys.stderr
-    )
 
 
 def _manifest(

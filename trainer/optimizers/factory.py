@@ -72,10 +72,15 @@ def create(
     return optimizer
 
 
+def _short_name(variable: tf.Variable) -> str:
+    """Returns the name without the model's scopes."""
+    return variable.name.rpartition("transformer/")[2].removesuffix(":0")
+
+
 def _names(variables: list[tf.Variable]) -> str:
     """Lists the matrices; one of every layer is named once."""
     names = collections.Counter(
-        re.sub(r"/h_\._\d+/", "/h_._*/", variable.name)
+        re.sub(r"\bh_\._\d+/", "h_._*/", _short_name(variable))
         for variable in variables
         if is_matrix(variable)
     )

@@ -70,8 +70,8 @@ def report(num_bytes: dict[str, int], available_bytes: int | None = None) -> Non
     needed = sum(num_bytes.values())
     logging.info(
         "training takes about %s of memory: %s",
-        _gib(needed),
-        ", ".join(f"{name} {_gib(size)}" for name, size in num_bytes.items()),
+        _text(needed),
+        ", ".join(f"{name} {_text(size)}" for name, size in num_bytes.items()),
     )
     available = available_bytes or system_memory()
     if available is not None and needed > available:
@@ -79,8 +79,8 @@ def report(num_bytes: dict[str, int], available_bytes: int | None = None) -> Non
             "Training takes about %s of memory; %s are available, and the run may be "
             "killed. Use a smaller model or `training.microbatch_size`, "
             "`training.remat=block`, fewer devices, or optimizer.name=adafactor.",
-            _gib(needed),
-            _gib(available),
+            _text(needed),
+            _text(available),
         )
 
 
@@ -99,5 +99,5 @@ def system_memory() -> int | None:
         return None
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
+def _text(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"

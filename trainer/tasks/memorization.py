@@ -2,7 +2,7 @@
 
 # Fewer tokens for each parameter than this are too few. A pretrained model needs less
 # text, but small corpora overfit it, too.
-_TOKENS_PER_PARAMETER = 1.0
+_TOKENS_PER_PARAMETER = 0.25
 _TOKENS_PER_TRAINED_PARAMETER = 0.001
 # Training losses below which a rising validation loss means memorization.
 _SUSPECT_LOSS = 1.10  # perplexity 3

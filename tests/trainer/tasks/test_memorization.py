@@ -20,7 +20,7 @@ def test_level(training_loss, validation_loss, level):
 
 
 def test_how_much_text_is_enough():
-    assert memorization.expected(99, 100, pretrained=False).startswith("99 tokens are")
-    assert not memorization.expected(100, 100, pretrained=False)
+    assert memorization.expected(24, 100, pretrained=False).startswith("24 tokens are")
+    assert not memorization.expected(25, 100, pretrained=False)
     assert memorization.expected(99, 100_000, pretrained=True)
     assert not memorization.expected(100, 100_000, pretrained=True)

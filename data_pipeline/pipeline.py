@@ -192,6 +192,15 @@ def _check_counts(totals: dict[str, Counts], job: Job) -> None:
             f"{validation.documents} documents, all of which went to validation or "
             "were left out. Add text, or lower --config.data.validation_fraction."
         )
+    # A record's first token has no context: the others bear the loss.
+    num_first = 1 if job.config.mode == "packed" else validation.documents
+    if validation.documents and validation.tokens <= num_first:
+        raise DataError(
+            "The validation split must hold a document of two tokens or more. "
+            f"Received: {validation.documents} documents with {validation.tokens} "
+            "tokens. Add longer documents, or raise "
+            "--config.data.validation_fraction (0: train without validation)."
+        )
     if job.config.mode == "packed" and train.tokens < length:
         raise DataError(
             f"The training split must hold at least one sequence of {length} tokens. "

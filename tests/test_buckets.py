@@ -162,7 +162,7 @@ def small_data(store, bucket, dataset):
         ("GET .*manifest", 403, "must let this account read and write"),
         ("GET .*", 404, "must hold a finished dataset"),
         # While it is read, by TensorFlow's client.
-        ("GET .*train-0000.-of", 403, "let this account read"),
+        ("GET .*train-0000.-of", 403, "Restore access; the same command"),
     ],
 )
 def test_what_the_bucket_refuses_is_one_message(
@@ -188,4 +188,4 @@ def test_a_bucket_elsewhere_is_told_of(bucket, caplog):
         ):
             patch.setenv("GCE_METADATA_HOST", address)
             cloud_metadata.warn_of_distance(f"{bucket}/data")
-        assert ("lies in US-CENTRAL1" in caplog.text) == warned
+        assert ("is in US-CENTRAL1" in caplog.text) == warned

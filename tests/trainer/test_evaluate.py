@@ -175,7 +175,7 @@ def test_a_result_says_how_it_was_measured(wikitext):
         (["--context_length=all"], "Received: all"),
         (["--context_length=64", "--stride=65"], "65 with a context length of 64"),
         (["--split=train", "--context_length=64"], "random order"),
-        (["--split=test"], "no split 'test'"),
+        (["--split=test"], "must be one of train, validation"),
     ],
 )
 def test_what_cannot_be_scored_is_one_message(wikitext, arguments, message):

@@ -123,7 +123,7 @@ def _scoring_step(
 
 
 def _result(
-    trained: Pretrained, figures: dict[str, float], stamp: dict[str, Any]
+    trained: Pretrained, figures: dict[str, float | None], stamp: dict[str, Any]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
         "model": trained.name,
@@ -141,8 +141,9 @@ def _result(
 
 def _check_finite(sums: dict[str, float], name: str) -> None:
     if not all(map(math.isfinite, sums.values())):
+        received = ", ".join(f"{key} {value}" for key, value in sums.items())
         raise DataError(
-            f"The loss of {name} must be finite. Received: {sums}. Its "
+            f"The loss of {name} must be finite. Received: {received}. Its "
             "weights are finite, but so large that the network overflows: its training "
             "has diverged. Evaluate an earlier `--step`, or another checkpoint."
         )

@@ -111,8 +111,13 @@ def _of_results(all_results: list[dict[str, Any]]) -> Iterator[str]:
         rest = ", ".join(f"{name} {value}" for name, value in stamp.items())
         rows.append(
             f"| {result['step']} | {' | '.join(map(str, shown))} | "
-            f"{result['loss']:.4f} | {result['token_perplexity']:.2f} | "
-            f"{result['word_perplexity']:.2f} | {result['bits_per_byte']:.4f} | "
+            f"{result['loss']:.4f} | {_number(result.get('token_perplexity'))} | "
+            f"{_number(result.get('word_perplexity'))} | "
+            f"{_number(result.get('bits_per_byte'), 4)} | "
             f"{rest} |"
         )
     yield "\n".join([head, "|---:|---|" + "---:|" * 6 + "---|", *rows])
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

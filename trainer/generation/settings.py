@@ -1,6 +1,7 @@
 """Settings of the choice of tokens, checked before TensorFlow is imported."""
 
 import dataclasses
+import math
 
 from configs.errors import UserError
 
@@ -27,7 +28,12 @@ class Settings:
     num_beams: int = 1
 
     def check(self, num_return_sequences: int) -> None:
-        """Raises UserError where settings exclude each other."""
+        """Raises UserError where a setting is not finite, or two exclude each other."""
+        for name, value in dataclasses.asdict(self).items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"`--{name}` must be a finite number. Received: {value}."
+                )
         samples = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
         if self.num_beams > 1 and samples:
             raise UserError(

@@ -4,8 +4,10 @@ import math
 
 import tensorflow as tf
 import tf_keras
+from absl import logging
 
-from configs.schema import OptimizerConfig, TrainingConfig
+from configs.errors import UserError
+from configs.schema import Config, OptimizerConfig, TrainingConfig
 from tfrecords.manifest import Manifest
 
 
@@ -16,6 +18,36 @@ def total_steps(config: TrainingConfig, manifest: Manifest) -> int:
     """
     records = config.num_epochs * manifest.split("train").num_records
     return config.num_steps or math.ceil(records / config.global_batch_size)
+
+
+def check_intervals(config: Config, num_steps: int) -> None:
+    """Checks what depends on the number of steps, when that is known.
+
+    Warns of intervals that are longer than the run.
+
+    Args:
+      config: of the run.
+      num_steps: of the whole run.
+
+    Raises:
+      UserError: the learning rate would never reach its peak.
+    """
+    warmup = config.optimizer.warmup_steps
+    if warmup >= num_steps and config.optimizer.schedule != "relative_step":
+        raise UserError(
+            "`optimizer.warmup_steps` must be less than the steps of the run. "
+            f"Received: {warmup} and {num_steps}. Lower the warmup, or raise "
+            "`training.num_epochs` or `training.num_steps`."
+        )
+    for name in ("evaluation_interval", "checkpoint_interval"):
+        interval = getattr(config.training, name)
+        if interval > num_steps:
+            logging.warning(
+                "`training.%s` is %d, and the run has %d steps: it acts at the end",
+                name,
+                interval,
+                num_steps,
+            )
 
 
 class Schedule(tf_keras.optimizers.schedules.LearningRateSchedule):

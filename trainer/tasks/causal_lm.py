@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 import tf_keras
 
+from configs.errors import DataError
 from tfrecords.manifest import Split
 from trainer.models.architecture import DEFAULT_OPTIONS, Architecture, Options
 from trainer.models.layers import cross_entropy
@@ -18,6 +19,9 @@ from trainer.tasks.task import Batch, Task
 
 # exp of more does not fit into a float64.
 _LARGEST_LOSS = 700.0
+# Bytes from one word to the next, on average, up to which white space separates words.
+# English takes 6, Georgian about 25, Chinese hundreds.
+_LARGEST_WORD_BYTES = 40
 
 
 def summed_loss(
@@ -85,20 +89,32 @@ def figures(sums: Mapping[str, float]) -> dict[str, float]:
     """Returns loss, nats per token, and perplexity.
 
     Perplexity is exp(sum of losses / number of tokens), never a mean over batches.
+
+    Raises:
+      DataError: no token bears loss.
     """
+    if not sums["token_count"]:
+        raise DataError(
+            "The split must hold a token that bears loss: a record's first token has "
+            "no context. Received: none. Evaluate a split with longer documents."
+        )
     loss = sums["loss_sum"] / sums["token_count"]
     return {"loss": loss, "perplexity": math.exp(min(loss, _LARGEST_LOSS))}
 
 
-def split_figures(sums: Mapping[str, float], split: Split) -> dict[str, float]:
+def split_figures(sums: Mapping[str, float], split: Split) -> dict[str, float | None]:
     """Returns loss and perplexities of a whole split.
 
     The first token of a text has no context and bears no loss; nor does the first of a
     window, where windows do not overlap. In the figures for each word and byte it
     counts as much as the others do on average. So do truncated tokens.
+
+    `word_perplexity` is None where white space does not separate words, as in Chinese.
     """
     loss = figures(sums)["loss"]
     nats = loss * (split.tokens + split.truncated_tokens)
+    has_words = split.words and split.bytes / split.words <= _LARGEST_WORD_BYTES
+    has_words = has_words and nats / split.words < _LARGEST_LOSS
     return {
         "tokens": split.tokens,
         "tokens_scored": int(sums["token_count"]),
@@ -106,7 +122,7 @@ def split_figures(sums: Mapping[str, float], split: Split) -> dict[str, float]:
         "bytes": split.bytes,
         "loss": loss,
         "token_perplexity": figures(sums)["perplexity"],
-        "word_perplexity": math.exp(min(nats / split.words, _LARGEST_LOSS)),
+        "word_perplexity": math.exp(nats / split.words) if has_words else None,
         "bits_per_byte": nats / split.bytes / math.log(2),
     }
 

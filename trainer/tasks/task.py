@@ -36,7 +36,7 @@ class Task:
     summed_loss: Callable[..., tuple[tf.Tensor, tf.Tensor]]
     evaluation_sums: Callable[..., dict[str, tf.Tensor]]
     figures: Callable[[Mapping[str, float]], dict[str, float]]
-    split_figures: Callable[[Mapping[str, float], Split], dict[str, float]]
+    split_figures: Callable[[Mapping[str, float], Split], dict[str, float | None]]
     memorization: Callable[[float, float, float], int] | None = None
 
     def signature(self, batch_size: int, sequence_length: int) -> dict:

@@ -125,6 +125,8 @@ def _resolve_run(
         config, manifest, detected, functools.partial(plans.load, workdir)
     )
     cluster.check_same("--config", json.dumps(flatten(config)))
+    num_steps = schedule.total_steps(config.training, manifest)
+    schedule.check_intervals(config, num_steps)
     return Run(
         config,
         data_dir,
@@ -132,7 +134,7 @@ def _resolve_run(
         manifest,
         cluster.strategy,
         detected,
-        num_steps=schedule.total_steps(config.training, manifest),
+        num_steps=num_steps,
     )
 
 

@@ -1,11 +1,13 @@
 """Perplexity: summed over all tokens, whatever the batches and replicas."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from configs.errors import DataError
 from tests.conftest import (
     VOCABULARY_SIZE,
     tiny_model,
@@ -94,6 +96,19 @@ def test_figures_by_hand(dataset):
     assert found["token_perplexity"] == pytest.approx(np.exp(2))
     assert found["word_perplexity"] == pytest.approx(np.exp(2 * 83 / 41))
     assert found["bits_per_byte"] == pytest.approx(2 * 83 / 249 / np.log(2))
+
+
+def test_where_white_space_separates_no_words_there_is_no_word_perplexity(dataset):
+    split = dataset[1].split("validation")
+    split = dataclasses.replace(split, words=3, bytes=3 * 700)
+    figures = causal_lm.split_figures({"loss_sum": 144.0, "token_count": 72.0}, split)
+    assert figures["word_perplexity"] is None
+    assert figures["bits_per_byte"] > 0
+
+
+def test_a_split_without_a_scorable_token_is_one_message():
+    with pytest.raises(DataError, match="must hold a token that bears loss"):
+        causal_lm.figures({"loss_sum": 0.0, "token_count": 0.0})
 
 
 def test_perplexity_of_a_hopeless_model_is_a_number():

@@ -233,9 +233,11 @@ def test_a_prompt_that_leaves_no_room_is_refused(gpt2, tokenizer):
         ({"num_beams": 2, "temperature": 0.5}, 1, "excludes `--temperature`"),
         ({"num_beams": 2}, 3, "Received: 3. Use 2"),
         ({"temperature": 0.0}, 2, "Received: 2. Use 1"),
+        ({"temperature": float("nan")}, 1, "must be a finite number. Received: nan"),
+        ({"repetition_penalty": float("inf")}, 1, "Received: inf"),
     ],
 )
-def test_settings_that_exclude_each_other(settings, count, message):
+def test_settings_that_cannot_be_used_are_refused(settings, count, message):
     with pytest.raises(UserError, match=message):
         Settings(**settings).check(count)
 

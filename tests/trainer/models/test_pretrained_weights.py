@@ -457,5 +457,5 @@ def test_a_loss_that_is_not_finite_is_one_message(folder, dataset):
         f"--data_dir={dataset[0]}",
         "--json",
     )
-    assert_refused(found, "must be finite. Received: nan", "overflows")
+    assert_refused(found, "must be finite. Received: loss_sum nan", "overflows")
     assert "NaN" not in found.stdout

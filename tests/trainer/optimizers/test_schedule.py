@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from configs.schema import OptimizerConfig
-from trainer.optimizers.schedule import Schedule
+from configs.errors import UserError
+from configs.schema import Config, OptimizerConfig
+from trainer.optimizers.schedule import Schedule, check_intervals
 
 
 def rates(num_steps=10, **fields):
@@ -53,3 +54,13 @@ def test_relative_step():
 def test_the_rate_after_the_last_step_stays_in_bounds():
     schedule = Schedule(OptimizerConfig(learning_rate=1.0), 10)
     assert float(schedule(50)) == 0.0
+
+
+def test_a_warmup_as_long_as_the_run_is_refused(caplog):
+    config = Config()
+    config.optimizer.warmup_steps = 100
+    with pytest.raises(UserError, match="less than the steps of the run"):
+        check_intervals(config, 100)
+    config.training.evaluation_interval = 500
+    check_intervals(config, 101)
+    assert "`training.evaluation_interval` is 500, and the run has 101" in caplog.text

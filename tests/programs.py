@@ -86,7 +86,7 @@ def run(
     module: str, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess:
     """Runs a program to its end."""
-    code, out, log = Program(module, *arguments, **environment).finish()
+    code, out, log = Program(module, *arguments, **environment).finish(timeout=1200)
     return subprocess.CompletedProcess([module, *arguments], code, out, log)
 
 

@@ -30,8 +30,9 @@ devices = $(call flag,tpu,TPU) $(call flag,num_virtual_devices,DEVICES)
 args    = $(value ARGS)
 
 RUN     = $(VENV)/bin/python -m
-# The tests of a file start in one process and share fixtures; idle processes steal.
-PYTEST  = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# A file of tests stays in one process: its tests share fixtures, and the plans, which take
+# gigabytes, never run beside each other.
+PYTEST  = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # What the scripts of an installation read.
 INSTALLER = PYTHON=$(call typed,PYTHON) CONSTRAINTS=$(call typed,CONSTRAINTS)
 

@@ -14,6 +14,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # XLA's own passes stay; LLVM's would take half of the time of each compilation.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# What `make test DEV=...` passes to another `make`.
+for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "DEV"):
+    os.environ.pop(_name, None)
 
 import numpy as np
 import pytest

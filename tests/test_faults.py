@@ -193,7 +193,9 @@ def test_ctrl_c_is_one_message(corpus, tmp_path):
         workers_of(process)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    # Python ends itself by the signal where it came amid `exec` of a text, as dataclasses
+    # do. A shell shows 130 for both.
+    assert process.returncode in (130, -signal.SIGINT), errors
     assert errors.endswith("error: Interrupted. The same command continues.\n")
     assert "Traceback" not in errors
 

@@ -15,8 +15,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # XLA's own passes stay; LLVM's would take half of the time of each compilation.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # What `make test DEV=...` passes to another `make`.
-for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "DEV"):
-    os.environ.pop(_name, None)
+os.environ.pop("MAKEFLAGS", None)
+os.environ.pop("MAKELEVEL", None)
+os.environ.pop("DEV", None)
 
 import numpy as np
 import pytest

@@ -1,5 +1,7 @@
 """Saves the run's state between executions."""
 
+import statistics
+import time
 from typing import Any
 
 from tfrecords.verify import ShardChangeDetector
@@ -29,6 +31,12 @@ class Saving(AtIntervals):
         self._log = log
         self._checkpoints = checkpoints
         self._watch = watch
+        self._seconds: list[float] = []
+
+    @property
+    def mean_seconds(self) -> float:
+        """The time by which a save held the training up; 0 before the first."""
+        return statistics.fmean(self._seconds or [0.0])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Saves where that is due; raises RunError where the last save failed."""
@@ -38,7 +46,9 @@ class Saving(AtIntervals):
             self._act(self._last_step)
 
     def _act(self, step: int) -> None:
+        start = time.perf_counter()
         self._watch.check()
         # A resumed run finds all metrics up to its checkpoint.
         self._log.flush()
         self._checkpoints.save(self._log.best_step)
+        self._seconds.append(time.perf_counter() - start)

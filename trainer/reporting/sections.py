@@ -9,6 +9,7 @@ from configs import schema
 from tfrecords.manifest import Manifest
 from trainer.reporting.numbers import label, short
 from trainer.reporting.runs import Run
+from trainer.run_dir import goodput
 
 Rows = list[list[Any]]
 _MAX_SAMPLED_STEPS = 12
@@ -57,6 +58,9 @@ def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
         yield "Tokens seen", f"{tokens[-1][1]:,.0f}", remark
     if speeds := [speed for _, speed in run.points("tokens_per_second")]:
         yield "Tokens per second", short(statistics.median(speeds)), "median"
+    if measured := goodput.measure(run.metrics, run.events):
+        remark = f"of {measured.total_seconds:,.0f} s in steps that stay"
+        yield "Goodput", f"{measured.share:.1%}", remark
     if count := run.record.get("parameter_count"):
         yield "Parameters", f"{count:,}", ""
 

@@ -27,6 +27,8 @@ _PACKAGES = ("gpt2-tpu", "tensorflow", "tensorflow-tpu", "tf-keras", "transforme
 _WRITE_ERRORS = (OSError, UserError, TryAgainError)
 # `logging.info(…, extra=EVENT)` also writes the message to `events.jsonl`.
 EVENT = {"is_event": True}
+# What the event of each start says.
+STARTS = "training on"
 
 
 def write_run_record(workdir: str, data_dir: str, config: Config, **facts: Any) -> None:

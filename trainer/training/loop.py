@@ -17,13 +17,22 @@ from configs.schema import Config, flatten
 from tfrecords import manifest as manifests
 from tfrecords import reader, verify
 from tfrecords.manifest import Manifest
+from tfrecords.storage import files
 from trainer.callbacks.at_intervals import AtIntervals
 from trainer.callbacks.saving import Saving
 from trainer.checkpoints.run_checkpoints import Checkpoints
 from trainer.models import variables
 from trainer.optimizers import schedule
 from trainer.planning import hardware
-from trainer.run_dir import journal, plans, trackers
+from trainer.run_dir import (
+    goodput,
+    journal,
+    json_files,
+    layout,
+    metrics,
+    plans,
+    trackers,
+)
 from trainer.run_dir.metrics import MetricsLog
 from trainer.runtime import preemption
 from trainer.runtime import strategy as strategies
@@ -114,6 +123,9 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
             raise
         checkpoints.close()
         cluster.exit_barrier()
+        if cluster.is_chief:
+            log.flush()
+            _log_goodput(run, saving.mean_seconds)
 
 
 def _resolve_run(
@@ -186,6 +198,31 @@ def _is_finished(run: Run, step: int, log: MetricsLog) -> bool:
     return True
 
 
+def _log_goodput(run: Run, save_seconds: float) -> None:
+    """Logs the goodput as an event, and the checkpoint interval that would lose least.
+
+    Args:
+      run: that has ended.
+      save_seconds: by which a save held it up.
+    """
+    events = json_files.read_lines(
+        files.join(run.workdir, layout.EVENTS), required_field="message"
+    )
+    measured = goodput.measure(metrics.load(run.workdir), events)
+    if not measured:
+        return
+    interval = measured.best_checkpoint_interval(save_seconds)
+    logging.info(
+        "goodput %.1f %%: %.0f of %.0f s in steps that stay, in %d starts%s",
+        100 * measured.share,
+        measured.training_seconds,
+        measured.total_seconds,
+        measured.num_starts,
+        f"; a checkpoint every {interval} steps would lose least" if interval else "",
+        extra=journal.EVENT,
+    )
+
+
 def _describe(run: Run, step: int, training_step: TrainingStep) -> None:
     """Writes run.json, and logs the start as an event."""
     journal.write_run_record(
@@ -199,8 +236,9 @@ def _describe(run: Run, step: int, training_step: TrainingStep) -> None:
         model_config=training_step.model.config.to_dict(),
     )
     logging.info(
-        "step %d: training on %s, up to step %d",
+        "step %d: %s %s, up to step %d",
         step,
+        journal.STARTS,
         run.hardware.name,
         run.num_steps,
         extra=journal.EVENT,

@@ -45,10 +45,19 @@ class Saving(AtIntervals):
         if self._last_step == self._log.best_step or self.model.stop_training:
             self._act(self._last_step)
 
-    def _act(self, step: int) -> None:
+    def save(self) -> None:
+        """Saves the metrics and the state; raises where shards have changed."""
         start = time.perf_counter()
         self._watch.check()
         # A resumed run finds all metrics up to its checkpoint.
         self._log.flush()
         self._checkpoints.save(self._log.best_step)
         self._seconds.append(time.perf_counter() - start)
+
+    def wait(self) -> None:
+        """Waits until the last save is complete; raises RunError where it failed."""
+        self._checkpoints.close()
+
+    def _act(self, step: int) -> None:
+        del step
+        self.save()

@@ -89,43 +89,21 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
         log.track(trackers.create(workdir, run.config))
 
     # -- train
+    saving = Saving(
+        log,
+        checkpoints,
+        watch,
+        interval=run.config.training.checkpoint_interval,
+        num_steps=run.num_steps,
+    )
     with (
         reader.translate_data_loss_errors(data_dir, manifest),
         contextlib.closing(checkpoints),
         contextlib.closing(log),
-        preemption.watched(cluster) as notice,
-        progress("train", run.num_steps, "step", initial=step) as bar,
     ):
-        saving = Saving(
-            log,
-            checkpoints,
-            watch,
-            interval=run.config.training.checkpoint_interval,
-            num_steps=run.num_steps,
-        )
-        display = callbacks.displaying if cluster.is_chief else lambda *_: []
-        acting = [
-            *callbacks.measuring(run, log, training_step, bar, notice.check),
-            *display(run, log, training_step),
-            saving,
-            tf_keras.callbacks.LambdaCallback(
-                on_train_batch_end=lambda *_: notice.check()
-            ),
-        ]
-        try:
-            _fit(run, step, log, training_step, acting)
-        except preemption.PreemptedError:
-            watch.check()
-            log.flush()
-            checkpoints.save(log.best_step)
-            checkpoints.close()
-            cluster.exit_barrier()
-            raise
-        checkpoints.close()
-        cluster.exit_barrier()
-        if cluster.is_chief:
-            log.flush()
-            _log_goodput(run, saving.mean_seconds)
+        _train_to_end(run, step, log, training_step, saving, cluster)
+    if cluster.is_chief:
+        _log_goodput(run, saving.mean_seconds)
 
 
 def _resolve_run(
@@ -162,6 +140,39 @@ def _restore(
         lambda: MetricsLog(workdir, step, writes=cluster.is_chief)
     )
     return step, log
+
+
+def _train_to_end(
+    run: Run,
+    step: int,
+    log: MetricsLog,
+    training_step: TrainingStep,
+    saving: Saving,
+    cluster: Cluster,
+) -> None:
+    """Trains from a step to the last; saves where the run has to stop before."""
+    with (
+        preemption.watched(cluster) as notice,
+        progress("train", run.num_steps, "step", initial=step) as bar,
+    ):
+        display = callbacks.displaying if cluster.is_chief else lambda *_: []
+        acting = [
+            *callbacks.measuring(run, log, training_step, bar, notice.check),
+            *display(run, log, training_step),
+            saving,
+            tf_keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda *_: notice.check()
+            ),
+        ]
+        try:
+            _fit(run, step, log, training_step, acting)
+        except preemption.PreemptedError:
+            saving.save()
+            saving.wait()
+            cluster.exit_barrier()
+            raise
+        saving.wait()
+        cluster.exit_barrier()
 
 
 def _fit(

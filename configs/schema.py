@@ -80,6 +80,8 @@ class ModelConfig:
     n_head: int = 12
     n_embd: int = 768
     n_positions: int = 1024
+    # Columns of algpt2's token embedding.
+    embedding_size: int = 128
     # Hugging Face folder or name of the initial weights. Empty: random weights.
     initial_checkpoint: str = ""
 

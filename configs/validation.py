@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[float, Optional[float]]] = {
     "model.n_head": (1, None),
     "model.n_embd": (1, None),
     "model.n_positions": (2, None),
+    "model.embedding_size": (1, None),
     "optimizer.learning_rate": (0, None),
     "optimizer.final_learning_rate": (0, None),
     "optimizer.warmup_fraction": (0, 1),

@@ -66,13 +66,14 @@ def main() -> None:
             f"{num_positions} positions. Received: {FLAGS.max_new_tokens}."
         )
     tokenizer = trained.architecture.load_tokenizer(trained.tokenizer)
+    gpt2 = trained.architecture.as_gpt2(trained.model)
     with folders.temporary(FLAGS.output_dir) as folder:
         logging.info("exporting %s to %s", trained.name, FLAGS.output_dir)
         if FLAGS.format == "saved_model":
-            serving.save(trained.model, tokenizer, folder, FLAGS.max_new_tokens)
+            serving.save(gpt2, tokenizer, folder, FLAGS.max_new_tokens)
         else:
             dtype = tf.as_dtype(FLAGS.dtype)
-            huggingface.save(trained.model, tokenizer, folder, dtype)
+            huggingface.save(gpt2, tokenizer, folder, dtype)
             (folder / "README.md").write_text(model_card.write(trained, FLAGS.workdir))
         folder = folders.place(folder, FLAGS.output_dir)
         names = folders.file_names(folder)

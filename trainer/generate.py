@@ -119,7 +119,7 @@ def main() -> None:
 
     trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     sampler = Sampler(
-        trained.model,
+        trained.architecture.as_gpt2(trained.model),
         trained.architecture.load_tokenizer(trained.tokenizer),
         settings,
         batch_size=FLAGS.batch_size,

@@ -23,8 +23,9 @@ class Samples(AtIntervals):
       log: where the samples go.
       model: the model that is trained.
       architecture: of the model.
-      create_sampler: copy of the model -> function that continues the prompt, always
-        with the same noise, so that only the model differs from sample to sample.
+      create_sampler: GPT-2 with the model's weights -> function that continues the
+        prompt, always with the same noise, so that only the model differs from sample
+        to sample.
       prompt: the prompt.
       **intervals: of `AtIntervals`.
     """
@@ -41,10 +42,12 @@ class Samples(AtIntervals):
         super().__init__(**intervals)
         self._log = log
         self._trained = model.variables
+        self._as_gpt2 = architecture.as_gpt2
         self._prompt = prompt
         with strategies.on_host():
             self._copy = architecture.build(model.config)
-            self._sample = create_sampler(self._copy)
+            self._gpt2 = architecture.as_gpt2(self._copy)
+            self._sample = create_sampler(self._gpt2)
 
     def _has_acted(self, step: int) -> bool:
         return self._log.has_sample(step)
@@ -53,5 +56,6 @@ class Samples(AtIntervals):
         with strategies.on_host():
             for mine, theirs in zip(self._copy.variables, self._trained, strict=True):
                 mine.assign(tf.identity(theirs))
+            self._as_gpt2(self._copy, self._gpt2)
             text = self._sample(self._prompt)
         self._log.write_sample(step, self._prompt, text)

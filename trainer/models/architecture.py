@@ -73,7 +73,8 @@ class Architecture:
         of the matrix products alone.
       activation_values: (configuration, T, remat) -> how many values the backward pass
         keeps of each token.
-      generates: whether the model has transformers' `generate`.
+      as_gpt2: (model, TFGPT2LMHeadModel or None) -> the TFGPT2LMHeadModel that computes
+        the same, which generates and is exported: the second argument, or a new one.
     """
 
     name: str
@@ -89,7 +90,7 @@ class Architecture:
     output_table: Callable[[tf_keras.Model], tf.Tensor]
     step_flops: Callable[[Any, int, int], int]
     activation_values: Callable[[Any, int, str], float]
-    generates: bool = True
+    as_gpt2: Callable[..., Any]
 
     def configuration_of(self, config: ModelConfig, vocabulary_size: int) -> Any:
         """Returns the configuration of the model that a config asks for."""

@@ -12,7 +12,10 @@ from configs.errors import UserError
 if TYPE_CHECKING:
     from trainer.models.architecture import Architecture
 
-MODULES = {"gpt2": "trainer.models.gpt2.architecture"}
+MODULES = {
+    "gpt2": "trainer.models.gpt2.architecture",
+    "algpt2": "trainer.models.algpt2.architecture",
+}
 
 
 def check(name: str) -> None:

@@ -17,13 +17,17 @@ def step_flops(
       sequence_length: T, tokens of a record.
       num_sequences: records of the step.
     """
+    logits = 2 * sequence_length * shape.n_embd * shape.vocab_size
+    return 3 * num_sequences * (blocks_flops(shape, sequence_length) + logits)
+
+
+def blocks_flops(shape: PretrainedConfig, sequence_length: int) -> int:
+    """Returns the FLOPs of all layers' products in the forward pass of a sequence."""
     length, channels = sequence_length, shape.n_embd
     inner = shape.n_inner or 4 * channels
     weights = 4 * channels**2 + 2 * channels * inner  # of a block's four products
     pairs = length * (length + 1) // 2
-    block = 2 * length * weights + 2 * 2 * pairs * channels
-    logits = 2 * length * channels * shape.vocab_size
-    return 3 * num_sequences * (shape.n_layer * block + logits)
+    return shape.n_layer * (2 * length * weights + 2 * 2 * pairs * channels)
 
 
 def activation_values(

@@ -10,7 +10,7 @@ queries of a block, and the K keys that they attend to.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -65,10 +65,32 @@ def hidden_states(
       `dtype` [B, T, C].
     """
     transformer = model.transformer
-    x = _embed(output_table(model), tokens)  # (B, T, C)
+    x = embed(output_table(model), tokens)  # (B, T, C)
     x += transformer.wpe.embeddings[: tokens.shape[1]]
+    return run_layers(x, transformer.h, transformer.ln_f, options, dropout)
+
+
+def run_layers(
+    x: tf.Tensor,
+    layers: Sequence[tf_keras.layers.Layer],
+    last_norm: tf_keras.layers.LayerNormalization,
+    options: Options,
+    dropout: Dropout,
+) -> tf.Tensor:
+    """Runs the blocks and the last layer norm.
+
+    Args:
+      x: float32 [B, T, C], embeddings of tokens and positions.
+      layers: a TFBlock for each layer; the same one may come again.
+      last_norm: the norm after the last block.
+      options: how to compute.
+      dropout: applied wherever GPT-2 has dropout.
+
+    Returns:
+      `dtype` [B, T, C].
+    """
     x = dropout(tf.cast(x, options.dtype), 0)
-    for index, layer in enumerate(transformer.h):
+    for index, layer in enumerate(layers):
         block = functools.partial(
             _block,
             layer=layer,
@@ -82,7 +104,7 @@ def hidden_states(
             )
         else:
             x = block(x, _weights(layer), dropout.keys)
-    return _layer_norm(x, _affine(transformer.ln_f), transformer.ln_f.epsilon)
+    return _layer_norm(x, _affine(last_norm), last_norm.epsilon)
 
 
 def output_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
@@ -91,7 +113,7 @@ def output_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def _embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+def embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Looks up embeddings. The table is tied to the output: its gradient is dense."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:

@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import tensorflow as tf
+import tf_keras
 from transformers import (
     GPT2Config,
     GPT2TokenizerFast,
@@ -58,16 +59,41 @@ def resize_vocabulary(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
     """
     values = model.config.to_dict()
     extended = build(GPT2Config.from_dict({**values, "vocab_size": size}))
-    for new, old in zip(extended.variables, model.variables, strict=True):
-        value = tf.convert_to_tensor(old)
-        if new is extended.transformer.wte.embeddings:
-            mean = tf.reduce_mean(value, axis=0, keepdims=True)
-            value = tf.concat([value, tf.repeat(mean, size - len(value), axis=0)], 0)
-        new.assign(value)
+    copy_with_new_rows(model, extended, extended.transformer.wte.embeddings)
     return extended
 
 
-def initialize(model: TFGPT2LMHeadModel, seed: int) -> None:
+def copy_with_new_rows(
+    old: tf_keras.Model, new: tf_keras.Model, table: tf.Variable
+) -> None:
+    """Copies all weights; rows that `table` has more are the mean of the old ones.
+
+    Args:
+      old: has the weights.
+      new: is assigned to, and has the same variables.
+      table: [V, …] of `new`.
+    """
+    for mine, theirs in zip(new.variables, old.variables, strict=True):
+        value = tf.convert_to_tensor(theirs)
+        if mine is table:
+            mean = tf.reduce_mean(value, axis=0, keepdims=True)
+            rows = tf.repeat(mean, len(table) - len(value), axis=0)
+            value = tf.concat([value, rows], axis=0)
+        mine.assign(value)
+
+
+def as_gpt2(
+    model: TFGPT2LMHeadModel, into: TFGPT2LMHeadModel | None = None
+) -> TFGPT2LMHeadModel:
+    """Returns the model itself, or `into` with its weights."""
+    if into is None or into is model:
+        return model
+    for mine, theirs in zip(into.variables, model.variables, strict=True):
+        mine.assign(theirs)
+    return into
+
+
+def initialize(model: tf_keras.Model, seed: int) -> None:
     """Assigns random weights that depend on `seed` alone, not on the strategy.
 
     Source: Radford et al. (2019), section 2.3: N(0, 0.02), and projections into the

@@ -110,7 +110,10 @@ def names(path: pathlib.Path) -> set[str]:
     ("pattern", "rooms"),
     [
         (r"TPU\w*|\w*MirroredStrategy|OneDeviceStrategy", ["trainer/runtime"]),
-        (r"(TF)?GPT2\w+", ["trainer/models/gpt2", "trainer/exporting"]),
+        (
+            r"(TF)?GPT2\w+",
+            ["trainer/models/gpt2", "trainer/models/algpt2", "trainer/exporting"],
+        ),
         (r"jax|jaxlib|mlir", ["trainer/planning"]),
         (r"google|api_core", ["tfrecords/storage"]),
     ],

@@ -77,7 +77,7 @@ def copy_with_new_rows(
         value = tf.convert_to_tensor(theirs)
         if mine is table:
             mean = tf.reduce_mean(value, axis=0, keepdims=True)
-            rows = tf.repeat(mean, len(table) - len(value), axis=0)
+            rows = tf.repeat(mean, table.shape[0] - value.shape[0], axis=0)
             value = tf.concat([value, rows], axis=0)
         mine.assign(value)
 

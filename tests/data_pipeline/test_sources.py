@@ -130,8 +130,10 @@ def test_a_line_without_the_field_is_skipped_like_one_without_text(tmp_path):
         next(reading)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
-@pytest.mark.parametrize("document", ["line", "file"])
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [("a.jsonl", "line"), ("a.csv", "line"), ("a.txt", "line"), ("a.txt", "file")],
+)
 def test_a_line_of_70_megabytes_is_read(tmp_path, name, document):
     text = "some words " * (70_000_000 // 11)
     values = {"a.jsonl": json.dumps({"text": text}), "a.csv": f"text\n{text}\n"}

@@ -11,24 +11,32 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.data_pipeline.runs import run
-from tfrecords import inspect, manifest, verify
+from tfrecords import inspect, manifest, tfds_metadata, verify
 
 SCRIPT = """
     import sys
-    sys.path = [p for p in sys.path if p not in ("", {root!r})]
-    sys.meta_path.insert(0, type("Refuse", (), {{"find_spec": staticmethod(
-        lambda name, *_: 1 / 0 if name.split(".")[0] in {ours!r} else None)}}))
+    *folders, root, ours = sys.argv[1:]
+    sys.path = [path for path in sys.path if path not in ("", root)]
+    sys.meta_path.insert(0, type("Refuse", (), {"find_spec": staticmethod(
+        lambda name, *_: 1 / 0 if name.split(".")[0] in ours.split() else None)}))
     import numpy as np
     import tensorflow_datasets as tfds
-    builder = tfds.builder_from_directory({folder!r})
     in_order = tfds.ReadConfig(interleave_cycle_length=1)
-    for split in builder.info.splits:
-        dataset = builder.as_dataset(split=split, read_config=in_order)
-        examples = list(tfds.as_numpy(dataset))
-        assert len(examples) == builder.info.splits[split].num_examples
-        arrays = {{name: np.stack([e[name] for e in examples]) for name in examples[0]}}
-        np.savez(f"{{{folder!r}}}/{{split}}.npz", **arrays)
+    for folder in folders:
+        builder = tfds.builder_from_directory(folder)
+        for split in builder.info.splits:
+            dataset = builder.as_dataset(split=split, read_config=in_order)
+            examples = list(tfds.as_numpy(dataset))
+            assert len(examples) == builder.info.splits[split].num_examples
+            names = examples[0]
+            arrays = {name: np.stack([e[name] for e in examples]) for name in names}
+            np.savez(f"{folder}/{split}.npz", **arrays)
 """
+MODES = {
+    "packed": {"num_shards": 11},
+    "document": {"start_token": "<|start|>"},
+    "labelled": {"padding_side": "left"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,58 +52,47 @@ def texts(tmp_path_factory):
     return path
 
 
-def read_by_tfds(folder):
-    """{split: {feature: array}}, read where nothing of this project can be imported."""
-    ours = ("configs", "tfrecords", "data_pipeline", "trainer")
-    script = SCRIPT.format(root=str(ROOT), ours=ours, folder=str(folder))
-    command = [sys.executable, "-c", textwrap.dedent(script)]
+def test_tfds_reads_every_token(texts, tmp_path):
+    """Of each mode, where nothing of this project can be imported."""
+    for mode, settings in MODES.items():
+        run(texts, tmp_path / mode, vocab_size=300, mode=mode, **settings)
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
+    command += [*(str(tmp_path / mode) for mode in MODES), str(ROOT)]
+    command += ["configs tfrecords data_pipeline trainer"]
     process = subprocess.run(command, cwd="/", capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    return {
-        name: dict(np.load(folder / f"{name}.npz")) for name in ("train", "validation")
-    }
+    for mode in MODES:
+        written = manifest.load(str(tmp_path / mode))
+        for name in written.splits:
+            check_split(tmp_path / mode, written, name)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"mode": "packed", "num_shards": 11},
-        {"mode": "document", "start_token": "<|start|>"},
-        pytest.param(
-            {"mode": "labelled", "padding_side": "left"}, marks=pytest.mark.slow
-        ),
-    ],
-)
-def test_tfds_reads_every_token(texts, tmp_path, settings):
-    written = run(texts, tmp_path, vocab_size=300, **settings)
-    found = read_by_tfds(tmp_path)
-    for name, split in written.splits.items():
-        records = [
-            record
-            for shard in split.shards
-            for record in verify.records(str(tmp_path / shard.name), written.dtype)
-        ]
-        columns = zip(*records, strict=True)
-        features = dict(zip(("tokens", "length", "label"), columns, strict=True))
-        arrays = found[name]
-        assert list(arrays) == sorted(arrays)
-        assert (
-            set(arrays)
-            == {
-                "packed": {"tokens"},
-                "document": {"tokens", "length"},
-                "labelled": {"tokens", "length", "label"},
-            }[written.mode]
-        )
-        for feature, values in arrays.items():
-            np.testing.assert_array_equal(values, np.stack(features[feature]))
-        assert arrays["tokens"].shape == (split.num_records, written.sequence_length)
+def check_split(folder, written, name):
+    """Compares what TFDS has read of a split with the records by this project."""
+    split = written.split(name)
+    records = [
+        record
+        for shard in split.shards
+        for record in verify.records(str(folder / shard.name), written.dtype)
+    ]
+    columns = zip(*records, strict=True)
+    features = dict(zip(("tokens", "length", "label"), columns, strict=True))
+    arrays = dict(np.load(folder / f"{name}.npz"))
+    assert (
+        set(arrays)
+        == {
+            "packed": {"tokens"},
+            "document": {"tokens", "length"},
+            "labelled": {"tokens", "length", "label"},
+        }[written.mode]
+    )
+    for feature, values in arrays.items():
+        np.testing.assert_array_equal(values, np.stack(features[feature]))
+    assert arrays["tokens"].shape == (split.num_records, written.sequence_length)
 
 
 def test_a_large_vocabulary_is_read_as_int32(dataset):
     """NumPy's uint32 on disk, which TensorFlow does not decode."""
-    from tfrecords import tfds_metadata
-
     values = {**vars(dataset[1]), "token_dtype": "uint32"}
     features = tfds_metadata.contents(manifest.Manifest(**values))["features.json"]
     tokens = json.loads(features)["featuresDict"]["features"]["tokens"]["tensor"]

@@ -218,6 +218,18 @@ def test_added_tokens_that_a_sample_lacks_are_not_lost(gpt2, flags):
     assert np.count_nonzero(tokens == 50257) == 100
 
 
+def test_samples_on_which_all_is_equal_prove_nothing_about_such_tokens(
+    gpt2, monkeypatch
+):
+    monkeypatch.setitem(encoder.ENGINES, encoder.FAST, encoder.ReferenceEncoder)
+    tokenizer_json = with_added_token(gpt2, "zzmark", single_word=True)
+    for content, chosen in ((gpt2, encoder.FAST), (tokenizer_json, encoder.REFERENCE)):
+        sample = [b"one zzmark two"]
+        assert chosen == engine_choice.choose(
+            content, sample, allow_special_tokens=False
+        )
+
+
 def test_a_sample_would_not_show_that_the_fast_engine_loses_a_token(gpt2):
     """Why such tokens are left to the reference at once."""
     tokenizer_json = with_added_token(gpt2, "zzmark", single_word=True)

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from configs import chatter, schema
 from configs.errors import UserError
+from configs.paths import define_path, expand_argument, expand_config
 
 _passed_on: list[str] = []
 
@@ -43,11 +44,11 @@ def define_hardware() -> None:
 
 def define_model() -> None:
     """Defines the flags that name a trained model, which `check_model` checks."""
-    flags.DEFINE_string("workdir", "", "folder of a run")
+    define_path("workdir", "folder of a run")
     flags.DEFINE_integer(
         "step", 0, "of the run's checkpoint; 0: the newest", lower_bound=0
     )
-    flags.DEFINE_string("checkpoint", "", "Hugging Face folder or name")
+    define_path("checkpoint", "Hugging Face folder or name")
 
 
 def check_hardware(tpu: str, num_virtual_devices: int) -> None:
@@ -224,7 +225,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     _check_config_fields(argv)
     try:
-        remaining = flags.FLAGS(argv)
+        remaining = flags.FLAGS([expand_argument(argument) for argument in argv])
         if len(remaining) > 1:
             _stop(f"Only flags are understood. Received: {' '.join(remaining[1:])}")
         if "config" in flags.FLAGS:
@@ -232,7 +233,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
             if config is None:
                 _stop("--config=configs/NAME.py is missing.")
             # ml_collections reports a file that cannot be loaded at its first use.
-            _ = config.data
+            expand_config(config)
     except (flags.Error, OSError, AttributeError, TypeError, ValueError) as error:
         _stop(_first_lines(error))
     return remaining

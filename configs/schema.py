@@ -15,7 +15,8 @@ from configs.errors import UserError
 class DataConfig:
     """Selects the text and how it becomes records."""
 
-    # Files, folders or globs, on a disk or in a bucket (gs://…), separated by commas;
+    # Files, folders or globs, on a disk or in a bucket (gs://…), separated by commas
+    # (a path that exists may hold commas) or line ends;
     # `tfds:NAME[:VERSION]/SPLIT`; or `builtin:python_docs`. Formats by file extension:
     # .jsonl, .csv and .tsv, .parquet; all others are plain text. Text formats may be
     # compressed (.gz, .bz2, .zst).
@@ -31,6 +32,9 @@ class DataConfig:
     # Field or column of the text, and of a labelled document's integer label.
     text_field: str = "text"
     label_field: str = "label"
+    # For rows whose text is null, or lacks its field in JSONL: "stop", or "skip" them.
+    # The manifest counts those that are skipped.
+    null_text: str = "stop"
     # Folder of tensorflow-datasets. Empty: its default.
     tfds_data_dir: str = ""
     # For bytes that are not UTF-8: "stop", "replace" them with U+FFFD, or "skip" the

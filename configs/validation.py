@@ -15,6 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.document": ("file", "line", "paragraph"),
     "data.detokenizer": ("none", "wikitext"),
     "data.encoding_errors": ("stop", "replace", "skip"),
+    "data.null_text": ("stop", "skip"),
     "data.mode": ("packed", "document", "labelled"),
     "data.padding_side": ("right", "left"),
     "optimizer.name": ("adafactor", "adamw", "sgd"),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from configs.errors import DataError, UserError
 from data_pipeline.job import Job
 from data_pipeline.records.shards import ShardItem
-from tfrecords import manifest
+from tfrecords import manifest, tfds_metadata
 from tfrecords.storage import files, lease
 
 _WORK_FOLDER = ".unfinished"
@@ -94,6 +94,8 @@ def publish(
         name = path.rsplit("/", 1)[1]
         target = f"{output_dir}/{manifest.TOKENIZER_FOLDER}/{name}"
         files.write(target, files.read(path))
+    for name, content in tfds_metadata.contents(result).items():
+        files.write(f"{output_dir}/{name}", content)
     files.write(manifest_path, manifest.to_json(result).encode())
     files.remove(work_dir)
 

@@ -27,6 +27,8 @@ _LARGE_CORPUS_BYTES = 100_000_000
 # Engines are compared on so many characters, from so many chunks.
 _SAMPLE_CHARACTERS = 1 << 18
 _SAMPLE_CHUNKS = 64
+# Fields that older datasets lack: a manifest does not mention them at their defaults.
+_NEW_FIELDS = ("null_text",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,9 @@ class Job:
         del config["input"], config["validation_input"], config["tfds_data_dir"]
         config["validation_fraction"] = self.validation_fraction
         config["n_positions"] = self.n_positions
+        for name in _NEW_FIELDS:
+            if config[name] == getattr(DataConfig(), name):
+                del config[name]
         if self.config.tokenizer != "train" and os.path.isdir(self.config.tokenizer):
             config["tokenizer"] = _folder_hash(self.config.tokenizer)
         names = {"input": self.train_files, "validation_input": self.validation_files}
@@ -128,7 +133,8 @@ class Job:
     def differences(self, description: dict[str, Any]) -> list[str]:
         """Names the fields in which another job, read from JSON, differs."""
         mine = json.loads(json.dumps(self.description()))
-        return sorted(key for key in mine if mine[key] != description.get(key))
+        keys = {*mine, *_NEW_FIELDS}
+        return sorted(key for key in keys if mine.get(key) != description.get(key))
 
 
 def plan_job(config: Config, *, min_chunk_bytes: int = _MIN_CHUNK_BYTES) -> Job:

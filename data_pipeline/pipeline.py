@@ -1,7 +1,7 @@
 """Turns the input of a job into a dataset.
 
 1. Load the tokenizer, or train it on the training documents; choose the fastest engine
-   that gives its tokens (`tokens.encoder`).
+   that gives its tokens (`tokens.engine_choice`).
 2. If the config says so: find repeated documents (`documents.duplicates`).
 3. First pass: tokenize each chunk of documents by itself (`tokens.token_files`).
 4. Add up the counts. Now the place of every record in the stream of tokens is known.
@@ -17,15 +17,17 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 
+from absl import logging
+
 from configs.errors import DataError
 from configs.progress import progress
 from data_pipeline import dataset_folder
-from data_pipeline.documents import duplicates
+from data_pipeline.documents import document, duplicates
 from data_pipeline.documents.chunk import SPLITS
 from data_pipeline.job import Job
 from data_pipeline.records import shards
 from data_pipeline.runners import Item, Result, Runner
-from data_pipeline.tokens import encoder, token_files, tokenizer
+from data_pipeline.tokens import engine_choice, token_files, tokenizer
 from data_pipeline.tokens.encoder import StoredTokenizer
 from tfrecords import fingerprints, manifest, schema
 from tfrecords.manifest import Counts
@@ -76,6 +78,7 @@ def _make_shards(
         for split in SPLITS
     }
     _check_counts(totals, job)
+    _warn_of_special_tokens(totals)
     items = {
         split: shards.plan(split, work, [count[split] for count in counts], work_dir)
         for split in SPLITS
@@ -103,7 +106,7 @@ def _store_tokenizer(job: Job, folder: str) -> StoredTokenizer:
     return StoredTokenizer(
         path=path,
         sha256=hashlib.sha256(content.encode()).hexdigest(),
-        engine=encoder.choose(
+        engine=engine_choice.choose(
             content,
             job.sample_texts(),
             allow_special_tokens=job.config.allow_special_tokens,
@@ -153,12 +156,23 @@ def _manifest(
         tokenizer_fingerprint=fingerprints.of_tokenizer_json(
             files.read(stored_tokenizer.path).decode()
         ),
-        tokenizer_engine=encoder.version(stored_tokenizer.engine),
+        tokenizer_engine=engine_choice.version(stored_tokenizer.engine),
         added_tokens=vocabulary.added_tokens,
         mode=job.config.mode,
         config=job.description(),
         splits=splits,
     )
+
+
+def _warn_of_special_tokens(totals: dict[str, Counts]) -> None:
+    kept = [counts.kept for counts in totals.values()]
+    number = sum(counts.get(document.SPECIAL_TOKEN_AS_TEXT, 0) for counts in kept)
+    if number:
+        logging.warning(
+            "%d special tokens in the text, such as <|endoftext|>, became text. If "
+            "they separate documents, set --config.data.allow_special_tokens",
+            number,
+        )
 
 
 def _check_room(items: Sequence[shards.ShardItem], work_dir: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from configs import cli
+from configs import cli, paths
 from configs.errors import UserError
 from configs.validation import validate
 
@@ -23,11 +23,11 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags of the program."""
     cli.define_config()
-    flags.DEFINE_string("output_dir", "", "folder of the dataset, or gs://…")
-    flags.DEFINE_string("input", "", "stands for --config.data.input")
-    flags.DEFINE_string(
-        "validation_input", "", "stands for --config.data.validation_input"
-    )
+    cli.define_path("output_dir", "folder of the dataset, or gs://…")
+    for name in ("input", "validation_input"):
+        paths.define_paths(
+            name, f"stands for --config.data.{name}; can be repeated, or have commas"
+        )
     flags.DEFINE_integer(
         "num_workers", 0, "number of processes; 0: one for each CPU", lower_bound=0
     )
@@ -44,9 +44,9 @@ def define_flags() -> None:
 def main() -> None:
     """Checks the flags, makes the dataset and prints its size."""
     config = FLAGS.config
-    config.data.input = FLAGS.input or config.data.input
+    config.data.input = "\n".join(FLAGS.input) or config.data.input
     config.data.validation_input = (
-        FLAGS.validation_input or config.data.validation_input
+        "\n".join(FLAGS.validation_input) or config.data.validation_input
     )
     validate(config)
     output_dir = FLAGS.output_dir.rstrip("/")
@@ -92,7 +92,14 @@ def _print_result(result: "Manifest", *, as_json: bool) -> None:
     for name, split in result.splits.items():
         changes = {f"skipped, {k}": v for k, v in split.skipped.items()}
         changes |= {f"repaired, {k}": v for k, v in split.repaired.items()}
-        changes |= {f"kept with {k}": v for k, v in split.kept.items()}
+        kept = dict(split.kept)
+        num_special = kept.pop("special_token_as_text", 0)
+        if num_special:
+            print(
+                f"{name}: {num_special:,} special tokens of the text became text; "
+                "--config.data.allow_special_tokens makes them tokens"
+            )
+        changes |= {f"kept with {k}": v for k, v in kept.items()}
         changes |= {"truncated": split.truncated_documents}
         for change, count in changes.items():
             if count:

@@ -55,6 +55,7 @@ def inspect(data_dir: str, *, read_records: bool, num_examples: int) -> dict[str
             f"{data_dir} holds {name}, which is not in the manifest. Remove it."
             for name in verify.unlisted_shards(data_dir, manifest)
         ]
+        problems += verify.metadata_problems(data_dir, manifest)
     if problems:
         raise DataError("\n".join(problems))
     return {
@@ -170,7 +171,7 @@ def _text(value: object) -> str:
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    flags.DEFINE_string("data_dir", "", "folder of the dataset")
+    cli.define_path("data_dir", "folder of the dataset")
     flags.DEFINE_bool("verify", True, "read every record and compare all checksums")
     flags.DEFINE_integer("show", 3, "number of examples to print", lower_bound=0)
 

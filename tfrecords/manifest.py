@@ -52,7 +52,8 @@ class Counts:
       truncated_tokens: tokens that were cut off.
       skipped: reason -> documents left out.
       repaired: reason -> documents changed.
-      kept: reason -> documents with an irregularity that were left as they are.
+      kept: reason -> documents with an irregularity that were left as they are; of
+        "special_token_as_text", the occurrences.
       labels: label -> labelled documents.
     """
 
@@ -139,6 +140,11 @@ class Manifest:
     def labelled(self) -> bool:
         """Returns whether records have labels."""
         return self.mode == "labelled"
+
+    @property
+    def start_token(self) -> str:
+        """Returns the token that each document begins with, or ""."""
+        return self.config.get("start_token", "")
 
     def split(self, name: str) -> Split:
         """Returns a split.

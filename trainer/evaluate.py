@@ -19,7 +19,7 @@ def define_flags() -> None:
     """Defines the program's flags."""
     cli.define_model()
     cli.define_hardware()
-    flags.DEFINE_string("data_dir", "", "folder of the dataset")
+    cli.define_path("data_dir", "folder of the dataset")
     flags.DEFINE_string("split", "validation", "split to score")
     flags.DEFINE_list(
         "context_length",

@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the program's flags."""
     cli.define_model()
-    flags.DEFINE_string("output_dir", "", "folder that is written: new, or empty")
+    cli.define_path("output_dir", "folder that is written: new, or empty")
     flags.DEFINE_enum(
         "format", "huggingface", ["huggingface", "saved_model"], "what is written"
     )
@@ -57,6 +57,7 @@ def main() -> None:
 
     from trainer.checkpoints import pretrained
     from trainer.exporting import huggingface, model_card, serving
+    from trainer.models import create
 
     trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     num_positions = trained.model.config.n_positions
@@ -65,7 +66,9 @@ def main() -> None:
             "`--max_new_tokens` must leave room for a prompt in the model's "
             f"{num_positions} positions. Received: {FLAGS.max_new_tokens}."
         )
-    tokenizer = trained.architecture.load_tokenizer(trained.tokenizer)
+    tokenizer = create.load_tokenizer(
+        trained.architecture, trained.tokenizer, trained.model
+    )
     gpt2 = trained.architecture.as_gpt2(trained.model)
     with folders.temporary(FLAGS.output_dir) as folder:
         logging.info("exporting %s to %s", trained.name, FLAGS.output_dir)

@@ -74,7 +74,7 @@ def keep_training(arguments: Sequence[str]) -> int:
 
 def _workdir(arguments: Sequence[str]) -> str:
     known = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=known)
+    cli.define_path("workdir", "folder of the run", known)
     with contextlib.suppress(flags.Error):  # the training reports it
         known(["forever", *arguments], known_only=True)
     return known.workdir

@@ -17,9 +17,7 @@ def define_flags() -> None:
     """Defines the program's flags."""
     cli.define_model()
     flags.DEFINE_multi_string("prompt", [], "text to continue; can be repeated")
-    flags.DEFINE_string(
-        "prompt_file", "", "file with a prompt on each line; -: standard input"
-    )
+    cli.define_path("prompt_file", "file with a prompt on each line; -: standard input")
     flags.DEFINE_integer(
         "max_new_tokens", 50, "tokens to add, at the most", lower_bound=1
     )
@@ -116,13 +114,15 @@ def main() -> None:
 
     from trainer.checkpoints import pretrained
     from trainer.generation.sampling import Sampler
+    from trainer.models import create
 
     trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     sampler = Sampler(
         trained.architecture.as_gpt2(trained.model),
-        trained.architecture.load_tokenizer(trained.tokenizer),
+        create.load_tokenizer(trained.architecture, trained.tokenizer, trained.model),
         settings,
         batch_size=FLAGS.batch_size,
+        start_token=trained.start_token,
     )
     count = FLAGS.num_return_sequences
     if FLAGS.stream:

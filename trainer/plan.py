@@ -23,8 +23,8 @@ def define_flags() -> None:
     cli.define_config()
     flags.DEFINE_string("tpu_type", "", "such as v3-8; empty: hardware.tpu_type")
     flags.DEFINE_bool("find_max_microbatch", False, "also find the largest that fits")
-    flags.DEFINE_string("data_dir", "", "folder of the dataset, if it exists already")
-    flags.DEFINE_string("workdir", "", "folder of the run that is to use the plan")
+    cli.define_path("data_dir", "folder of the dataset, if it exists already")
+    cli.define_path("workdir", "folder of the run that is to use the plan")
 
 
 def main() -> None:

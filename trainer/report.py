@@ -8,7 +8,7 @@ import os
 
 from absl import flags
 
-from configs import cli
+from configs import cli, paths
 from configs.errors import UserError
 from configs.progress import progress
 from tfrecords.storage import files
@@ -18,9 +18,9 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the program's flags."""
-    flags.DEFINE_string("workdir", "", "folder of a run")
-    flags.DEFINE_list("workdirs", [], "folders of several runs, to compare")
-    flags.DEFINE_string("output", "", "HTML file to write")
+    cli.define_path("workdir", "folder of a run")
+    paths.define_paths("workdirs", "folders of several runs, to compare")
+    cli.define_path("output", "HTML file to write")
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     from trainer.reporting import runs as folders
     from trainer.reporting.page import page
 
-    workdirs = FLAGS.workdirs or [FLAGS.workdir]
+    workdirs = paths.split_paths(FLAGS.workdirs) or [FLAGS.workdir]
     names = folders.names(workdirs)
     runs = []
     with progress("report", len(names) + 1, "part", delay=1, leave=False) as bar:

@@ -20,8 +20,8 @@ def define_flags() -> None:
     """Defines the program's flags."""
     cli.define_config()
     cli.define_hardware()
-    flags.DEFINE_string("data_dir", "", "folder of the dataset")
-    flags.DEFINE_string("workdir", "", "folder of the run")
+    cli.define_path("data_dir", "folder of the dataset")
+    cli.define_path("workdir", "folder of the run")
 
 
 def main() -> None:

@@ -18,7 +18,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BYTE_ORDER_MARK, INVALID_UTF8 = "byte_order_mark", "invalid_utf8"
 CRLF, NUL = "crlf", "nul"
 REPAIRED, KEPT = {BYTE_ORDER_MARK, INVALID_UTF8}, {CRLF, NUL}
-EMPTY, DUPLICATE = "empty", "duplicate"
+# Occurrences, not documents, of "<|endoftext|>" and the like that are kept as text.
+SPECIAL_TOKEN_AS_TEXT = "special_token_as_text"
+EMPTY, DUPLICATE, NULL = "empty", "duplicate", "null"
 
 NO_ODDITIES: Set[str] = frozenset()
 _STARTS_WITH_WORD = re.compile(rb"\s*[!-~]")

@@ -1,8 +1,13 @@
 """What the user names -> files: local, in buckets, of TFDS, or built in."""
 
+import contextlib
 import hashlib
 import os
+import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+
+from absl import logging
 
 from configs.errors import DataError
 from configs.schema import DataConfig
@@ -24,10 +29,10 @@ _REFUSED_ENDINGS = {
 
 
 def find_files(names: str, config: DataConfig, *, flag: str) -> list[InputFile]:
-    """Finds what a comma-separated list of files, folders, globs and datasets names.
+    """Finds what a list of files, folders, globs and datasets names.
 
     Args:
-      names: the list.
+      names: the list, separated by line ends or commas.
       config: what the sources need beside the name.
       flag: where the names come from, for messages.
 
@@ -35,11 +40,15 @@ def find_files(names: str, config: DataConfig, *, flag: str) -> list[InputFile]:
       The files sorted by path, each once: the order of the list does not matter.
 
     Raises:
-      DataError: a name matches nothing, or all files are empty.
+      DataError: a name matches nothing, all files are empty, or one cannot be read.
     """
     formats: dict[str, tuple[str, str]] = {}  # by a path that is the same for links
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        matches = _expand(name, config)
+    hidden: set[str] = set()
+    with _one_message():
+        split_names = _split(names)
+    for name in split_names:
+        with _one_message():
+            matches = _expand(name, config, hidden)
         if not matches:
             raise DataError(
                 f"`--{flag}` must name files that exist. Received: {name!r}, which "
@@ -54,6 +63,14 @@ def find_files(names: str, config: DataConfig, *, flag: str) -> list[InputFile]:
             f"`--{flag}` must name the text: files, folders or globs, separated by "
             f"commas, or what begins with {' or '.join(prefixes)}. Received: nothing."
         )
+    hidden -= {path for path, _ in formats.values()}
+    if hidden:
+        logging.warning(
+            "left out: %d hidden files and folders, such as %s; --%s can name them",
+            len(hidden),
+            min(hidden),
+            flag,
+        )
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         input_files = list(pool.map(_describe, sorted(formats.values())))
     if not any(file.num_bytes for file in input_files):
@@ -64,14 +81,25 @@ def find_files(names: str, config: DataConfig, *, flag: str) -> list[InputFile]:
     return input_files
 
 
-def _expand(name: str, config: DataConfig) -> dict[str, str]:
+def _split(names: str, separators: str = "\n,") -> list[str]:
+    """Splits a list of names; what selects files as it stands is one name."""
+    names = names.strip()
+    if not separators:
+        return [names] if names else []
+    separator, rest = separators[0], separators[1:]
+    if separator in names and files.expand(names):
+        return [names]
+    return [name for part in names.split(separator) for name in _split(part, rest)]
+
+
+def _expand(name: str, config: DataConfig, hidden: set[str]) -> dict[str, str]:
     """Returns the paths that one name stands for, with their formats."""
     for format_name, format_ in FORMATS.items():
         prefix = format_.prefix
         matches = name.startswith(prefix) if prefix[-1:] == ":" else name == prefix
         if format_.list_files and matches:
             return dict.fromkeys(format_.list_files(name, config), format_name)
-    return {path: _format_of(path) for path in files.expand(name)}
+    return {path: _format_of(path) for path in files.expand(name, hidden)}
 
 
 def _format_of(path: str) -> str:
@@ -94,16 +122,16 @@ def _describe(path_and_format: tuple[str, str]) -> InputFile:
     path, format_name = path_and_format
     ending = os.path.splitext(path.lower())[1]
     digest = hashlib.sha256()
-    try:
+    with _one_message():
         size, version = files.stat(path)
+        if not files.is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError(
+                f"{path} must be a file. Received: a pipe or a device. Write its text "
+                "to a file, or leave it out."
+            )
         with files.open_read(path) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    except OSError as error:
-        raise DataError(
-            f"{path} must be readable. Opening it fails with: {error.strerror}. Change "
-            "its permissions, or leave it out."
-        ) from error
     return InputFile(
         path=path,
         format=format_name,
@@ -112,3 +140,15 @@ def _describe(path_and_format: tuple[str, str]) -> InputFile:
         sha256=digest.hexdigest(),
         version=version,
     )
+
+
+@contextlib.contextmanager
+def _one_message() -> Iterator[None]:
+    """Raises DataError for a file or folder that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} must be readable. Opening it fails with: "
+            f"{error.strerror}. Change its permissions, or leave it out."
+        ) from error

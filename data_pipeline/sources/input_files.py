@@ -11,7 +11,8 @@ from typing import IO, BinaryIO
 from configs.errors import DataError, UserError
 from tfrecords.storage import files
 
-MAX_LINE_BYTES = 64 << 20
+# Bounds the memory of a worker, which holds some copies of a line.
+MAX_LINE_BYTES = 512 << 20
 # Lines are read in groups of about this size.
 _GROUP_BYTES = 1 << 20
 

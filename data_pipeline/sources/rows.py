@@ -29,12 +29,15 @@ def read_json_lines(piece: Piece, config: DataConfig) -> Iterator[Document]:
         name_row = functools.partial(input_files.line_name, piece, offset)
         try:
             values = json.loads(text.decode())
+            if config.null_text == "skip" and isinstance(values, dict):
+                values.setdefault(config.text_field, None)
             values[config.text_field]  # refuses a list or a number
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{name_row()}: each line must be a JSON object with the field "
                 f"{config.text_field!r}. Received: {error!r}. Correct the line, or set "
-                "`--config.data.text_field`."
+                "`--config.data.text_field`, or leave lines without the field out by "
+                "`--config.data.null_text=skip`."
             ) from error
         yield to_document(values, name_row, config, oddities)
 
@@ -155,6 +158,8 @@ def to_document(
       oddities: of the row, from `document.repair_utf8`.
     """
     text = values.get(config.text_field)
+    if text is None and config.null_text == "skip":
+        return Document((b"",), oddities=oddities, skipped=document.NULL)
     if isinstance(text, bytes):  # TFDS stores strings as bytes of any encoding
         text = text.decode("utf-8", "surrogateescape")
     if not isinstance(text, str):
@@ -162,6 +167,10 @@ def to_document(
             f"{name_row()}: the field {config.text_field!r} must be a string. "
             f"Received: {type(text).__name__}. The fields are: {', '.join(values)}. "
             "Set `--config.data.text_field`."
+            + (
+                " Or leave such rows out: --config.data.null_text=skip."
+                * (text is None)
+            )
         )
     try:
         encoded = text.encode()

@@ -1,24 +1,21 @@
-"""Text -> token ids, by the fastest library that gives the tokens of `tokenizers`.
+"""Documents -> token ids, by `tokenizers`, or by gigatoken, which is faster.
 
-gigatoken is several times faster. It is used where a check at the start of the job
-gives the same ids on samples of the job's own text, and `tokenizers` otherwise.
+Both give the same ids where `engine_choice` allows gigatoken.
 """
 
 import dataclasses
 import functools
-import importlib.metadata
 import itertools
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tokenizers
-from absl import logging
 
+from tfrecords import encoding
 from tfrecords.storage import files
 
 FAST, REFERENCE = "gigatoken", "tokenizers"
@@ -31,15 +28,6 @@ _CUT = re.compile(rb"(?<=\S)(?=\s)")
 _SEARCHED_BYTES = 256
 # gigatoken caches words; the cache is emptied when it has grown by this much.
 _CACHE_BYTES = 128 << 20
-# Texts with properties that a sample of the input may lack.
-_HARD_TEXTS = (
-    "",
-    "  \n\n\t x  y \r\n z\u00a0\u3000 end   ",
-    "don't I'LL we've 'S 1234567 3.14 x_y --- ?!",
-    "Grüße Ελληνικά Привет שלום مرحبا हिन्दी 語言模型 日本語の 한국어 ไทย",
-    "🙂👩‍👩‍👧‍👦🇨🇭 e\u0301 \ufeff \u200b \ufffd \x00\x01 \U0010ffff",
-    "a" * 999 + " " * 999 + "語" * 999,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +65,21 @@ class ReferenceEncoder:
         """Reads the tokenizer's settings; the library loads it when it is used."""
         settings = json.loads(tokenizer_json)
         added = settings["added_tokens"]
-        self.special_tokens = [token["content"] for token in added]
+        # Tokens that are found in a text: others than special ones always are.
+        active = [t for t in added if allow_special_tokens or not t["special"]]
+        # Special tokens that are left to be text, and how they begin.
+        special = [] if allow_special_tokens else [t for t in added if t["special"]]
+        self._as_text = [token["content"].encode() for token in special]
+        self._as_text_starts = {token[:2] for token in self._as_text}
         self._tokenizer_json = tokenizer_json
         self._allow_special_tokens = allow_special_tokens
         pattern = settings["pre_tokenizer"] or {}
         crosses_spaces = any(
             token["lstrip"] or token["rstrip"] or re.search(r"\s", token["content"])
-            for token in added
+            for token in active
         )
         self._can_cut = (
-            not (crosses_spaces and allow_special_tokens)
+            not crosses_spaces
             and settings["normalizer"] is None
             and pattern.get("type") == "ByteLevel"
             and pattern.get("use_regex", True)
@@ -128,20 +121,22 @@ class ReferenceEncoder:
           uint32 [num_tokens] of all texts, and int64 [len(texts) + 1]: text i has the
           tokens from offsets[i] to offsets[i + 1].
         """
-        encodings = self._reference.encode_batch_fast(
-            [text.decode() for text in texts], add_special_tokens=False
-        )
-        ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        encoded = self._encode_texts([text.decode() for text in texts])
+        ids = [np.array(of_text, np.uint32) for of_text in encoded]
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         return np.concatenate([np.empty(0, np.uint32), *ids]), offsets
 
+    def count_special_tokens_as_text(self, text: bytes) -> int:
+        """Counts the special tokens in a text whose ids are those of plain text."""
+        if any(start in text for start in self._as_text_starts):  # else much faster
+            return sum(map(text.count, self._as_text))
+        return 0
+
     @functools.cached_property
-    def _reference(self) -> tokenizers.Tokenizer:
-        reference = tokenizers.Tokenizer.from_str(self._tokenizer_json)
-        reference.encode_special_tokens = not self._allow_special_tokens
-        reference.no_truncation()
-        reference.no_padding()
-        return reference
+    def _encode_texts(self) -> Callable[[Sequence[str]], list[list[int]]]:
+        return encoding.encoder(
+            self._tokenizer_json, allow_special_tokens=self._allow_special_tokens
+        )
 
 
 class FastEncoder(ReferenceEncoder):
@@ -201,54 +196,6 @@ ENGINES: dict[str, type[ReferenceEncoder]] = {
     FAST: FastEncoder,
     REFERENCE: ReferenceEncoder,
 }
-
-
-def choose(
-    tokenizer_json: str, sample: Sequence[bytes], *, allow_special_tokens: bool
-) -> str:
-    """Returns the engine to use: FAST if it gives the tokens of REFERENCE.
-
-    Args:
-      tokenizer_json: content of `tokenizer.json`.
-      sample: texts of the job's own input.
-      allow_special_tokens: as for `ReferenceEncoder`.
-    """
-    reference, fast = (
-        functools.partial(
-            ENGINES[name], tokenizer_json, allow_special_tokens=allow_special_tokens
-        )
-        for name in (REFERENCE, FAST)
-    )
-    expected_encoder = reference()
-    try:
-        fast_encoder = fast()
-    except Exception as error:  # of whatever class: it comes from Rust
-        return _slower(f"gigatoken cannot load this tokenizer: {error}")
-    special = [f"x{token} y" for token in expected_encoder.special_tokens]
-    texts = [*(text.encode() for text in (*_HARD_TEXTS, *special)), *sample]
-    num_tokens = 0
-    for text in texts:
-        expected = expected_encoder.encode([text])[0]
-        num_tokens += len(expected)
-        if not np.array_equal(fast_encoder.encode([text])[0], expected):
-            start = text[:80].decode(errors="replace")
-            return _slower(f"gigatoken differs for {start!r}")
-    logging.info(
-        "tokenizing with gigatoken: same tokens as tokenizers on %d texts, %d tokens",
-        len(texts),
-        num_tokens,
-    )
-    return FAST
-
-
-def _slower(reason: str) -> str:
-    logging.warning("tokenizing with tokenizers, which is slower; %s", reason)
-    return REFERENCE
-
-
-def version(engine: str) -> str:
-    """Returns "NAME VERSION" of an engine, for the manifest."""
-    return f"{engine} {importlib.metadata.version(engine)}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -154,6 +154,10 @@ class _SplitWriter:
         if not self._texts:
             return
         original = b"\n".join(self._originals)
+        text = b"\n".join(self._texts) if self._detokenizes else original
+        num_special = self._encoder.count_special_tokens_as_text(text)
+        if num_special:
+            _count(self.counts.kept, {documents.SPECIAL_TOKEN_AS_TEXT: num_special})
         self.counts.words += words.count(original)
         self.counts.bytes += len(original) - max(len(self._originals) - 1, 0)
 

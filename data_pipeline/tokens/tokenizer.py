@@ -37,7 +37,8 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
     def work() -> tuple[list[str], dict]:
         name = job.config.tokenizer
         tokenizer = _train(job) if name == "train" else _load(name)
-        vocabulary = _extend(tokenizer, job.config)
+        made_up = set() if name == "train" else _made_up_tokens(tokenizer, name)
+        vocabulary = _extend(tokenizer, job.config, made_up)
         with tempfile.TemporaryDirectory() as local:
             tokenizer.save_pretrained(local)
             names = sorted(os.listdir(local))
@@ -69,17 +70,37 @@ def _load(name: str) -> "GPT2TokenizerFast":
             f"is: text would be lost. Received: {name!r}, in which {len(missing)} "
             "bytes are missing. Name another."
         )
-    path = os.path.join(name, FILE_NAME)
-    if os.path.isfile(path):
-        stored = tokenizers.Tokenizer.from_file(path).get_vocab()
-        if tokenizer.eos_token not in stored:  # transformers' default, not the file's
-            tokenizer.eos_token = None
     return tokenizer
 
 
-def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
-    """Adds the start and end tokens that are new, and returns all special ids."""
-    known = tokenizer.get_vocab()
+def _made_up_tokens(tokenizer: "GPT2TokenizerFast", name: str) -> set[str]:
+    """Returns special tokens that the files lack: transformers adds them with new ids.
+
+    Args:
+      tokenizer: as transformers loads it.
+      name: that it was loaded from.
+    """
+    size = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    if max(tokenizer.get_vocab().values()) < size:
+        return set()
+    none = dict.fromkeys(("bos_token", "eos_token", "unk_token"))
+    stored = type(tokenizer).from_pretrained(name, **none)
+    return set(tokenizer.get_vocab()) - set(stored.get_vocab())
+
+
+def _extend(
+    tokenizer: "GPT2TokenizerFast", config: DataConfig, made_up: set[str]
+) -> Vocabulary:
+    """Adds the start and end tokens that are new, and returns all special ids.
+
+    Args:
+      tokenizer: is changed.
+      config: names the tokens.
+      made_up: see `_made_up_tokens`. They are new tokens, which a model has no rows
+        for, and none of them is taken for the end of a text unless the config names it.
+    """
+    if tokenizer.eos_token in made_up:
+        tokenizer.eos_token = None
     end_token = tokenizer.eos_token if config.end_token is None else config.end_token
     if not end_token and tokenizer.eos_token is None:
         raise DataError(
@@ -88,8 +109,10 @@ def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
             "Name one with `--config.data.end_token`."
         )
     special = [token for token in (config.start_token, end_token) if token]
-    added = tuple(dict.fromkeys(token for token in special if token not in known))
-    tokenizer.add_tokens(list(added), special_tokens=True)
+    before = tokenizer.get_vocab()
+    tokenizer.add_tokens(
+        [token for token in special if token not in before], special_tokens=True
+    )
     if end_token:  # generation and exports use the same
         tokenizer.eos_token = end_token
     ids = tokenizer.get_vocab()
@@ -101,7 +124,7 @@ def _extend(tokenizer: "GPT2TokenizerFast", config: DataConfig) -> Vocabulary:
         pad_id=end_of_text_id if pad_id is None else pad_id,
         start_id=ids[config.start_token] if config.start_token else None,
         end_id=ids[end_token] if end_token else None,
-        added_tokens=added,
+        added_tokens=tuple(sorted(ids.keys() - (before.keys() - made_up), key=ids.get)),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline.documents import words
-from data_pipeline.sources import finding, pieces
+from data_pipeline.sources import finding, input_files, pieces
 
 TEXTS = ["one\n\ntwo", "語" * 10, '"quoted", 1,000\tand', "three", "a\r\nb"]
 
@@ -150,9 +150,10 @@ def test_text_that_is_not_a_string_is_named(tmp_path):
         read(tmp_path)
 
 
-def test_a_line_of_more_than_64_mebibytes_is_refused(tmp_path):
+def test_a_line_beyond_the_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "MAX_LINE_BYTES", 4 << 20)
     with open(tmp_path / "a.txt", "wb") as stream:
-        stream.truncate(66 << 20)  # NULs, which take no room on the disk
+        stream.truncate(6 << 20)  # NULs, which take no room on the disk
     with pytest.raises(DataError, match=r"a longer one in .*a\.txt"):
         read(tmp_path, document="line")
 

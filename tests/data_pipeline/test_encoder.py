@@ -9,7 +9,7 @@ import tokenizers
 from gigatoken import gigatoken_rs
 from transformers import GPT2TokenizerFast
 
-from data_pipeline.tokens import encoder
+from data_pipeline.tokens import encoder, engine_choice
 from tests.conftest import shared
 
 
@@ -105,9 +105,9 @@ def test_special_tokens_are_text_unless_allowed(gpt2, engine):
 
 @pytest.mark.parametrize("special", [False, True])
 def test_the_fast_engine_is_chosen_when_it_agrees(gpt2, special):
-    chosen = encoder.choose(gpt2, [b"some text"], allow_special_tokens=special)
+    chosen = engine_choice.choose(gpt2, [b"some text"], allow_special_tokens=special)
     assert chosen == encoder.FAST
-    assert encoder.version(chosen).startswith("gigatoken 0.")
+    assert engine_choice.version(chosen).startswith("gigatoken 0.")
 
 
 def test_an_engine_that_differs_in_one_token_is_not_used(gpt2, monkeypatch, caplog):
@@ -119,14 +119,14 @@ def test_an_engine_that_differs_in_one_token_is_not_used(gpt2, monkeypatch, capl
             return tokens, offsets
 
     monkeypatch.setitem(encoder.ENGINES, encoder.FAST, DifferentEncoder)
-    chosen = encoder.choose(gpt2, [b"my own text"], allow_special_tokens=False)
+    chosen = engine_choice.choose(gpt2, [b"my own text"], allow_special_tokens=False)
     assert chosen == encoder.REFERENCE
     assert "gigatoken differs for '  " in caplog.text
 
 
 def test_a_tokenizer_that_the_fast_engine_refuses_is_left_to_the_reference(caplog):
     plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, "?"))
-    chosen = encoder.choose(plain.to_str(), [b"a b"], allow_special_tokens=False)
+    chosen = engine_choice.choose(plain.to_str(), [b"a b"], allow_special_tokens=False)
     assert chosen == encoder.REFERENCE
     assert "slower" in caplog.text
 
@@ -182,3 +182,89 @@ def test_the_cache_of_words_is_emptied_when_memory_has_grown(
     for _ in range(3):
         assert engine.encode([b"text"])[0].tolist() == [5239]
     assert len(loaded) == num_loads
+
+
+def with_added_token(gpt2, content, **flags):
+    """GPT-2's tokenizer with one more token, and the ids' place for it."""
+    tokenizer = tokenizers.Tokenizer.from_str(gpt2)
+    special = flags.pop("special", False)
+    token = tokenizers.AddedToken(content, special=special, **flags)
+    (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+    return tokenizer.to_str()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"single_word": True},
+        {"lstrip": True},
+        {"rstrip": True},
+        {"normalized": True},
+        {"special": True, "single_word": True},
+        {"special": True, "lstrip": True},
+        {"special": True, "rstrip": True},
+    ],
+)
+def test_added_tokens_that_a_sample_lacks_are_not_lost(gpt2, flags):
+    """Each is 100 times in the text, and never in the sample."""
+    tokenizer_json = with_added_token(gpt2, "zzmark", **flags)
+    special = flags.get("special", False)
+    chosen = engine_choice.choose(
+        tokenizer_json, [b"a sample without it"], allow_special_tokens=special
+    )
+    text = b"one zzmark , zzmark\n" * 50
+    tokens, _ = make(tokenizer_json, chosen, special=special).encode([text])
+    assert np.count_nonzero(tokens == 50257) == 100
+
+
+def test_samples_on_which_all_is_equal_prove_nothing_about_such_tokens(
+    gpt2, monkeypatch
+):
+    monkeypatch.setitem(encoder.ENGINES, encoder.FAST, encoder.ReferenceEncoder)
+    tokenizer_json = with_added_token(gpt2, "zzmark", single_word=True)
+    for content, chosen in ((gpt2, encoder.FAST), (tokenizer_json, encoder.REFERENCE)):
+        sample = [b"one zzmark two"]
+        assert chosen == engine_choice.choose(
+            content, sample, allow_special_tokens=False
+        )
+
+
+def test_a_sample_would_not_show_that_the_fast_engine_loses_a_token(gpt2):
+    """Why such tokens are left to the reference at once."""
+    tokenizer_json = with_added_token(gpt2, "zzmark", single_word=True)
+    sample, text = [b"xzzmark y"], [b"one zzmark two"]
+    fast, slow = (
+        make(tokenizer_json, engine) for engine in (encoder.FAST, encoder.REFERENCE)
+    )
+    assert fast.encode(sample)[0].tolist() == slow.encode(sample)[0].tolist()
+    assert fast.encode(text)[0].tolist() != slow.encode(text)[0].tolist()
+
+
+def test_special_tokens_that_are_text_leave_the_fast_engine(gpt2):
+    tokenizer_json = with_added_token(gpt2, "<|mark|>", special=True, lstrip=True)
+    chosen = engine_choice.choose(tokenizer_json, [], allow_special_tokens=False)
+    assert chosen == encoder.FAST
+
+
+@pytest.mark.parametrize("content", ["zz mark", "zzmark"])
+def test_blocks_are_not_cut_beside_a_token_that_takes_spaces(gpt2, content):
+    flags = {"rstrip": True} if " " not in content else {}
+    engine = make(with_added_token(gpt2, content, **flags), encoder.REFERENCE)
+    parts = [f"one {content}  two ".encode()] * 30
+    blocks = list(engine.blocks(parts, block_bytes=8))
+    whole, _ = engine.encode([b"".join(parts)])
+    assert engine.encode(blocks)[0].tolist() == whole.tolist()
+
+
+def test_a_post_processor_adds_nothing(gpt2):
+    """Neither to a document nor to a prompt: see test_sampling.py."""
+    tokenizer = tokenizers.Tokenizer.from_str(gpt2)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>",
+        special_tokens=[("<|endoftext|>", 50256)],
+    )
+    assert len(tokenizer.encode("one two").ids) == 4
+    for engine in (encoder.FAST, encoder.REFERENCE):
+        tokens, _ = make(tokenizer.to_str(), engine).encode([b"one two"])
+        assert tokens.tolist() == [505, 734]

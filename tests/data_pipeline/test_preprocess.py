@@ -208,6 +208,35 @@ def test_the_description_of_a_job_does_not_depend_on_paths(corpus, tmp_path):
     assert isinstance(plans[0].train_files[0], InputFile)
 
 
+def test_new_fields_at_their_defaults_leave_old_datasets_the_same(corpus):
+    """A dataset of before the field is that of the same job."""
+    default, changed = (
+        plan_job(Config(data=DataConfig(input=str(corpus), null_text=value)))
+        for value in ("stop", "skip")
+    )
+    assert "null_text" not in default.description()
+    assert changed.description()["null_text"] == "skip"
+    assert default.differences(default.description()) == []
+    for one, other in ((default, changed), (changed, default)):
+        assert one.differences(other.description()) == ["null_text"]
+
+
+@pytest.mark.parametrize("detokenizer", ["none", "wikitext"])
+def test_special_tokens_that_become_text_are_counted(tmp_path, caplog, detokenizer):
+    """415 of them, some in one document, as in a corpus that they separate."""
+    lines = ["one two <|endoftext|> three"] * 400 + ["<|endoftext|>" * 5 + "a"] * 3
+    (tmp_path / "a.txt").write_text("\n".join([*lines, "<|endoftext", "none"]))
+    settings = {"document": "line", "validation_fraction": 0.0, "vocab_size": 300}
+    settings["detokenizer"] = detokenizer
+    split = run(tmp_path / "a.txt", tmp_path / "text", **settings).split("train")
+    assert split.kept == {"special_token_as_text": 415}
+    assert "415 special tokens in the text" in caplog.text
+    assert "allow_special_tokens" in caplog.text
+    settings["allow_special_tokens"] = True
+    split = run(tmp_path / "a.txt", tmp_path / "token", **settings).split("train")
+    assert split.kept == {}
+
+
 def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
     run(corpus / "two.jsonl", tmp_path / "good")
     stored = (tmp_path / "good" / "tokenizer" / "tokenizer.json").read_text()
@@ -237,7 +266,8 @@ def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
     with pytest.raises(DataError, match="must have an end-of-text token"):
         run(corpus, tmp_path / "out", **settings)
     written = run(corpus, tmp_path / "out", **settings, end_token="<|end|>")
-    assert written.added_tokens == ("<|end|>",)
+    # transformers needs the first for its own defaults.
+    assert written.added_tokens == (END_OF_TEXT, "<|end|>")
 
     write(lambda values: values["model"]["vocab"].update(gap=70_000))
     written = run(corpus, tmp_path / "gap", **settings)

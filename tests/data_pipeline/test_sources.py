@@ -1,11 +1,14 @@
 """What the user names -> files, pieces and documents."""
 
 import csv
+import errno
 import hashlib
 import json
 import lzma
+import os
 import pathlib
 
+import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
@@ -42,6 +45,103 @@ def test_files_folders_and_globs_in_any_order(tmp_path):
     assert texts(f"{tmp_path}/**/*.txt") == expected
     names = [f"{tmp_path}/sub", f"{tmp_path}/b.txt", f"{tmp_path}/*.txt"]
     assert texts(",".join(names)) == expected
+
+
+def test_a_path_may_hold_commas_and_a_list_may_be_of_lines(tmp_path):
+    for folder in ("a,b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x,y.txt").write_text(f"{folder}/x,y")
+    (tmp_path / "z.txt").write_text("z")
+    both, z = [f"{tmp_path}/{folder}/x,y.txt" for folder in ("a,b", "c")], "z.txt"
+    assert texts(both[0]) == texts(f"{tmp_path}/a,b/*.txt") == ["a,b/x,y"]
+    assert texts("\n".join(both)) == ["a,b/x,y", "c/x,y"]
+    assert texts(f"{both[0]}\n{tmp_path}/c,{tmp_path}/{z}") == ["a,b/x,y", "c/x,y", "z"]
+
+
+def test_a_folder_that_a_glob_selects_is_read(tmp_path):
+    (tmp_path / "tree/sub/deep").mkdir(parents=True)
+    names = ["tree/a.txt", "tree/sub/b.txt", "tree/sub/deep/c.txt"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    assert texts(f"{tmp_path}/tree/*") == texts(f"{tmp_path}/tree") == names
+
+
+def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "tree/sub").mkdir(parents=True)
+    (tmp_path / "tree/a.txt").write_text("a")
+    scan = os.scandir
+
+    def refuse(folder):
+        """Root may read everything."""
+        if folder.endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for pattern in ("tree", "tree/*", "*/*", "**"):
+        with pytest.raises(DataError, match=r"tree/sub must be readable.*denied"):
+            find(tmp_path / pattern)
+    monkeypatch.setattr(os, "scandir", scan)
+    (tmp_path / "tree/lost").symlink_to("nothing")
+    with pytest.raises(DataError, match=r"tree/lost must be readable.*No such file"):
+        find(tmp_path)
+    (tmp_path / "tree/lost").unlink()
+    os.mkfifo(tmp_path / "tree/pipe")
+    with pytest.raises(DataError, match=r"tree/pipe must be a file"):
+        find(tmp_path)
+
+
+def test_hidden_files_are_left_out_with_a_word(tmp_path, caplog):
+    for name in ("a.txt", ".b.txt"):
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path) == ["a.txt"]
+    assert "left out: 1 hidden files and folders" in caplog.text
+    assert ".b.txt" in caplog.text
+
+
+def write_rows(path, values):
+    """Rows with the text, or without, as JSONL or Parquet."""
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps({"text": v, "id": 1}) for v in values))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"text": values}), path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_rows_without_text_are_refused_or_skipped_and_counted(tmp_path, name):
+    write_rows(tmp_path / name, ["one two " * 99, None, "three four " * 99, None] * 9)
+    settings = {"validation_fraction": 0.0, "vocab_size": 300}
+    with pytest.raises(DataError, match=r"NoneType.*--config.data.null_text=skip"):
+        run(tmp_path / name, tmp_path / "refused", **settings)
+    written = run(tmp_path / name, tmp_path / "out", null_text="skip", **settings)
+    split = written.split("train")
+    assert (split.documents, split.skipped) == (18, {"null": 18})
+
+
+def test_a_line_without_the_field_is_skipped_like_one_without_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"other": 1}\n{"text": 5}')
+    (file,) = find(tmp_path)
+    whole = Piece(file, 0, file.num_bytes)
+    with pytest.raises(DataError, match=r"a\.jsonl:2.*null_text=skip"):
+        list(pieces.read(whole, DataConfig()))
+    reading = pieces.read(whole, DataConfig(null_text="skip"))
+    assert [next(reading).skipped for _ in range(2)] == ["", "null"]
+    with pytest.raises(DataError, match=r"a\.jsonl:3.*must be a string"):
+        next(reading)
+
+
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [("a.jsonl", "line"), ("a.csv", "line"), ("a.txt", "line"), ("a.txt", "file")],
+)
+def test_a_line_of_70_megabytes_is_read(tmp_path, name, document):
+    text = "some words " * (70_000_000 // 11)
+    values = {"a.jsonl": json.dumps({"text": text}), "a.csv": f"text\n{text}\n"}
+    (tmp_path / name).write_text(values.get(name, text))
+    (file,) = find(tmp_path)
+    reading = pieces.read(Piece(file, 0, file.num_bytes), DataConfig(document=document))
+    (size,) = [sum(map(len, each.parts)) for each in reading]
+    assert size == len(text)
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])

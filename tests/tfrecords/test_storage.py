@@ -90,7 +90,7 @@ def test_paths_folders_and_globs_select_files(root):
 
     assert sorted(expand("")) == sorted([*names[:-1], "sub.txt/[x].txt"])
     assert expand("/a.txt") == ["a.txt"]
-    assert expand("/*.txt") == ["a.txt"]
+    assert expand("/*.txt") == ["a.txt", "sub.txt/[x].txt"]
     assert expand("/*/?.txt") == ["sub/c.txt"]
     assert expand("/[a-c].*") == ["a.txt", "b.jsonl"]
     assert expand("/[!b-z].*") == ["a.txt"]
@@ -104,7 +104,40 @@ def test_paths_folders_and_globs_select_files(root):
     assert expand("/sub.txt/[x].txt") == ["sub.txt/[x].txt"]
     assert expand("/sub.txt/[[]x].*") == ["sub.txt/[x].txt"]
     assert expand("/sub.txt/[!x]*") == ["sub.txt/[x].txt"]
-    assert expand("/nothing") == []
+    assert expand("/s*") == ["sub.txt/[x].txt", "sub/c.txt", "sub/deep/d.txt"]
+    assert expand("/*/") == expand("/s*")
+    assert expand("/**") == expand("/**/*") == expand("/*") == expand("")
+    assert expand("/nothing") == expand("/nothing/") == []
+
+
+def test_hidden_files_that_are_left_out_are_reported(root):
+    for name in ("a.txt", ".b.txt", "sub/.c/d.txt", "sub/e.txt", ".other"):
+        files.write(f"{root}/{name}", b"x")
+    for pattern, expected in (
+        ("", [".b.txt", ".other", "sub/.c"]),
+        ("/*.txt", [".b.txt"]),
+        ("/sub/*", ["sub/.c"]),
+        ("/sub/.c/d.txt", []),
+    ):
+        hidden = set()
+        files.expand(f"{root}{pattern}", hidden)
+        names = {path.removeprefix(f"{root}/") for path in hidden}
+        assert {name.removesuffix("/d.txt") for name in names} == set(expected)
+
+
+def test_links_are_followed_and_a_circle_is_read_once(tmp_path):
+    (tmp_path / "tree/sub").mkdir(parents=True)
+    (tmp_path / "else").mkdir()
+    for name in ("tree/a", "tree/sub/b", "else/c"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "tree/sub/circle").symlink_to(tmp_path / "tree")
+    (tmp_path / "tree/there").symlink_to(tmp_path / "else")
+    (tmp_path / "tree/lost").symlink_to(tmp_path / "nothing")
+    expected = ["tree/a", "tree/lost", "tree/sub/b", "tree/there/c"]
+    for pattern in ("tree", "tree/*", "tree/**", "*"):
+        paths = files.expand(str(tmp_path / pattern))
+        names = [path.removeprefix(f"{tmp_path}/") for path in paths]
+        assert set(names) - {"else/c"} == set(expected)
 
 
 def test_files_are_moved_and_removed(root):

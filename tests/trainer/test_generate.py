@@ -1,6 +1,7 @@
 """`trainer.generate`: prompts from anywhere, one message where they do not fit."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests import programs
 from tests.conftest import ROOT, assert_refused
+from trainer.checkpoints import pretrained
 
 
 def generate(small_run, *arguments):
@@ -78,3 +80,13 @@ def test_a_stream_from_standard_input(small_run):
 )
 def test_what_cannot_be_is_one_message(small_run, arguments, message):
     assert_refused(generate(small_run, *arguments), message)
+
+
+def test_the_start_of_a_document_is_that_of_the_runs_dataset(small_run, tmp_path):
+    shutil.copytree(small_run / "run", tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    for token in ("", "The"):
+        values = json.loads(path.read_text())
+        values["config"]["start_token"] = token
+        path.write_text(json.dumps(values))
+        assert pretrained.load(str(tmp_path / "run"), 0, "").start_token == token

@@ -5,71 +5,29 @@ A file that is written appears complete under its name or not at all.
 
 import base64
 import contextlib
-import fnmatch
-import glob
 import hashlib
 import io
 import os
 import pathlib
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import google_crc32c
 
 from configs.errors import RunError, UserError
-from tfrecords.storage import gcs
+from tfrecords.storage import gcs, globs
 from tfrecords.storage.gcs import is_remote
 
 _BLOCK_BYTES = 8 << 20
+
+expand = globs.expand
 
 
 def join(folder: str, name: str) -> str:
     """Returns the path of a file in a folder, which may end in a slash."""
     return f"{folder.rstrip('/')}/{name}"
-
-
-def expand(name: str) -> list[str]:
-    """Returns the files that a path, a folder or a glob selects, sorted.
-
-    Folders are searched recursively. Globs follow `glob.glob`: `**` matches any number
-    of folders, and hidden files are only selected by a pattern that starts with a dot.
-    """
-    if not is_remote(name):
-        if os.path.isfile(name):
-            return [name]
-        if os.path.isdir(name):
-            name = os.path.join(glob.escape(name), "**")
-        return sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
-    bucket, pattern = gcs.split(name)
-    prefix = re.split(r"[*?\[]", pattern)[0]
-    # Not by `match_glob`: it selects hidden files, and fake-gcs-server ignores it.
-    with gcs.translate_errors(name):
-        listed = [b.name for b in gcs.client().list_blobs(bucket, prefix=prefix)]
-    names = [n for n in listed if not n.endswith("/")]  # placeholders of folders
-    if pattern in names:
-        return [name]
-    folder = f"{pattern.rstrip('/')}/" if pattern else ""
-    if any(n.startswith(folder) for n in names):
-        pattern = f"{glob.escape(folder)}**"
-    parts = pattern.split("/")
-    return sorted(f"gs://{bucket}/{n}" for n in names if _matches(n.split("/"), parts))
-
-
-def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Returns whether `glob.glob` would select a path, both split at slashes."""
-    if not patterns:
-        return not parts
-    if patterns[0] == "**" and _matches(parts, patterns[1:]):
-        return True
-    if not parts or (parts[0].startswith(".") and not patterns[0].startswith(".")):
-        return False
-    if patterns[0] == "**":
-        return _matches(parts[1:], patterns)
-    is_match = fnmatch.fnmatchcase(parts[0], patterns[0])
-    return is_match and _matches(parts[1:], patterns[1:])
 
 
 def stat(path: str) -> tuple[int, str]:

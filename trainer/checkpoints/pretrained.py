@@ -35,6 +35,7 @@ class Pretrained:
         "fine-tuned on 1 x 2,051,910 words": epochs and words.
       published_name: of the published checkpoint that the weights started from, such
         as "gpt2"; empty: none is known.
+      start_token: that the documents of its dataset begin with; empty: none is known.
     """
 
     model: tf_keras.Model
@@ -46,6 +47,7 @@ class Pretrained:
     step: int | None
     origin: str
     published_name: str
+    start_token: str = ""
 
 
 def load(workdir: str, step: int, folder: str) -> Pretrained:
@@ -78,6 +80,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         )
     loaded = run_checkpoints.load_model(workdir, step)
     record = loaded.record
+    has_manifest = files.exists(files.join(workdir, manifests.FILE_NAME))
     return Pretrained(
         loaded.model,
         loaded.architecture,
@@ -88,6 +91,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         step=record.step,
         origin=_origin(workdir, record),
         published_name=published_name(record.config["model"]["initial_checkpoint"]),
+        start_token=manifests.load(workdir).start_token if has_manifest else "",
     )
 
 

@@ -32,7 +32,7 @@ def protocol(
     data_config = manifest.config
     end = data_config.get("end_token")
     end = {None: "the tokenizer's end-of-text", "": "nothing"}.get(end, end)
-    start = data_config.get("start_token") or "nothing"
+    start = manifest.start_token or "nothing"
     document = data_config.get("document", "document")
     return {
         "dataset": manifest.fingerprint[:16],
@@ -77,8 +77,8 @@ def evaluate(
     """
     manifest = manifests.load(data_dir)
     verify.verify_shards(data_dir, manifest, split)
-    create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
-    create.check_vocabulary(trained.model, manifest)
+    is_same = create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
+    create.check_vocabulary(trained.model, manifest, same_tokenizer=is_same)
     lengths = context_lengths or [manifest.sequence_length]
     _check_context_lengths(lengths, trained.model.config.n_positions)
     precision = precision or trained.precision

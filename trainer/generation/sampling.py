@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 from transformers import (
-    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     TextStreamer,
     TFLogitsProcessor,
     TFLogitsProcessorList,
@@ -20,6 +20,7 @@ from transformers import (
 
 from configs.errors import UserError
 from configs.progress import progress
+from tfrecords import encoding
 from trainer.generation import decoding
 from trainer.generation.settings import Settings
 
@@ -54,18 +55,27 @@ class Sampler:
       tokenizer: of the model.
       settings: how tokens are chosen.
       batch_size: continuations that are generated at once.
+      start_token: that documents of the dataset begin with; empty: end-of-text, which
+        stands before them.
     """
 
     def __init__(
         self,
         model: TFPreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
         settings: Settings,
         *,
         batch_size: int = 8,
+        start_token: str = "",
     ):
         self._model = model
         self._tokenizer = tokenizer
+        self._start = tokenizer.eos_token_id
+        if start_token:
+            self._start = tokenizer.convert_tokens_to_ids(start_token)
+        self._encode_texts = encoding.encoder(
+            tokenizer.backend_tokenizer.to_str(), allow_special_tokens=True
+        )
         self._settings = settings
         self._batch_size = batch_size
         # transformers' compiled loop cannot generate a single token.
@@ -144,8 +154,8 @@ class Sampler:
         streamer.end()
 
     def _encode(self, prompt: str) -> list[int]:
-        # A text begins after the end of another.
-        return self._tokenizer(prompt)["input_ids"] or [self._tokenizer.eos_token_id]
+        (ids,) = self._encode_texts([prompt])
+        return ids or [self._start]
 
     def _bucket(self, ids: list[int]) -> int:
         """Returns the length that a prompt is padded to."""

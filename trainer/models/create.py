@@ -15,6 +15,13 @@ from tfrecords.storage import files
 from trainer.models import registry
 from trainer.models.architecture import Architecture
 
+_ADD_ROWS = (
+    "Tokens were added to the tokenizer and not to the model, or the tokenizer's files "
+    "lack a token that the library then adds, such as <|endoftext|>. Give the model "
+    "rows: `model.resize_token_embeddings(len(tokenizer))` in transformers, or train "
+    "it here with this tokenizer as `data.tokenizer`, which adds them."
+)
+
 
 def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras.Model:
     """Builds the model, under the strategy's scope, for a dataset.
@@ -30,8 +37,16 @@ def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras
     architecture = registry.get(config.architecture)
     if config.initial_checkpoint:
         model = architecture.load(config.initial_checkpoint)
-        check_tokenizer(architecture, config.initial_checkpoint, manifest)
-        if manifest.added_tokens and manifest.vocabulary_size > model.config.vocab_size:
+        is_same = check_tokenizer(architecture, config.initial_checkpoint, manifest)
+        missing = manifest.vocabulary_size - model.config.vocab_size
+        if missing > 0 and (is_same or manifest.added_tokens):
+            # Tokens that preprocessing added, or that the checkpoint's own tokenizer
+            # has without a row of the model.
+            logging.warning(
+                "the model gets %d rows for tokens that %s lacks",
+                missing,
+                config.initial_checkpoint,
+            )
             model = architecture.resize_vocabulary(model, manifest.vocabulary_size)
     else:
         configuration = architecture.configure(
@@ -54,19 +69,31 @@ def model_configuration(config: ModelConfig, manifest: Manifest) -> Any:
     """
     architecture = registry.get(config.architecture)
     configuration = architecture.configuration_of(config, manifest.vocabulary_size)
-    if config.initial_checkpoint and manifest.added_tokens:
+    if config.initial_checkpoint:
         size = max(configuration.vocab_size, manifest.vocabulary_size)
         configuration.vocab_size = size
     return configuration
 
 
-def check_vocabulary(model: tf_keras.Model, manifest: Manifest) -> None:
-    """Raises UserError where the data has ids that the model lacks."""
+def check_vocabulary(
+    model: tf_keras.Model, manifest: Manifest, *, same_tokenizer: bool = False
+) -> None:
+    """Raises UserError where the data has ids that the model lacks.
+
+    Args:
+      model: whose table has a row for each id.
+      manifest: of the data.
+      same_tokenizer: whether the data is of the model's tokenizer already.
+    """
     if manifest.vocabulary_size > model.config.vocab_size:
         raise UserError(
             "The dataset's vocabulary must not be larger than the model's. Received: "
-            f"{manifest.vocabulary_size} > {model.config.vocab_size}. Preprocess "
-            "with the model's tokenizer."
+            f"{manifest.vocabulary_size} > {model.config.vocab_size}. "
+            + (
+                _ADD_ROWS
+                if same_tokenizer
+                else "Preprocess with the model's tokenizer."
+            )
         )
 
 
@@ -81,15 +108,46 @@ def check_fits(model: tf_keras.Model, manifest: Manifest) -> None:
         )
 
 
+def load_tokenizer(
+    architecture: Architecture, source: str, model: tf_keras.Model
+) -> Any:
+    """Loads the tokenizer of a model, all of whose ids are rows of the model's table.
+
+    Args:
+      architecture: loads the tokenizer.
+      source: folder, Hugging Face name or gs://….
+      model: of the tokenizer.
+
+    Raises:
+      UserError: nothing loads, or an id has no row.
+    """
+    tokenizer = architecture.load_tokenizer(source)
+    size = model.config.vocab_size
+    outside = {t: i for t, i in tokenizer.get_vocab().items() if i >= size}
+    if outside:
+        token, token_id = min(outside.items(), key=lambda item: item[1])
+        raise UserError(
+            f"Each token of {source} must have a row of the model's table, which has "
+            f"{size}. Received: {len(outside)} tokens beyond it, such as {token!r} "
+            f"with id {token_id}. {_ADD_ROWS}"
+        )
+    return tokenizer
+
+
 def check_tokenizer(
     architecture: Architecture, source: str, manifest: Manifest
-) -> None:
-    """Raises UserError where a checkpoint's tokenizer is not the dataset's.
+) -> bool:
+    """Compares a checkpoint's tokenizer with the dataset's.
+
+    Returns False where the checkpoint has none.
 
     Args:
       architecture: loads the tokenizer.
       source: folder, Hugging Face name or gs://….
       manifest: of the dataset.
+
+    Raises:
+      UserError: they differ.
     """
     names: set[str] | None = None  # the files of a hub's name are not known
     if files.is_remote(source) or os.path.isdir(source):
@@ -98,7 +156,7 @@ def check_tokenizer(
         logging.warning(
             "%s has no tokenizer: only the size of its vocabulary is compared.", source
         )
-        return
+        return False
     tokenizer = architecture.load_tokenizer(source)
     tokenizer.add_tokens(list(manifest.added_tokens), special_tokens=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -111,3 +169,4 @@ def check_tokenizer(
             f"{str(fingerprint)[:12]} in {source}. Preprocess with "
             f"`--config.data.tokenizer={source}`."
         )
+    return True

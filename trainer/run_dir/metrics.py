@@ -57,7 +57,8 @@ class MetricsLog:
     @property
     def evaluations_since_best(self) -> int:
         """Number of evaluations after `best_step`."""
-        return sum(step > self.best_step > 0 for step in self._validation_losses)
+        best = self.best_step
+        return sum(step > best > 0 for step in self._validation_losses)
 
     @property
     def lowest_validation_loss(self) -> float:

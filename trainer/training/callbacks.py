@@ -18,6 +18,7 @@ from trainer.callbacks.samples import Samples
 from trainer.evaluation.scoring import Scorer
 from trainer.generation.sampling import Sampler
 from trainer.generation.settings import Settings
+from trainer.models import create
 from trainer.models.architecture import Architecture
 from trainer.run_dir.metrics import MetricsLog
 from trainer.tasks.step import TrainingStep
@@ -120,10 +121,11 @@ def _create_sampler(
     config = run.config
     sampler = Sampler(
         model,
-        architecture.load_tokenizer(
-            files.join(run.data_dir, manifests.TOKENIZER_FOLDER)
+        create.load_tokenizer(
+            architecture, files.join(run.data_dir, manifests.TOKENIZER_FOLDER), model
         ),
         Settings(config.tracking.sample_tokens, temperature=0.8, top_k=40),
+        start_token=run.manifest.start_token,
     )
 
     def sample(prompt: str) -> str:

@@ -246,3 +246,28 @@ def test_an_empty_prompt_begins_a_text(sampler):
     alone = sampler(batch_size=1, temperature=0.0)
     first, second = first_texts(alone, ["", "<|endoftext|>"])
     assert first == second
+
+
+def test_a_prompt_gets_no_token_that_a_dataset_lacks(gpt2, tokenizer):
+    """A post-processor's [CLS] … [SEP] would let the text begin behind its end."""
+    wrapped = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    wrapped.post_processor = tokenizers.processors.TemplateProcessing(
+        single="w1 $A <|endoftext|>", special_tokens=[("w1", 1), ("<|endoftext|>", 0)]
+    )
+    wrapped.enable_truncation(2)
+    end = "<|endoftext|>"
+    fast = GPT2TokenizerFast(tokenizer_object=wrapped, eos_token=end, bos_token=end)
+    assert fast("w9 w4")["input_ids"] == [1, 9, 4, 0]
+    settings = Settings(max_new_tokens=8, temperature=0.0)
+    plain, other = (Sampler(gpt2, t, settings) for t in (tokenizer, fast))
+    prompts = ["w9 w4 w7", "", "w2"]
+    assert plain(prompts) == other(prompts)
+
+
+def test_an_empty_prompt_begins_as_the_documents_of_the_dataset(gpt2, tokenizer):
+    settings = Settings(max_new_tokens=8, temperature=0.0)
+    started = Sampler(gpt2, tokenizer, settings, start_token="w7")
+    assert first_texts(started, [""]) == first_texts(started, ["w7"])
+    assert first_texts(started, [""]) != first_texts(
+        Sampler(gpt2, tokenizer, settings), [""]
+    )

@@ -284,3 +284,15 @@ def test_a_damaged_plan_is_an_error(tmp_path, text):
     (tmp_path / "plans" / "v3-8.json").write_text(text)
     with pytest.raises(DataError, match=r"v3-8\.json is damaged"):
         plans.load(str(tmp_path), "v3-8")
+
+
+def test_early_stopping_costs_the_same_for_each_evaluation(tmp_path, monkeypatch):
+    """The best step is searched once, not once for each evaluation."""
+    log, searches = metrics.MetricsLog(str(tmp_path), 0), []
+    for step in range(1, 51):
+        log.write(step, {"validation_loss": 1.0 + abs(step - 20)})
+    best_step = metrics.MetricsLog.best_step.fget
+    counted = property(lambda self: searches.append(1) or best_step(self))
+    monkeypatch.setattr(metrics.MetricsLog, "best_step", counted)
+    assert log.evaluations_since_best == 30
+    assert len(searches) == 1

@@ -35,6 +35,7 @@ class Pretrained:
         "fine-tuned on 1 x 2,051,910 words": epochs and words.
       published_name: of the published checkpoint that the weights started from, such
         as "gpt2"; empty: none is known.
+      dropout: that it was trained with; None: not known.
     """
 
     model: tf_keras.Model
@@ -46,6 +47,7 @@ class Pretrained:
     step: int | None
     origin: str
     published_name: str
+    dropout: float | None = None
 
 
 def load(workdir: str, step: int, folder: str) -> Pretrained:
@@ -88,6 +90,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         step=record.step,
         origin=_origin(workdir, record),
         published_name=published_name(record.config["model"]["initial_checkpoint"]),
+        dropout=record.config["training"]["dropout"],
     )
 
 

@@ -6,6 +6,7 @@ states its protocol. Results of a run are kept in `WORKDIR/evaluations/`.
 """
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
@@ -65,7 +66,7 @@ def main() -> None:
         strategy = strategies.create(FLAGS.tpu, FLAGS.num_virtual_devices)
         with strategy.scope():
             trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
-        results = evaluate(
+        results: Iterable[dict[str, Any]] = evaluate(
             trained,
             strategy,
             FLAGS.data_dir,
@@ -76,10 +77,9 @@ def main() -> None:
             batch_size=FLAGS.batch_size,
         )
         if FLAGS.json:
-            results = list(results)
-            several = len(results) > 1
-            result = {"results": results} if several else results[0]
-            cli.print_result(result, as_json=True)
+            results = every = list(results)
+            printed = {"results": every} if len(every) > 1 else every[0]
+            cli.print_result(printed, as_json=True)
         for number, result in enumerate(results):
             if not FLAGS.json:
                 print("\n" * (number > 0), end="")

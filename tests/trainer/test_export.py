@@ -459,6 +459,17 @@ def test_a_folder_with_something_in_it_is_refused(exported, tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_saved_model_has_room_for_a_prompt(exported, tmp_path):
+    found = programs.run(
+        "trainer.export",
+        *(f"--workdir={exported[0]}", f"--output_dir={tmp_path / 'model'}"),
+        *("--format=saved_model", "--max_new_tokens=128"),
+    )
+    assert found.returncode == 2
+    assert "the model's 128 positions. Received: 128" in found.stderr
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_bucket_gets_the_same_files(exported, bucket):
     workdir, folder = exported
     command = ["trainer.export", f"--workdir={workdir}", f"--output_dir={bucket}/model"]

@@ -99,7 +99,7 @@ def _license(checkpoint: str) -> str | None:
         return None
     try:
         path = cached_file(checkpoint, "README.md")
-        license = ModelCard.load(path).data.get("license")
+        license = ModelCard.load(path or "").data.get("license")
     except Exception:  # there is no card, no network, or no valid header
         return None
     # "other" is explained in fields and files of that card.

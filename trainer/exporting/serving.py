@@ -124,8 +124,9 @@ class _Served(tf.Module):
         checks = [
             _require(
                 tf.shape(tokens)[1] <= longest,
-                f"A row of `tokens` must have at most {longest} of them: the model's "
-                f"{config.n_positions} positions{new}. Received [rows, tokens]:",
+                f"A row of `tokens` must have at most {longest} of them: the "
+                f"{config.n_positions} positions of the model{new}. Received [rows, "
+                "tokens]:",
                 tf.shape(tokens),
             ),
             _require(

@@ -8,6 +8,8 @@ import difflib
 import errno
 import json
 import math
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -15,11 +17,16 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from configs import chatter, schema
+from configs import chatter, config_files, schema
 from configs.errors import UserError
-from configs.paths import define_path, expand_argument, expand_config
+from configs.paths import define_path, expand_config
 
 _passed_on: list[str] = []
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
 
 
 def define_config() -> None:
@@ -198,25 +205,37 @@ def guard(main: Callable[[], None]) -> None:
     """Runs `main`; an error for the user ends the process with one message."""
     try:
         main()
-    except (ValueError, RuntimeError) as error:
-        exit_code = getattr(error, "exit_code", None)
-        if exit_code is None:
-            raise
-        _stop(str(error), exit_code)
     except KeyboardInterrupt:
         _stop("Interrupted. The same command continues.", exit_code=130)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        _stop(f"{error.filename} cannot be used: {error.strerror}. Name another.")
-    except OSError as error:
-        if error.errno in (errno.EROFS, errno.EIO, errno.ENAMETOOLONG):
-            _stop(f"{error.filename} cannot be used: {error.strerror}. Name another.")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code is not None:
+            _stop(str(error), exit_code)
+        number = storage_errno(error)
+        if number is None:
             raise
+        # A file is written under a name of its own: see `files.writing`.
+        path = getattr(error, "filename", None) or _first_lines(error)
+        path = re.sub(r"\.[0-9a-f]{8}\.partial$", "", str(path))
+        if number not in _FULL:
+            _stop(f"{path} cannot be used: {os.strerror(number)}. Name another.")
         _stop(
-            f"The disk is full: {error.filename or error}. Finished work is kept. "
-            "Make room, and run the same command again.",
+            f"The disk is full: {path}. Finished work is kept. Make room, and run the "
+            "same command again.",
             exit_code=1,
         )
+
+
+def storage_errno(error: Exception) -> int | None:
+    """Returns the error of a disk that an exception reports; None: it is another.
+
+    TensorFlow, safetensors and tokenizers have exceptions of their own, which quote it.
+    """
+    number = getattr(error, "errno", None)
+    if number is None:
+        numbers = (*_FULL, errno.EROFS, errno.EACCES, errno.EIO)
+        return next((n for n in numbers if os.strerror(n) in str(error)), None)
+    return number if number in (*_FULL, *_UNUSABLE) else None
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -225,7 +244,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     _check_config_fields(argv)
     try:
-        remaining = flags.FLAGS([expand_argument(argument) for argument in argv])
+        if "config" in flags.FLAGS:
+            argv = config_files.resolve(argv)
+        remaining = flags.FLAGS(argv)
         if len(remaining) > 1:
             _stop(f"Only flags are understood. Received: {' '.join(remaining[1:])}")
         if "config" in flags.FLAGS:

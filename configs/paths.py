@@ -64,13 +64,6 @@ def split_paths(values: Sequence[str]) -> list[str]:
     return [path for paths in split for path in paths if path]
 
 
-def expand_argument(argument: str) -> str:
-    """Returns an argument in which the `~` of `--config=~/…` is the home folder."""
-    flag, equals, path = argument.partition("=")
-    is_config = flag in ("--config", "-config")
-    return f"{flag}={_expand_home(path)}" if equals and is_config else argument
-
-
 def expand_config(config: Config) -> None:
     """Expands `~` in the fields of a config that name files or folders."""
     for expand, names in (

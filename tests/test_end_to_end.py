@@ -51,11 +51,13 @@ def test_training_learns_and_leaves_what_it_should(trained):
 
 def test_tensorboard_has_the_metrics(trained):
     folder, _ = trained
-    events = EventAccumulator(str(folder / "run" / "tensorboard"))
-    events.Reload()
+    events, validation = (
+        EventAccumulator(str(folder / "run" / "tensorboard" / name)).Reload()
+        for name in ("train", "validation")
+    )
     for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second"):
         assert [event.step for event in events.Tensors(name)] == [2, 4, 6]
-    assert [event.step for event in events.Tensors("validation_loss")] == [0, 2, 4, 6]
+    assert [event.step for event in validation.Tensors("loss")] == [0, 2, 4, 6]
 
 
 def test_the_same_command_again_does_nothing_more(trained):

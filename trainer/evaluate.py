@@ -5,6 +5,8 @@ that moves on by `--stride`, from float32 losses summed over all of them. Each r
 states its protocol. Results of a run are kept in `WORKDIR/evaluations/`.
 """
 
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
@@ -60,12 +62,11 @@ def main() -> None:
     from trainer.runtime import preemption
     from trainer.runtime import strategy as strategies
 
-    all_results = []
     with preemption.translate_unavailable_errors():
         strategy = strategies.create(FLAGS.tpu, FLAGS.num_virtual_devices)
         with strategy.scope():
             trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
-        results = evaluate(
+        results: Iterable[dict[str, Any]] = evaluate(
             trained,
             strategy,
             FLAGS.data_dir,
@@ -75,19 +76,18 @@ def main() -> None:
             precision=FLAGS.precision,
             batch_size=FLAGS.batch_size,
         )
-        for result in results:
-            all_results.append(result)
+        if FLAGS.json:
+            results = every = list(results)
+            printed = {"results": every} if len(every) > 1 else every[0]
+            cli.print_result(printed, as_json=True)
+        for number, result in enumerate(results):
+            if not FLAGS.json:
+                print("\n" * (number > 0), end="")
+                _print(result)
+            # A result is printed first: the workdir may be on a read-only disk.
+            sys.stdout.flush()
             if FLAGS.workdir:
                 stored_results.save(FLAGS.workdir, result)
-    if FLAGS.json:
-        several = len(all_results) > 1
-        result = {"results": all_results} if several else all_results[0]
-        cli.print_result(result, as_json=True)
-        return
-    for number, result in enumerate(all_results):
-        if number:
-            print()
-        _print(result)
 
 
 def _numbers(flag: str, values: list[str]) -> list[int]:

@@ -38,6 +38,16 @@ def define_flags() -> None:
         "",
         "repository USER/NAME that huggingface's folder is uploaded to",
     )
+    flags.DEFINE_string(
+        "license",
+        "",
+        "that the model card states, such as mit; default: what the card of the "
+        "initial checkpoint states, else unknown",
+    )
+    flags.DEFINE_list("language", [], "that the model card states, such as en")
+    flags.DEFINE_list(
+        "dataset", [], "of the hub, that the model card names as trained on"
+    )
     flags.DEFINE_bool("private", False, "make a new repository of the hub private")
 
 
@@ -76,8 +86,16 @@ def main() -> None:
             serving.save(gpt2, tokenizer, folder, FLAGS.max_new_tokens)
         else:
             dtype = tf.as_dtype(FLAGS.dtype)
-            huggingface.save(gpt2, tokenizer, folder, dtype)
-            (folder / "README.md").write_text(model_card.write(trained, FLAGS.workdir))
+            huggingface.save(gpt2, tokenizer, folder, dtype, trained.dropout)
+            card = model_card.write(
+                trained,
+                FLAGS.workdir,
+                repository=FLAGS.push_to_hub,
+                license=FLAGS.license,
+                languages=FLAGS.language,
+                datasets=FLAGS.dataset,
+            )
+            (folder / "README.md").write_text(card, encoding="utf-8")
         folder = folders.place(folder, FLAGS.output_dir)
         names = folders.file_names(folder)
         address = uploader.push(folder, FLAGS.private) if uploader else None

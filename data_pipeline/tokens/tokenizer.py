@@ -57,10 +57,13 @@ def _load(name: str) -> "GPT2TokenizerFast":
     try:
         tokenizer = GPT2TokenizerFast.from_pretrained(name)
     except Exception as error:  # tokenizers raises no class of its own
+        reason = [*str(error).splitlines(), ""][0]
+        if isinstance(error, TypeError):  # a path is None
+            reason = "it has neither. A vocab.txt is another kind of tokenizer."
         raise DataError(
             "`data.tokenizer` must be a Hugging Face name, a folder with "
             "tokenizer.json or with vocab.json and merges.txt, or `train`. Received: "
-            f"{name!r}, which fails with: {[*str(error).splitlines(), ''][0]}"
+            f"{name!r}, which fails with: {reason}"
         ) from error
     missing = set(_bytes_as_letters()) - set(tokenizer.get_vocab())
     is_bpe = isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import pathlib
 import pty
 import struct
 import subprocess
@@ -14,7 +15,8 @@ import termios
 import pytest
 
 from benchmarks import startup
-from configs import cli
+from configs import cli, config_files
+from configs.errors import UserError
 from tests.conftest import ROOT
 
 HEAVY = {"tensorflow", "tf_keras", "transformers", "matplotlib", "pyarrow", "jax"}
@@ -152,12 +154,76 @@ def test_progress_is_a_bar_below_the_log_on_a_terminal():
     assert "inner" not in shown.decode()
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
+@pytest.mark.parametrize(
+    "number", [errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.EISDIR]
+)
 def test_a_file_that_cannot_be_written_is_one_message(number, capsys):
-    def write():
-        raise OSError(number, os.strerror(number), "/kaggle/input/x")
+    path = "/kaggle/input/x"
+    partial = OSError(number, os.strerror(number), f"{path}.0123abcd.partial")
+    assert ends_with(partial) == 2
+    expected = f"error: {path} cannot be used: {os.strerror(number)}. Name another.\n"
+    assert capsys.readouterr().err == expected
+
+
+def ends_with(error: Exception) -> int:
+    """The exit code of a program that raises it."""
+
+    def fail():
+        raise error
 
     with pytest.raises(SystemExit) as end:
-        cli.guard(write)
-    assert end.value.code == 2
-    assert "/kaggle/input/x cannot be used" in capsys.readouterr().err
+        cli.guard(fail)
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/x"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/disk/x"),
+        # Of Rust, as tokenizers raises it, and of TensorFlow.
+        Exception("No space left on device (os error 28)"),
+        RuntimeError("/disk/x; No space left on device [Op:SaveV2]"),
+    ],
+)
+def test_a_full_disk_is_one_message_whatever_library_writes(error, capsys):
+    assert ends_with(error) == 1
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: The disk is full: ")
+
+
+def test_other_errors_keep_their_stack_trace():
+    for error in (OSError(errno.ENOENT, "x"), RuntimeError("x"), KeyError("x")):
+        with pytest.raises(type(error)):
+            cli.guard(lambda error=error: (_ for _ in ()).throw(error))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=quickstart"],
+        ["--config", "quickstart"],
+        ["--config=configs/quickstart.py"],
+        ["--config=own.py"],
+        ["--config", "my job.py"],
+    ],
+)
+def test_a_config_is_a_file_or_the_name_of_an_installed_one(
+    arguments, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a folder is not a config
+    for name in ("own.py", "my job.py"):
+        (tmp_path / name).write_text("")
+    *_, last = config_files.resolve(["program", *arguments])
+    path = pathlib.Path(last.removeprefix("--config="))
+    expected = ROOT / "configs" if path.name == "quickstart.py" else tmp_path
+    assert (tmp_path / path).parent == expected
+    assert path.exists()
+
+
+def test_an_unknown_config_is_one_message_with_all_names():
+    for name in ("quickstrat", "schema", "configs/cli.py/../x", "quickstart/"):
+        with pytest.raises(UserError, match="gpt2_xl, quickstart, wikitext2_cpu") as e:
+            config_files.resolve(["program", f"--config={name}"])
+        assert str(e.value).endswith(f"Received: {name}.")

@@ -243,6 +243,9 @@ def test_a_tokenizer_that_loses_text_or_has_no_end_is_refused(corpus, tmp_path):
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     settings = {"tokenizer": str(folder), "validation_fraction": 0.0}
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    with pytest.raises(DataError, match=r"vocab\.txt is another kind of tokenizer"):
+        run(corpus, tmp_path / "out", **settings)
 
     def write(change):
         values = json.loads(stored)

@@ -22,8 +22,6 @@ from tfrecords.storage import files
 from trainer.checkpoints import pretrained, run_checkpoints
 from trainer.exporting import hub as uploads
 from trainer.exporting import huggingface, model_card
-from trainer.generation import sampling
-from trainer.generation.settings import Settings
 from trainer.models.gpt2 import weights
 
 TOKENS = [[5, 17, 300, 2, 2, 99, 250, 31], [7, 7, 1, 40, 41, 42, 43, 44]]
@@ -133,6 +131,7 @@ def test_fresh_environments_without_tensorflow_open_it(exported, fresh_python, m
     assert found["ids"] == ours("The quick brown fox")["input_ids"]
     assert found["text"] == "The quick brown fox"
     assert found["length"] == 128
+    assert run_snippet(python, folder) == our_text(workdir)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 0.1), ("float16", 0.02)])
@@ -172,75 +171,122 @@ def test_the_card_tells_how_the_model_was_made(exported):
     assert result["protocol"]["dataset"] in card
     assert f"| 128 | 32 | {result['loss']:.4f} |" in card
     assert "| optimizer.name | `adamw` |" in card
+    # What acted, where the config leaves the choice open.
+    assert "| optimizer.beta_1 | `0.9` |" in card
+    assert "| optimizer.warmup_steps | `1` |" in card
+    assert "None" not in card
+
+
+def test_the_hub_s_own_loader_reads_the_header_of_the_card(exported):
+    workdir, folder = exported
+    header = huggingface_hub.ModelCard.load(folder / "README.md").data
+    (result,) = map(json.loads, map(read, (workdir / "evaluations").glob("*.json")))
+    assert header.model_name == "run"
+    assert (header.library_name, header.pipeline_tag) == (
+        "transformers",
+        "text-generation",
+    )
+    # Nothing is made up.
+    assert (header.license, header.language, header.datasets) == ("unknown", None, None)
+    names = ("token_perplexity", "word_perplexity", "bits_per_byte")
+    assert {r.metric_name: r.metric_value for r in header.eval_results} == {
+        name.replace("_", " "): result[name] for name in names
+    }
+    assert {r.metric_type for r in header.eval_results} == set(header.metrics)
+    for figure in header.eval_results:
+        assert figure.dataset_split == "validation"
+        assert figure.dataset_revision == result["protocol"]["dataset"]
+        assert figure.metric_args["stride"] == 32
+        assert figure.metric_args["context_length"] == 128
+
+
+def test_the_header_has_what_the_user_states(exported, tmp_path):
+    succeed(
+        "trainer.export",
+        *(f"--workdir={exported[0]}", f"--output_dir={tmp_path / 'out'}"),
+        *("--license=mit", "--language=en,de", "--dataset=someone/texts"),
+    )
+    header = huggingface_hub.ModelCard.load(tmp_path / "out" / "README.md").data
+    assert header.license == "mit"
+    assert header.language == ["en", "de"]
+    assert header.datasets == ["someone/texts"]
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\nlicense: mit\n---\n# A", "mit"),
+        ("---\nlicense: other\nlicense_name: mine\n---\n", "unknown"),
+        ("---\nlicense: [mit\n---\n", "unknown"),
+        ("# No header", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_the_license_is_that_of_the_initial_checkpoint(
+    exported, tmp_path, card, license
+):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    text = card_of(exported, tmp_path, source=str(tmp_path))
+    assert huggingface_hub.ModelCard(text).data.license == license
+
+
+def test_readers_find_the_run_s_values_in_the_configuration(exported):
+    _, folder = exported
+    config, generation, words = (
+        json.loads((folder / name).read_text())
+        for name in (
+            "config.json",
+            "generation_config.json",
+            "tokenizer_config.json",
+        )
+    )
+    assert config["n_ctx"] == config["n_positions"] == 128
+    # transformers' own default is 0.1.
+    assert [config[f"{place}_pdrop"] for place in ("resid", "embd", "attn")] == [
+        0.0
+    ] * 3
+    assert config["pad_token_id"] == config["eos_token_id"] == 0
+    assert generation["max_new_tokens"] == 50
+    assert words["pad_token"] == words["eos_token"] == "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("num_positions", "expected"), [(2, 1), (16, 8), (128, 50), (1024, 50)]
+)
+def test_new_tokens_leave_room_for_a_prompt(num_positions, expected):
+    assert huggingface.default_new_tokens(num_positions) == expected
+
+
+def test_pytorch_prints_our_text_for_the_snippet_of_the_card(exported):
+    pytest.importorskip("torch", reason="needs the extra `parity`")
+    workdir, folder = exported
+    assert run_snippet(sys.executable, folder) == our_text(workdir)
+
+
+def run_snippet(python: str, folder: pathlib.Path) -> str:
+    """What the card's snippet prints, as it stands there."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", read(folder / "README.md"), re.S)
+    found = subprocess.run(
+        [python, "-c", snippet],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "USE_TF": "0", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def our_text(workdir: pathlib.Path) -> str:
+    # A stream is not compiled, which would take most of the time.
+    arguments = ("--prompt=The", "--temperature=0", "--max_new_tokens=50", "--stream")
+    found = succeed("trainer.generate", f"--workdir={workdir}", *arguments)
+    return found.stdout.partition("\n")[2]
 
 
 def read(path: pathlib.Path) -> str:
     return path.read_text()
-
-
-@pytest.mark.slow
-def test_tensorflow_alone_scores_and_generates(exported, tmp_path):
-    workdir, _ = exported
-    folder = tmp_path / "model" / "1"
-    folder.mkdir(parents=True)  # as a disk that is mounted there
-    succeed(
-        "trainer.export",
-        f"--workdir={workdir}",
-        f"--output_dir={folder}",
-        "--format=saved_model",
-        "--max_new_tokens=6",
-    )
-    assert (folder / "assets.extra" / "tokenizer.json").exists()
-    gpt2 = run_checkpoints.load_model(str(workdir)).model
-    words = weights.load_tokenizer(str(workdir / "tokenizer"))
-    prompts = ["The quick brown fox jumps", "It did"]
-    encoded = [words(prompt)["input_ids"] for prompt in prompts]
-    lengths = [len(ids) for ids in encoded]
-    rows = [ids + [0] * (max(lengths) - len(ids)) for ids in encoded]
-    script = f"""
-        import json, sys
-        import tensorflow as tf
-        served = tf.saved_model.load({str(folder)!r}).signatures
-        tokens = tf.constant({rows!r})
-        length = tf.constant({lengths!r})
-        score = served["score"](tokens=tokens, length=length)
-        made = [
-            served["generate"](tokens=tokens, length=length, seed=tf.constant(seed),
-                               temperature=tf.constant(temperature))["tokens"]
-            for temperature, seed in ((0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1))
-        ]
-        others = ("transformers", "tf_keras", "trainer", "torch")
-        assert not any(name in sys.modules for name in others)
-        print(json.dumps([
-            {{name: value.numpy().tolist() for name, value in score.items()}},
-            [m.numpy().tolist() for m in made]]))
-    """
-    found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        # Not the variables that transformers has set here.
-        env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "-1"},
-    )
-    assert found.returncode == 0, found.stderr
-    score, (greedy, same, sampled, other) = json.loads(found.stdout.splitlines()[-1])
-
-    logits = gpt2(tf.constant(rows)).logits[:, :-1]
-    labels = np.array(rows)[:, 1:]
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits).numpy()
-    losses[1, lengths[1] - 1 :] = 0.0
-    np.testing.assert_allclose(score["losses"], losses, atol=1e-4)
-    np.testing.assert_allclose(score["loss_sum"], losses.sum(axis=1), rtol=1e-5)
-    assert score["token_count"] == [length - 1 for length in lengths]
-
-    assert greedy == same
-    assert sampled != other
-    settings = Settings(max_new_tokens=6, temperature=0.0)
-    for prompt, (text,), new in zip(
-        prompts, sampling.Sampler(gpt2, words, settings)(prompts), greedy, strict=True
-    ):
-        assert prompt + words.decode(new, skip_special_tokens=True) == text
 
 
 def push(workdir: pathlib.Path, folder: pathlib.Path, repository: str, *more: str):
@@ -297,13 +343,22 @@ def test_a_model_loads_by_its_name_on_the_hub(exported, hub):
     ],
 )
 def test_only_a_model_of_the_hub_is_named_as_the_base(
-    exported, tmp_path, initial, source, base
+    exported, tmp_path, monkeypatch, initial, source, base
 ):
     """Not a relative path, which is not there when another folder exports."""
+    monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True)
+    card = card_of(exported, tmp_path, source, initial)
+    assert "".join(re.findall(r"base_model: .*\n", card)) == base
+
+
+def card_of(
+    exported, folder: pathlib.Path, source: str, initial: str = "somewhere"
+) -> str:
+    """The card of a run that began with a checkpoint."""
     record = json.loads((exported[0] / "run.json").read_text())
     record["config"]["model"]["initial_checkpoint"] = initial
     record["model_config"]["_name_or_path"] = source
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    (folder / "run.json").write_text(json.dumps(record))
     loaded = run_checkpoints.load_model(str(exported[0]))
     trained = pretrained.Pretrained(
         loaded.model,
@@ -316,8 +371,20 @@ def test_only_a_model_of_the_hub_is_named_as_the_base(
         origin="",
         published_name="",
     )
-    card = model_card.write(trained, str(tmp_path))
-    assert "".join(re.findall(r"base_model: .*\n", card)) == base
+    return model_card.write(trained, str(folder))
+
+
+@pytest.mark.slow
+def test_the_license_of_a_model_of_the_hub_is_that_of_its_card(exported, hub, tmp_path):
+    contents = {path.name: path.read_bytes() for path in exported[1].iterdir()}
+    contents["README.md"] = b"---\nlicense: bsd\n---\n"
+    hub.repositories["someone/wise"] = contents
+    out = tmp_path / "out"
+    found = run_program(
+        "trainer.export", "--checkpoint=someone/wise", f"--output_dir={out}"
+    )
+    assert found.returncode == 0, found.stderr
+    assert huggingface_hub.ModelCard.load(out / "README.md").data.license == "bsd"
 
 
 def test_a_model_in_shards_loads_by_its_name_on_the_hub(exported, hub):

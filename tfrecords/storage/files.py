@@ -5,6 +5,7 @@ A file that is written appears complete under its name or not at all.
 
 import base64
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -84,7 +85,7 @@ def append(path: str, data: bytes) -> None:
         write(path, (read(path) if exists(path) else b"") + data)
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "ab") as stream:
+    with _naming_full_disk(path), open(path, "ab") as stream:
         stream.write(data)
 
 
@@ -104,16 +105,29 @@ def writing(path: str) -> Iterator[str]:
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             name = os.path.join(folder, os.path.basename(path))
-            yield name
+            with _naming_full_disk(folder):
+                yield name
             _upload(name, path)
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     partial = f"{path}.{os.urandom(4).hex()}.partial"
     try:
-        yield partial
+        with _naming_full_disk(path):
+            yield partial
         os.replace(partial, path)
     finally:
         pathlib.Path(partial).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming_full_disk(path: str) -> Iterator[None]:
+    """Names the path in the error of a full disk, which `write` raises without it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            error.filename = path
+        raise
 
 
 def _upload(name: str, path: str) -> None:

@@ -36,6 +36,7 @@ class Pretrained:
       published_name: of the published checkpoint that the weights started from, such
         as "gpt2"; empty: none is known.
       start_token: that the documents of its dataset begin with; empty: none is known.
+      dropout: that it was trained with; None: not known.
     """
 
     model: tf_keras.Model
@@ -48,6 +49,7 @@ class Pretrained:
     origin: str
     published_name: str
     start_token: str = ""
+    dropout: float | None = None
 
 
 def load(workdir: str, step: int, folder: str) -> Pretrained:
@@ -92,6 +94,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         origin=_origin(workdir, record),
         published_name=published_name(record.config["model"]["initial_checkpoint"]),
         start_token=manifests.load(workdir).start_token if has_manifest else "",
+        dropout=record.config["training"]["dropout"],
     )
 
 

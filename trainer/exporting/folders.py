@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from configs import cli
 from configs.errors import UserError
 from configs.progress import progress
 from tfrecords.storage import files
@@ -34,15 +35,26 @@ def check_new(output_dir: str) -> None:
 
 @contextlib.contextmanager
 def temporary(output_dir: str) -> Iterator[pathlib.Path]:
-    """Yields an empty local folder, on the disk of a local output."""
+    """Yields an empty local folder, on the disk of a local output.
+
+    Raises:
+      OSError: the disk is full or cannot be written; whatever library wrote to it.
+    """
     beside = None
-    if not files.is_remote(output_dir):
-        beside = pathlib.Path(output_dir).absolute().parent
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=beside) as parent:
-        folder = pathlib.Path(parent) / "model"
-        folder.mkdir()
-        yield folder
+    try:
+        if not files.is_remote(output_dir):
+            beside = pathlib.Path(output_dir).absolute().parent
+            beside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=beside) as parent:
+            folder = pathlib.Path(parent) / "model"
+            folder.mkdir()
+            yield folder
+    except Exception as error:
+        number = cli.storage_errno(error)
+        if number is None or hasattr(error, "exit_code"):
+            raise
+        where = output_dir if beside else tempfile.gettempdir()
+        raise OSError(number, os.strerror(number), where) from error
 
 
 def place(folder: pathlib.Path, output_dir: str) -> pathlib.Path:

@@ -1,44 +1,75 @@
-"""Writes the README.md of an exported model from the records of its run."""
+"""Writes the README.md of an exported model from the records of its run.
+
+The card states what is known. License, language and datasets of the hub are the user's
+to state.
+"""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import cached_file
 
 from configs import schema
 from tfrecords import manifest as manifests
 from tfrecords.storage import files
 from trainer.checkpoints.pretrained import Pretrained
+from trainer.exporting import huggingface
+from trainer.models import variables
+from trainer.optimizers import factory, schedule
 from trainer.run_dir import json_files, layout, results
 
-_HEADER = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- gpt2
-- gpt2-tpu
-{base}---
-"""
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # These fields do not change what a run computes.
 _LEFT_OUT = ("data.", "hardware.", "tracking.")
+# Figure of a result -> the hub's name of the metric.
+_METRICS = {
+    "token_perplexity": "perplexity",
+    "word_perplexity": "perplexity",
+    "bits_per_byte": "bits_per_byte",
+}
+_SNIPPET = """```python
+from transformers import pipeline
+
+generator = pipeline("text-generation", model="{model}")
+text = generator("The", max_new_tokens={num_tokens}, do_sample=False)
+print(text[0]["generated_text"])
+```"""
 
 
-def write(trained: Pretrained, workdir: str) -> str:
+def write(
+    trained: Pretrained,
+    workdir: str,
+    *,
+    repository: str = "",
+    license: str = "",
+    languages: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+) -> str:
     """Returns the card as Markdown with a YAML header.
 
     Args:
       trained: the model.
       workdir: of its run; empty: the model is not of a run.
+      repository: of the hub, that gets the model; empty: none.
+      license: of the model; empty: that of the initial checkpoint's card, else unknown.
+      languages: that the model writes, as ISO codes.
+      datasets: names on the hub.
     """
     shape = trained.model.config
+    name = "GPT-2"
+    if trained.architecture.name != "gpt2":
+        name = f"GPT-2, written from {trained.architecture.name},"
+    count = variables.num_parameters(trained.model.variables)
     sections = [
         f"# {PurePosixPath(trained.name).name}",
-        f"GPT-2 with {trained.model.num_parameters():,} parameters: {shape.n_layer} "
+        f"{name} with {count:,} parameters: {shape.n_layer} "
         f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
         f"positions, a vocabulary of {shape.vocab_size:,}.",
     ]
-    base = ""
+    source, evaluations = "" if workdir else trained.name, []
     if workdir:
         path = files.join(workdir, layout.RUN)
         if files.exists(path):
@@ -46,19 +77,72 @@ def write(trained: Pretrained, workdir: str) -> str:
             sections += _of_run(run, trained.step)
             # Of a folder, loading has recorded the absolute path.
             source = run.get("model_config", {}).get("_name_or_path", "")
-            if _HUB_NAME.fullmatch(source):
-                base = f"base_model: {source}\n"
         path = files.join(workdir, layout.MANIFEST)
         if files.exists(path):
             sections += _of_data(manifests.load(workdir))
-        sections += _of_results(results.load(workdir))
-    sections += [
-        "## Use",
-        "```python\nfrom transformers import pipeline\n\n"
-        'generator = pipeline("text-generation", model="THIS MODEL")\n'
-        'print(generator("Once upon a time")[0]["generated_text"])\n```',
-    ]
-    return _HEADER.format(base=base) + "\n" + "\n\n".join(sections) + "\n"
+        evaluations = results.load(workdir)
+        sections += _of_results(evaluations)
+    sections += ["## Use", _use(repository, shape.n_positions)]
+    header = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2", "gpt2-tpu"],
+        license=license or _license(source) or "unknown",
+        language=list(languages) or None,
+        datasets=list(datasets) or None,
+        base_model=source if workdir and _HUB_NAME.fullmatch(source) else None,
+        metrics=sorted(set(_METRICS.values())) if evaluations else None,
+        model_name=PurePosixPath(trained.name).name,
+        eval_results=list(_model_index(evaluations, trained.step)) or None,
+    )
+    return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _license(checkpoint: str) -> str | None:
+    """Returns the license that a checkpoint's own card states; None: not known."""
+    if not checkpoint:
+        return None
+    try:
+        path = cached_file(checkpoint, "README.md")
+        license = ModelCard.load(path or "").data.get("license")
+    except Exception:  # there is no card, no network, or no valid header
+        return None
+    # "other" is explained in fields and files of that card.
+    return license if isinstance(license, str) and license != "other" else None
+
+
+def _model_index(
+    evaluations: list[dict[str, Any]], step: int | None
+) -> Iterator[EvalResult]:
+    """Yields the figures of the exported step, in the form of the hub's model index."""
+    for result in evaluations:
+        if result["step"] != step:
+            continue
+        protocol = dict(result["protocol"])
+        dataset, split = protocol.pop("dataset"), protocol.pop("split")
+        for name, metric in _METRICS.items():
+            if result.get(name) is not None:
+                yield EvalResult(
+                    task_type="text-generation",
+                    dataset_type="text",
+                    dataset_name=f"gpt2-tpu dataset {dataset}",
+                    dataset_split=split,
+                    dataset_revision=dataset,
+                    metric_type=metric,
+                    metric_name=name.replace("_", " "),
+                    metric_value=result[name],
+                    metric_args=protocol,
+                )
+
+
+def _use(repository: str, num_positions: int) -> str:
+    model = repository or "."
+    snippet = _SNIPPET.format(
+        model=model, num_tokens=huggingface.default_new_tokens(num_positions)
+    )
+    if repository:
+        return snippet
+    return f"In this folder; elsewhere, `model` is its path or name.\n\n{snippet}"
 
 
 def _of_run(run: dict[str, Any], step: int | None) -> Iterator[str]:
@@ -69,7 +153,13 @@ def _of_run(run: dict[str, Any], step: int | None) -> Iterator[str]:
         f"{tokens:,} in all, on {run['hardware']}, by"
     )
     yield f"```\n{run['command']}\n```"
-    fields = schema.flatten(schema.from_dict(run["config"]))
+    config = schema.from_dict(run["config"])
+    fields = schema.flatten(config)
+    # What acted, where the config leaves the choice to the optimizer or the data.
+    fields["optimizer.beta_1"] = factory.beta_1(config.optimizer)
+    acting = schedule.Schedule(config.optimizer, run["num_steps"])
+    fields["optimizer.warmup_steps"] = acting.warmup_steps
+    fields["training.num_steps"] = run["num_steps"]
     rows = [
         f"| {name} | `{value}` |"
         for name, value in fields.items()

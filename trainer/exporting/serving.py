@@ -1,18 +1,23 @@
-"""Writes a model as a SavedModel, for TensorFlow alone or TensorFlow Serving."""
+"""Writes a model as a SavedModel, for TensorFlow alone or TensorFlow Serving.
+
+Each input and output has a row for each text, also settings and seeds. So a server may
+batch the requests of several clients, and a request may be a list of rows. A row's
+result does not depend on the other rows.
+"""
 
 import pathlib
 
 import tensorflow as tf
 from transformers import GPT2TokenizerFast, TFGPT2LMHeadModel, TFLogitsProcessorList
 
-from trainer.generation.decoding import Noise
+from trainer.generation.decoding import KeepLikely, Noise
 
-_TOKENS = tf.TensorSpec([None, None], tf.int32)
-_LENGTH = tf.TensorSpec([None], tf.int32)
+_TOKENS = tf.TensorSpec([None, None], tf.int32, "tokens")
+_LENGTH = tf.TensorSpec([None], tf.int32, "length")
 
 
 class _Served(tf.Module):
-    """Holds the signatures `score` and `generate`; rows are padded at their end."""
+    """Holds the signatures; rows are padded at their end, with any token."""
 
     def __init__(
         self, gpt2: TFGPT2LMHeadModel, end_of_text_id: int, max_new_tokens: int
@@ -21,6 +26,16 @@ class _Served(tf.Module):
         self._gpt2 = gpt2
         self._end = end_of_text_id
         self._max_new_tokens = max_new_tokens
+
+    @tf.function(input_signature=[_TOKENS])
+    def logits(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns `logits` float32 [B, T, V]; padding changes none before it.
+
+        Args:
+          tokens: int32 [B, T].
+        """
+        tokens = self._checked(tokens)
+        return {"logits": self._gpt2(tokens).logits}
 
     @tf.function(input_signature=[_TOKENS, _LENGTH])
     def score(self, tokens: tf.Tensor, length: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -34,6 +49,8 @@ class _Served(tf.Module):
           `losses` float32 [B, T - 1] in nats, 0 for padding; `loss_sum` float32 [B];
           `token_count` int32 [B].
         """
+        tokens = self._checked(tokens)
+        _check_length(length, tokens)
         real = tf.range(1, tf.shape(tokens)[1]) < length[:, None]
         labels = tf.where(real, tokens[:, 1:], 0)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -50,8 +67,10 @@ class _Served(tf.Module):
         input_signature=[
             _TOKENS,
             _LENGTH,
-            tf.TensorSpec([], tf.float32),
-            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([None], tf.float32, "temperature"),
+            tf.TensorSpec([None], tf.int32, "top_k"),
+            tf.TensorSpec([None], tf.float32, "top_p"),
+            tf.TensorSpec([None], tf.int32, "seed"),
         ]
     )
     def generate(
@@ -59,34 +78,88 @@ class _Served(tf.Module):
         tokens: tf.Tensor,
         length: tf.Tensor,
         temperature: tf.Tensor,
+        top_k: tf.Tensor,
+        top_p: tf.Tensor,
         seed: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        """Continues each row.
+        """Continues each row, as `trainer.generate` does with the same settings.
 
         Args:
           tokens: int32 [B, T].
           length: int32 [B], the real tokens of each row.
-          temperature: float32 [], 0 takes the likeliest token each time.
-          seed: int32 [].
+          temperature: float32 [B], 0 takes the likeliest token each time.
+          top_k: int32 [B], 0: sample among all tokens.
+          top_p: float32 [B], 1: sample among all tokens.
+          seed: int32 [B].
 
         Returns:
           `tokens` int32 [B, max_new_tokens], padded with end-of-text.
         """
+        tokens = self._checked(tokens, self._max_new_tokens)
+        _check_length(length, tokens)
+        _check_settings(temperature, top_k, top_p)
         width = tf.shape(tokens)[1]
         place = tf.range(width) - (width - length)[:, None]
         rows = tf.gather(tokens, place % width, batch_dims=1)  # padding to the left
         mask = tf.cast(place >= 0, tf.int32)
-        noise = Noise(seed, tf.range(tf.shape(tokens)[0]), width, temperature)
+        scale = tf.cast(temperature > 0, tf.float32)[:, None]
+        noise = Noise(seed, tf.zeros_like(seed), width, scale)
+        likely = KeepLikely(temperature, top_k, top_p)
         output = self._gpt2.generate(
             rows,
             attention_mask=mask,
-            logits_processor=TFLogitsProcessorList([noise]),
+            logits_processor=TFLogitsProcessorList([likely, noise]),
             max_new_tokens=self._max_new_tokens,
             do_sample=False,
             eos_token_id=self._end,
             pad_token_id=self._end,
         )
         return {"tokens": output[:, width:]}
+
+    def _checked(self, tokens: tf.Tensor, num_new_tokens: int = 0) -> tf.Tensor:
+        """Returns tokens that have a place in the model's positions and vocabulary."""
+        config = self._gpt2.config
+        longest = config.n_positions - num_new_tokens
+        new = f", less {num_new_tokens} new tokens" if num_new_tokens else ""
+        checks = [
+            _require(
+                tf.shape(tokens)[1] <= longest,
+                f"A row of `tokens` must have at most {longest} of them: the "
+                f"{config.n_positions} positions of the model{new}. Received [rows, "
+                "tokens]:",
+                tf.shape(tokens),
+            ),
+            _require(
+                (tokens >= 0) & (tokens < config.vocab_size),
+                f"`tokens` must be from 0 to {config.vocab_size - 1}. Received:",
+                tokens,
+            ),
+        ]
+        # Otherwise the model may look them up first, and fail with its own message.
+        with tf.control_dependencies(checks):
+            return tf.identity(tokens)
+
+
+def _check_length(length: tf.Tensor, tokens: tf.Tensor) -> None:
+    width = tf.shape(tokens)[1]
+    rule = "`length` must be from 1 to the tokens of a row, padding included. Received:"
+    _require((length >= 1) & (length <= width), rule, length)
+
+
+def _check_settings(temperature: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor) -> None:
+    _require(
+        tf.math.is_finite(temperature) & (temperature >= 0),
+        "`temperature` must be 0 or more. Received:",
+        temperature,
+    )
+    _require(top_k >= 0, "`top_k` must be 0 or more. Received:", top_k)
+    _require(
+        (top_p >= 0) & (top_p <= 1), "`top_p` must be from 0 to 1. Received:", top_p
+    )
+
+
+def _require(condition: tf.Tensor, rule: str, received: tf.Tensor) -> tf.Operation:
+    return tf.debugging.Assert(tf.reduce_all(condition), [rule, received], summarize=8)
 
 
 def save(
@@ -100,6 +173,11 @@ def save(
     saved = tf.Module()
     # The variables alone: the Keras model would bring all of its own functions.
     saved.weights = list(gpt2.variables)
-    signatures = {"score": served.score, "generate": served.generate}
+    signatures = {
+        "serving_default": served.generate,
+        "generate": served.generate,
+        "score": served.score,
+        "logits": served.logits,
+    }
     tf.saved_model.save(saved, str(folder), signatures)
     tokenizer.save_pretrained(folder / "assets.extra")

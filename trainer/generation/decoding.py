@@ -1,5 +1,6 @@
 """Chooses the next token from the logits: noise and penalties."""
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -49,11 +50,10 @@ class Noise(TFLogitsProcessor):
     depends on (seed, number of the sample, number of the new token).
 
     Args:
-      seed: int32 [].
+      seed: int32 [], or [B] for each row its own.
       sample: int32 [B], the number of each row among its prompt's samples.
       prompt_length: int32 [].
-      temperature: float32 []; scales the noise, which is the same as dividing the
-        scores. 0: no noise.
+      scale: of the noise, float32 [] or [B, 1]. 0: none.
 
     Source: Maddison, Tarlow, Minka, "A* Sampling" (2014), section 2.
     """
@@ -63,12 +63,12 @@ class Noise(TFLogitsProcessor):
         seed: tf.Tensor,
         sample: tf.Tensor,
         prompt_length: tf.Tensor,
-        temperature: tf.Tensor | float = 1.0,
+        scale: tf.Tensor | float = 1.0,
     ):
         self._seed = seed
         self._sample = sample
         self._prompt_length = prompt_length
-        self._temperature = temperature
+        self._scale = scale
 
     def __call__(
         self, input_ids: tf.Tensor, scores: tf.Tensor, cur_len: tf.Tensor
@@ -76,7 +76,41 @@ class Noise(TFLogitsProcessor):
         """Returns the scores with noise added, float32 [B, V]."""
         token_number = cur_len - self._prompt_length
         keys = noise.row_keys(self._seed, token_number, self._sample)
-        return scores + self._temperature * noise.gumbel(keys, scores.shape[1])
+        return scores + self._scale * noise.gumbel(keys, scores.shape[1])
+
+
+class KeepLikely(TFLogitsProcessor):
+    """Divides scores by temperatures and drops unlikely tokens, by settings of rows.
+
+    It does what transformers' processors do for a whole batch.
+
+    Args:
+      temperature: float32 [B]; 0 leaves the scores as they are.
+      top_k: int32 [B]; 0: all tokens.
+      top_p: float32 [B].
+    """
+
+    def __init__(self, temperature: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor):
+        self._divisor = tf.where(temperature > 0, temperature, 1.0)[:, None]
+        self._top_k = top_k[:, None]
+        self._top_p = top_p[:, None]
+
+    def __call__(
+        self, input_ids: tf.Tensor, scores: tf.Tensor, cur_len: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the scores, -infinity for tokens that are dropped, float32 [B, V]."""
+        scores /= self._divisor
+        drops = tf.reduce_any(self._top_k > 0) | tf.reduce_any(self._top_p < 1)
+        return tf.cond(drops, lambda: self._drop(scores), lambda: scores)
+
+    def _drop(self, scores: tf.Tensor) -> tf.Tensor:
+        rank = tf.range(tf.shape(scores)[1])[None]
+        ranked = tf.sort(scores, direction="DESCENDING")
+        ranked = tf.where((rank < self._top_k) | (self._top_k == 0), ranked, -math.inf)
+        before = tf.cumsum(tf.nn.softmax(ranked), axis=1, exclusive=True)
+        stays = (ranked > -math.inf) & ((before < self._top_p) | (rank == 0))
+        least = tf.reduce_min(tf.where(stays, ranked, math.inf), axis=1, keepdims=True)
+        return tf.where(scores >= least, scores, -math.inf)
 
 
 class _PenalizeRepetition(TFLogitsProcessor):

@@ -21,10 +21,17 @@ from trainer.optimizers.skip_nonfinite import (
 )
 
 
+def beta_1(config: OptimizerConfig) -> float:
+    """Returns the decay of the first moment that acts, by default the optimizer's."""
+    if config.beta_1 is None:
+        return 0.9 if config.name == "adamw" else 0.0
+    return config.beta_1
+
+
 def _adafactor(config: OptimizerConfig, schedule: Schedule) -> SkippingAdafactor:
     return SkippingAdafactor(
         schedule,
-        beta_1=config.beta_1 or 0.0,
+        beta_1=beta_1(config),
         parameter_scale=config.parameter_scale,
         weight_decay=config.weight_decay,
     )
@@ -34,7 +41,7 @@ def _adamw(config: OptimizerConfig, schedule: Schedule) -> SkippingAdamW:
     return SkippingAdamW(
         schedule,
         weight_decay=config.weight_decay,
-        beta_1=0.9 if config.beta_1 is None else config.beta_1,
+        beta_1=beta_1(config),
         beta_2=config.beta_2,
         epsilon=1e-8,  # the authors' value; tf_keras has 1e-7
         jit_compile=False,
@@ -44,7 +51,7 @@ def _adamw(config: OptimizerConfig, schedule: Schedule) -> SkippingAdamW:
 def _sgd(config: OptimizerConfig, schedule: Schedule) -> SkippingSGD:
     return SkippingSGD(
         schedule,
-        momentum=config.beta_1 or 0.0,
+        momentum=beta_1(config),
         weight_decay=config.weight_decay or None,
         jit_compile=False,
     )

@@ -10,7 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -42,7 +42,10 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Writes `WORKDIR/tensorboard`, with the config as text and as hyperparameters.
+    """Writes `WORKDIR/tensorboard`, as Keras's own callback lays it out.
+
+    `train/` and `validation/` share their tags, so that TensorBoard draws both losses
+    in one chart. The folder itself has the config, as text and as hyperparameters.
 
     Args:
       workdir: folder of the run.
@@ -50,46 +53,57 @@ class TensorBoard:
     """
 
     def __init__(self, workdir: str, config: Config):
-        self._summaries = tf.summary.create_file_writer(
-            files.join(workdir, layout.TENSORBOARD),
-            # Only `flush` writes: each time, a bucket gets a new file.
-            max_queue=1_000_000,
-            flush_millis=3_600_000,
+        folder = files.join(workdir, layout.TENSORBOARD)
+        self._train, self._validation = (
+            _file_writer(files.join(folder, name)) for name in ("train", "validation")
         )
         fields = flatten(config)
         rows = "".join(f"| {name} | `{value!r}` |\n" for name, value in fields.items())
-        self.text(0, "config", f"| field | value |\n|---|---|\n{rows}")
-        with self._summaries.as_default(0):
+        of_run = _file_writer(folder)
+        with of_run.as_default(0):
+            tf.summary.text("config", f"| field | value |\n|---|---|\n{rows}")
             hparams.hparams(
                 {k: str(v) if v is None else v for k, v in fields.items()},
                 trial_id=PurePosixPath(workdir).name,
             )
+        of_run.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one summary for each value."""
-        with self._summaries.as_default(step):
-            for name, value in values.items():
+        for name, value in values.items():
+            tag = name.removeprefix("validation_")
+            writer = self._train if tag == name else self._validation
+            with writer.as_default(step):
                 # TensorFlow makes a Python float a float32, and rejects 1e39.
-                tf.summary.scalar(name, np.float64(value))
+                tf.summary.scalar(tag, np.float64(value))
 
     def text(self, step: int, name: str, text: str) -> None:
         """Writes a text summary."""
-        with self._summaries.as_default(step):
+        with self._train.as_default(step):
             tf.summary.text(name, text)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Writes a histogram summary for each array."""
-        with self._summaries.as_default(step):
+        with self._train.as_default(step):
             for name, value in values.items():
                 tf.summary.histogram(name, value)
 
     def flush(self) -> None:
-        """Writes the buffered summaries to the file."""
-        self._summaries.flush()
+        """Writes the buffered summaries to the files."""
+        self._train.flush()
+        self._validation.flush()
 
     def close(self) -> None:
-        """Writes the buffered summaries and closes the file."""
-        self._summaries.close()
+        """Writes the buffered summaries and closes the files."""
+        self._train.close()
+        self._validation.close()
+
+
+def _file_writer(folder: str) -> tf.summary.SummaryWriter:
+    # Only `flush` writes: each time, a bucket gets a new file.
+    return tf.summary.create_file_writer(
+        folder, max_queue=1_000_000, flush_millis=3_600_000
+    )
 
 
 class WeightsAndBiases:
@@ -134,21 +148,27 @@ class WeightsAndBiases:
         # A run that returns to a checkpoint reports some steps twice; wandb's own step
         # counter would drop the second report.
         self._run.define_metric("*", step_metric="step")
+        self._step: int | None = None  # of the row that is not complete yet
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the values."""
-        self._run.log({"step": step, **values})
+        self._log(step, values)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Logs a text as preformatted HTML."""
         page = f"<pre>{html.escape(text)}</pre>"
-        self._run.log({"step": step, name: self._wandb.Html(page, inject=False)})
+        self._log(step, {name: self._wandb.Html(page, inject=False)})
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Logs a histogram of 64 bins for each array."""
-        for name, value in values.items():
-            bins = self._wandb.Histogram(np_histogram=np.histogram(value, bins=64))
-            self._run.log({"step": step, name: bins})
+        histogram = self._wandb.Histogram
+        self._log(
+            step,
+            {
+                name: histogram(np_histogram=np.histogram(value, bins=64))
+                for name, value in values.items()
+            },
+        )
 
     def flush(self) -> None:
         """Does nothing: wandb sends by itself."""
@@ -156,6 +176,13 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Sends the rest and finishes the run."""
         self._run.finish()
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds values to the row of a step, which ends where another step begins."""
+        if self._step not in (None, step):
+            self._run.log({}, commit=True)
+        self._step = step
+        self._run.log({"step": step, **values}, commit=False)
 
 
 # (whether the config asks for it, the tracker)

@@ -71,9 +71,14 @@ def test_safetensors_of_pytorch_load(tmp_path):
     np.testing.assert_allclose(loaded(tokens).logits, gpt2(tokens).logits, atol=1e-5)
 
 
-def test_a_missing_tokenizer_is_one_message(tmp_path):
-    with pytest.raises(UserError, match="must hold a tokenizer"):
+@pytest.mark.parametrize("names", [[], ["vocab.txt"], ["vocab.json"], ["merges.txt"]])
+def test_a_missing_tokenizer_is_one_message(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="must hold a tokenizer") as caught:
         weights.load_tokenizer(str(tmp_path))
+    assert "NoneType" not in str(caught.value)
+    assert "vocab.txt is another kind" in str(caught.value)
 
 
 def test_a_folder_without_weights_is_one_message(tmp_path):

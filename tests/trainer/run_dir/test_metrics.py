@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 from tqdm import tqdm
 
 from configs import tpu
@@ -89,14 +90,36 @@ def test_sampling_does_not_change_the_training(run, small_run, tmp_path):
 
 
 def test_tensorboard_has_config_samples_and_histograms(run):
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    tags = events.Tags()["tensors"]
-    assert [e.step for e in events.Tensors("sample")] == [0, 2, 4, 6]
+    events = load_events(run / "tensorboard")
     (config,) = events.Tensors("config")
     assert b"| training.num_steps | `6` |" in config.tensor_proto.string_val[0]
-    assert any(tag.startswith("model/transformer/h_._0/attn") for tag in tags)
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
+    events = load_events(run / "tensorboard/train")
+    assert [e.step for e in events.Tensors("sample")] == [0, 2, 4, 6]
+    tags = events.Tags()["tensors"]
+    assert any(tag.startswith("model/transformer/h_._0/attn") for tag in tags)
+
+
+def load_events(folder: pathlib.Path) -> EventAccumulator:
+    return EventAccumulator(str(folder)).Reload()
+
+
+def test_tensorboard_draws_both_losses_in_one_chart(run):
+    """As Keras's callback: one tag, in the folders of two of TensorBoard's runs."""
+    recorded = lines(run, layout.METRICS)
+    for folder, prefix in (("train", ""), ("validation", "validation_")):
+        events = load_events(run / "tensorboard" / folder)
+        losses = {
+            line["step"]: line[f"{prefix}loss"]
+            for line in recorded
+            if f"{prefix}loss" in line
+        }
+        shown = {
+            event.step: tensor_util.make_ndarray(event.tensor_proto).item()
+            for event in events.Tensors("loss")
+        }
+        assert shown == pytest.approx(losses, rel=1e-6)
+    assert set(events.Tags()["tensors"]) == {"loss", "perplexity"}
 
 
 def test_events_hold_the_starts_and_the_error_that_ended_the_run(run, small_run):
@@ -216,13 +239,18 @@ def test_wandb_offline_has_the_run(small_run, tmp_path):
         for r in records
         if r.HasField("history")
     ]
-    losses = {int(row["step"]): float(row["loss"]) for row in logged if "loss" in row}
-    expected = {
-        line["step"]: line["loss"]
-        for line in lines(workdir, layout.METRICS)
-        if "loss" in line
-    }
-    assert losses == pytest.approx(expected)
+    # One row for each step, with all that the step has.
+    assert [int(row["step"]) for row in logged] == [0, 2, 4, 6]
+    expected: dict[int, dict] = {0: {}, 2: {}, 4: {}, 6: {}}
+    for line in lines(workdir, layout.METRICS):
+        expected[line["step"]] |= line
+    for row in logged:
+        values = expected[int(row["step"])]
+        found = {name: float(row[name]) for name in values}
+        assert found == pytest.approx(values)
+        assert "sample" in row
+        has_histograms = any(name.startswith("model/") for name in row)
+        assert has_histograms == (values["step"] > 0)
 
 
 def test_wandb_without_its_package_is_one_message(tmp_path, monkeypatch):

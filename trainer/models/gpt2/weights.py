@@ -134,6 +134,8 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
         raise
     except Exception as error:  # `tokenizers` raises nothing more special
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+        if isinstance(error, TypeError):  # a path is None
+            reason = "it has neither. A vocab.txt is another kind of tokenizer."
         raise UserError(
             f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
             f"merges.txt. Copy the tokenizer that the model was trained with. Loading "

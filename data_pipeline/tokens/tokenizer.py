@@ -86,8 +86,9 @@ def _made_up_tokens(tokenizer: "GPT2TokenizerFast", name: str) -> set[str]:
     size = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
     if max(tokenizer.get_vocab().values()) < size:
         return set()
-    none = dict.fromkeys(("bos_token", "eos_token", "unk_token"))
-    stored = type(tokenizer).from_pretrained(name, **none)
+    stored = type(tokenizer).from_pretrained(
+        name, bos_token=None, eos_token=None, unk_token=None
+    )
     return set(tokenizer.get_vocab()) - set(stored.get_vocab())
 
 
@@ -127,7 +128,9 @@ def _extend(
         pad_id=end_of_text_id if pad_id is None else pad_id,
         start_id=ids[config.start_token] if config.start_token else None,
         end_id=ids[end_token] if end_token else None,
-        added_tokens=tuple(sorted(ids.keys() - (before.keys() - made_up), key=ids.get)),
+        added_tokens=tuple(
+            sorted(ids.keys() - (before.keys() - made_up), key=ids.__getitem__)
+        ),
     )
 
 

@@ -316,7 +316,8 @@ def test_every_file_reaches_the_hub_and_nothing_else(exported, hub, tmp_path):
     assert hub.private == {"someone/wise"}
     assert f"{hub.url}/someone/wise" in found.stdout
     expected = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert hub.repositories["someone/wise"] == expected
+    card = expected["README.md"].replace(b'model="."', b'model="someone/wise"')
+    assert hub.repositories["someone/wise"] == expected | {"README.md": card}
     assert "hf_right" not in found.stdout + found.stderr
 
 

@@ -73,7 +73,9 @@ def main() -> None:
         else:
             dtype = tf.as_dtype(FLAGS.dtype)
             huggingface.save(trained.model, tokenizer, folder, dtype)
-            (folder / "README.md").write_text(model_card.write(trained, FLAGS.workdir))
+            (folder / folders.MODEL_CARD).write_text(
+                model_card.write(trained, FLAGS.workdir)
+            )
         folder = folders.place(folder, FLAGS.output_dir)
         names = folders.file_names(folder)
         address = uploader.push(folder, FLAGS.private) if uploader else None

@@ -18,6 +18,7 @@ from configs.errors import UserError
 from tests import hub_server, programs
 from tests.conftest import run_program, tiny_model
 from tests.trainer.generation.test_sampling import tokenizer  # noqa: F401
+from tfrecords import checksums
 from tfrecords.storage import files
 from trainer.checkpoints import pretrained, run_checkpoints
 from trainer.exporting import hub as uploads
@@ -25,10 +26,12 @@ from trainer.exporting import huggingface, model_card
 from trainer.generation import sampling
 from trainer.generation.settings import Settings
 from trainer.models.gpt2 import weights
+from trainer.run_dir import json_files
 
 TOKENS = [[5, 17, 300, 2, 2, 99, 250, 31], [7, 7, 1, 40, 41, 42, 43, 44]]
 FILES = {
     "README.md",
+    "SHA256SUMS",
     "config.json",
     "generation_config.json",
     "merges.txt",
@@ -133,6 +136,11 @@ def test_fresh_environments_without_tensorflow_open_it(exported, fresh_python, m
     assert found["ids"] == ours("The quick brown fox")["input_ids"]
     assert found["text"] == "The quick brown fox"
     assert found["length"] == 128
+
+
+def test_the_list_of_checksums_is_one_that_sha256sum_reads(exported):
+    command = ["sha256sum", "--check", "--strict", "--quiet", checksums.LIST_NAME]
+    subprocess.run(command, cwd=exported[1], check=True)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 0.1), ("float16", 0.02)])
@@ -300,7 +308,7 @@ def test_only_a_model_of_the_hub_is_named_as_the_base(
     exported, tmp_path, initial, source, base
 ):
     """Not a relative path, which is not there when another folder exports."""
-    record = json.loads((exported[0] / "run.json").read_text())
+    record = json_files.read(str(exported[0] / "run.json"))
     record["config"]["model"]["initial_checkpoint"] = initial
     record["model_config"]["_name_or_path"] = source
     (tmp_path / "run.json").write_text(json.dumps(record))

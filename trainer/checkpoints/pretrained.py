@@ -6,6 +6,7 @@ import re
 
 import tf_keras
 
+from tfrecords import checksums, verify
 from tfrecords import manifest as manifests
 from tfrecords.manifest import TOKENIZER_FOLDER
 from tfrecords.storage import files
@@ -64,6 +65,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         checkpoint_name = published_name(folder)
         # A Hugging Face folder of another architecture says so itself: see `load`.
         architecture = registry.get("gpt2")
+        checksums.verify_list(folder)
         model = architecture.load(folder)
         return Pretrained(
             model,
@@ -76,6 +78,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
             origin="as published" if checkpoint_name else "of a folder",
             published_name=checkpoint_name,
         )
+    verify_run_files(workdir)
     loaded = run_checkpoints.load_model(workdir, step)
     record = loaded.record
     return Pretrained(
@@ -89,6 +92,16 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         origin=_origin(workdir, record),
         published_name=published_name(record.config["model"]["initial_checkpoint"]),
     )
+
+
+def verify_run_files(workdir: str) -> None:
+    """Compares a run's tokenizer with its copy of the dataset's manifest.
+
+    Raises:
+      DataError: they differ, or the manifest is damaged.
+    """
+    if files.exists(files.join(workdir, manifests.FILE_NAME)):
+        verify.verify_files(workdir, manifests.load(workdir), of_run=True)
 
 
 def published_name(checkpoint: str) -> str:

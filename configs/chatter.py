@@ -35,6 +35,9 @@ def set_environment() -> None:
     """Sets the environment's defaults; must run before TensorFlow is imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # A notebook's kernel exports a backend that only its own environment has. Programs
+    # draw into files.
+    os.environ.pop("MPLBACKEND", None)
     has_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
     if not has_tpu and "TPU_NAME" not in os.environ:
         # libtpu would ask a metadata server for the TPU, for minutes.

@@ -29,7 +29,7 @@ from data_pipeline.records import shards
 from data_pipeline.runners import Item, Result, Runner
 from data_pipeline.tokens import engine_choice, token_files, tokenizer
 from data_pipeline.tokens.encoder import StoredTokenizer
-from tfrecords import fingerprints, manifest, schema
+from tfrecords import checksums, fingerprints, manifest, schema
 from tfrecords.manifest import Counts
 from tfrecords.storage import files
 
@@ -145,6 +145,7 @@ def _manifest(
     job: Job, stored_tokenizer: StoredTokenizer, splits: dict[str, manifest.Split]
 ) -> manifest.Manifest:
     vocabulary = stored_tokenizer.vocabulary
+    folder = stored_tokenizer.path.rpartition("/")[0]
     return manifest.Manifest(
         format_version=schema.FORMAT_VERSION,
         sequence_length=job.config.sequence_length,
@@ -161,6 +162,12 @@ def _manifest(
         mode=job.config.mode,
         config=job.description(),
         splits=splits,
+        other_files={
+            f"{manifest.TOKENIZER_FOLDER}/{name}": checksums.sha256(
+                files.join(folder, name)
+            )[1]
+            for name in sorted(files.sizes_and_versions(folder))
+        },
     )
 
 

@@ -5,7 +5,7 @@
 #   scripts/install.sh VENV dev,plan   adds extras of setup.py
 #
 # Reads PYTHON (the interpreter that creates VENV), CONSTRAINTS (a pip constraints file)
-# and VENV/.tpu, which marks an environment for TPUs; see install_tpu.sh.
+# and VENV/.tpu and .libtpu, which mark an environment for TPUs; see install_tpu.sh.
 set -eu
 cd "$(dirname "$0")/.."
 venv=$1
@@ -17,11 +17,13 @@ pip_install() {
 }
 
 if [ -z "$extras" ]; then
-  "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || {
-    echo "error: Python 3.10 to 3.12 is needed: make PYTHON=python3.11 ..." >&2
+  "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || {
+    echo "error: Python 3.10 to 3.13 is needed: make PYTHON=python3.11 ..." >&2
     exit 2
   }
   "$python" -m venv "$venv"
+  # With the pip of Python 3.10, finding versions that fit together takes for ever.
+  pip_install --upgrade pip
 fi
 echo "installing ${extras:-the base} into $venv"
 if [ ! -e "$venv/.tpu" ]; then
@@ -33,7 +35,8 @@ fi
 # the same files: the one installed last wins, and removing one removes files of the
 # other. So remove `tensorflow`, and then install `tensorflow-tpu` again. --no-compile,
 # because the bytecode of removed files would stay.
-pip_install --no-compile --editable ".[tpu${extras:+,$extras}]"
+libtpu=$(cat "$venv/.libtpu" 2>/dev/null || true)
+pip_install --no-compile --editable ".[tpu${extras:+,$extras}]" ${libtpu:+"libtpu==$libtpu"}
 "$venv/bin/python" -m pip uninstall --quiet --yes tensorflow
 wheel=$("$venv/bin/python" -m pip freeze | grep '^tensorflow.tpu==')
 pip_install --no-deps --force-reinstall "$wheel"

@@ -44,6 +44,8 @@ TESTED = {
     "another format version": "manifest::another_format_version_is_refused",
     "a record of another length, an unknown id": "faults::a_record_that_does_not_fit_is_named_while_it_is_read",
     "fewer shards than hosts": "reader::more_hosts_than_shards_is_refused",
+    "a tokenizer, manifest, log or export that is damaged": "corruption::damage_is_noticed_or_has_no_effect",
+    "a file that is missing": "corruption::a_file_that_is_missing_is_noticed",
     # -- checkpoints
     "SIGKILL at any moment, saves included": "preemption::thirty_kills_change_nothing",
     "killed between data and marker": "run_checkpoints::a_torn_save_is_removed_and_the_one_before_it_continues",

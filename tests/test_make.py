@@ -129,11 +129,12 @@ def test_installing_creates_an_environment_with_the_constraints(tmp_path, stand_
     venv = tmp_path / "my venv"
     environment = {"PYTHON": str(stand_in), "CONSTRAINTS": "my constraints.txt"}
     install = ["sh", "scripts/install.sh", str(venv)]
-    check, create, base = calls(tmp_path, *install, **environment)
+    check, create, upgrade, base = calls(tmp_path, *install, **environment)
     assert check[0] == "-c"
     assert create == ["-m", "venv", str(venv)]
     pip = ["-m", "pip", "install", "--quiet"]
     constraint = "--constraint=my constraints.txt"
+    assert upgrade == [*pip, "--upgrade", "pip", constraint]
     assert base == [*pip, "--editable", ".", constraint]
     (extra,) = calls(tmp_path, *install, "dev,plan")
     assert extra == [*pip, "--editable", ".[dev,plan]"]
@@ -145,7 +146,7 @@ def test_an_environment_for_a_tpu_keeps_one_tensorflow(tmp_path, stand_in):
     pip = ["-m", "pip"]
     install = [*pip, "install", "--quiet"]
     steps = [
-        [*install, "--no-compile", "--editable", ".[tpu]"],
+        [*install, "--no-compile", "--editable", ".[tpu]", "libtpu==0.0.14"],
         [*pip, "uninstall", "--quiet", "--yes", "tensorflow"],
         [*pip, "freeze"],
         [*install, "--no-deps", "--force-reinstall", "tensorflow-tpu==2.20.0"],
@@ -159,9 +160,111 @@ def test_an_environment_for_a_tpu_keeps_one_tensorflow(tmp_path, stand_in):
         ["-"],
         ["-"],
     ]
-    steps[0][-1] = ".[tpu,dev]"
+    steps[0][-2] = ".[tpu,dev]"
     made = calls(tmp_path, "make", f"{venv}/.dev", f"VENV={venv}")
     assert made == steps[:-1]
+
+
+# As Python in an environment for a TPU that answers to one version of libtpu, which
+# ANSWERS names. There is no 0.0.21 for it.
+TPU_STAND_IN = r"""#!/bin/sh
+echo "$*" >>"$CALLS"
+case "$*" in
+  *libtpu==0.0.21) echo "error: no matching distribution" >&2; exit 1 ;;
+  *libtpu==*) echo "${*##*==}" >"$INSTALLED" ;;
+  *trainer.doctor*)
+    version=$(cat "$INSTALLED")
+    case $ANSWERS in
+      "$version") echo "replicas compute  True"; exit 0 ;;
+      busy) message="The TPU is already in use by another process" ;;
+      *) message="No TPU platform found" ;;
+    esac
+    [ "$version" != 0.0.17 ] || exit 134 # it may abort
+    echo "error: \`--tpu\` must name a TPU that can be reached. $message" >&2
+    exit 2 ;;
+esac
+"""
+
+
+@pytest.fixture
+def doctor(tmp_path):
+    """Runs `make doctor` on a machine whose TPU answers to one version of libtpu."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin" / "python"
+    python.write_text(TPU_STAND_IN)
+    python.chmod(0o755)
+    for stamp in (".base", ".tpu"):
+        (venv / stamp).touch()
+    (venv / ".libtpu").write_text("0.0.14\n")
+    (tmp_path / "installed").write_text("0.0.14\n")
+
+    def run(answers: str, *arguments: str, device: str = str(venv)):
+        record = tmp_path / "calls"
+        record.unlink(missing_ok=True)
+        environment = os.environ | {
+            "CALLS": str(record),
+            "INSTALLED": str(tmp_path / "installed"),
+            "ANSWERS": answers,
+            "TPU_DEVICE_FILES": device,
+        }
+        result = subprocess.run(
+            ["make", "doctor", f"VENV={venv}", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        kept = [(venv / ".libtpu").read_text(), (tmp_path / "installed").read_text()]
+        assert kept[0] == kept[1]
+        tried = [line for line in record.read_text().splitlines() if "libtpu" in line]
+        versions = [line.partition("libtpu==")[2] for line in tried]
+        return result, kept[0].strip(), versions
+
+    return run
+
+
+def test_doctor_tries_other_versions_of_libtpu_and_keeps_the_one_that_works(doctor):
+    result, kept, tried = doctor("0.0.24", "TPU=local")
+    assert result.returncode == 0, result.stderr
+    assert (kept, tried) == ("0.0.24", ["0.0.17", "0.0.21", "0.0.24"])
+    assert "replicas compute  True" in result.stdout
+    assert "libtpu 0.0.21: not available for this Python" in result.stderr
+    assert (
+        "The TPU answers with libtpu 0.0.24, which is kept. It did not with 0.0.14, "
+        "0.0.17." in result.stderr
+    )
+    result, kept, tried = doctor("0.0.24")
+    assert (result.returncode, kept, tried) == (0, "0.0.24", [])
+    assert "libtpu" not in result.stderr
+
+
+def test_doctor_tells_all_that_it_tried_where_nothing_works(doctor):
+    result, kept, tried = doctor("none of them")
+    assert result.returncode == 2
+    assert (kept, tried[-2:]) == ("0.0.14", ["0.0.31", "0.0.14"])
+    assert "0.0.14, 0.0.17, 0.0.24, 0.0.31. Installed again: 0.0.14" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("answers", "arguments", "device"),
+    [
+        ("busy", [], None),  # another program has the TPU
+        ("0.0.24", [], "/dev/no_such_device*"),  # a machine without a TPU
+        ("0.0.24", ["TPU=grpc://10.0.0.1:8470"], None),  # a TPU of another machine
+    ],
+)
+def test_doctor_leaves_libtpu_alone(doctor, answers, arguments, device):
+    where = {"device": device} if device else {}
+    result, kept, tried = doctor(answers, *arguments, **where)
+    assert (result.returncode, kept, tried) == (2, "0.0.14", [])
+    assert "must name a TPU that can be reached" in result.stderr
+
+
+def test_doctor_knows_the_error_of_a_tpu_that_does_not_answer():
+    phrase = "must name a TPU that can be reached"
+    assert phrase in (ROOT / "scripts" / "doctor.sh").read_text()
+    assert phrase in (ROOT / "trainer" / "runtime" / "strategy.py").read_text()
 
 
 def test_what_a_notebook_exports_does_not_reach_the_programs(tmp_path, venv):

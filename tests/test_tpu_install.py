@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.test_dockerfile import steps as dockerfile_steps
 
 # Prints the devices and the installed packages, in a process of its own.
 REPORT = """
@@ -19,6 +20,7 @@ from transformers import TFGPT2LMHeadModel
 print(json.dumps({
     "devices": [device.device_type for device in tf.config.list_physical_devices()],
     "packages": [d.name.lower().replace("_", "-") for d in metadata.distributions()],
+    "libtpu": metadata.version("libtpu"),
 }))
 """
 
@@ -61,13 +63,17 @@ def test_an_environment_for_tpus_has_one_tensorflow_that_sees_the_tpu_system(tmp
     variables = [f"VENV={venv}", f"PYTHON={sys.executable}"]
     # A notebook that has imported another TensorFlow exports its libtpu.
     notebook = {"TPU_LIBRARY_PATH": str(tmp_path / "another/libtpu.so")}
-    printed = run("make", "install-tpu", *variables, cwd=tree, **notebook)
+    settings = {"VENV": str(venv), "PYTHON": sys.executable, **notebook}
+    (step,) = dockerfile_steps("tpu")
+    printed = run("sh", "-c", step, cwd=tree, **settings)
     assert "device_type='TPU_SYSTEM'" in printed
+    assert "`make doctor TPU=local` asks it" in printed
 
     report = json.loads(run(str(venv / "bin/python"), "-c", REPORT, cwd=tree))
     assert "TPU_SYSTEM" in report["devices"]
     assert "tensorflow-tpu" in report["packages"]
     assert "tensorflow" not in report["packages"]
+    assert report["libtpu"] == "0.0.14"
 
     program = ["doctor", "TPU=none", "CONFIG=configs/quickstart.py"]
     assert "replicas compute" in run("make", *program, *variables, cwd=tree, **notebook)

@@ -39,7 +39,7 @@ def inspect(data_dir: str, *, read_records: bool, num_examples: int) -> dict[str
       DataError: lists all differences from the manifest.
     """
     manifest = manifests.load(data_dir)
-    verify.verify_tokenizer(data_dir, manifest)
+    verify.verify_files(data_dir, manifest)
     splits = {}
     problems = []
     for name in manifest.splits:

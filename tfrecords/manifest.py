@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
-from tfrecords import schema
+from tfrecords import checksums, schema
 from tfrecords.storage import files
 
 FILE_NAME = "manifest.json"
@@ -106,6 +106,8 @@ class Manifest:
         record is one document) or "labelled" (the same, with a label).
       config: the preprocessing settings that determine the records.
       splits: name -> split.
+      other_files: path in the folder -> SHA-256, of all files but shards and the
+        manifest; empty in datasets of older versions.
     """
 
     format_version: int
@@ -121,6 +123,7 @@ class Manifest:
     mode: str
     config: dict[str, Any]
     splits: dict[str, Split]
+    other_files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def dtype(self) -> np.dtype:
@@ -129,12 +132,13 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the manifest without `tokenizer_engine`.
+        """Returns the SHA-256 of the manifest without engine and other files.
 
         It identifies the data, because the manifest holds the shards' checksums.
         """
-        data = dataclasses.replace(self, tokenizer_engine="")
-        return hashlib.sha256(to_json(data).encode()).hexdigest()
+        values = dataclasses.asdict(dataclasses.replace(self, tokenizer_engine=""))
+        del values["other_files"]  # they depend on the version of transformers
+        return hashlib.sha256(_dump(values).encode()).hexdigest()
 
     @property
     def labelled(self) -> bool:
@@ -172,7 +176,11 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 def to_json(manifest: Manifest) -> str:
     """Returns the contents of `manifest.json`."""
-    return json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True) + "\n"
+    return _dump(checksums.sealed(dataclasses.asdict(manifest)))
+
+
+def _dump(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
 
 def load(data_dir: str) -> Manifest:
@@ -212,14 +220,15 @@ def from_json(text: str, path: str) -> Manifest:
             f"Received: {version!r}. Preprocess the input again with this gpt2-tpu."
         )
     try:
-        return _from_values(values)
-    except (TypeError, KeyError, AttributeError) as error:
+        return _from_values(checksums.unsealed(values))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, error) from error
 
 
 def _damaged(path: str, error: Exception) -> DataError:
     return DataError(
-        f"{path} is damaged: {error!r}. Copy the dataset again, or preprocess it again."
+        f"{path} is damaged: {error!r}. Copy the dataset again, or preprocess it again "
+        "with --overwrite."
     )
 
 

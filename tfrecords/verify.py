@@ -1,9 +1,9 @@
 """Compares a dataset with its manifest, without TensorFlow.
 
-Two levels: `verify_shards` and `verify_tokenizer` compare sizes and counts, which takes
-no time and is done before every run. `examine` reads every record and compares all
-checksums: those of the records, and the manifest's SHA-256, which also detects
-records that were swapped, duplicated or dropped.
+Two levels: `verify_shards` compares sizes and counts, and `verify_files` the checksums
+of the small files; they take no time and are done before every run. `examine` reads
+every record and compares all checksums: those of the records, and the manifest's
+SHA-256, which also detects records that were swapped, duplicated or dropped.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from typing import BinaryIO
 import numpy as np
 
 from configs.errors import DataError, UserError
-from tfrecords import fingerprints, schema, tfds_metadata
+from tfrecords import checksums, fingerprints, schema, tfds_metadata
 from tfrecords.manifest import TOKENIZER_FOLDER, Manifest, Shard, num_windows
 from tfrecords.storage import files
 
-REMEDY = "Copy the dataset again, or preprocess it again."
+REMEDY = "Copy the dataset again, or preprocess it again with --overwrite."
 
 
 def verify_shards(data_dir: str, manifest: Manifest, split: str) -> None:
@@ -53,12 +53,40 @@ def shard_problems(data_dir: str, manifest: Manifest, split: str) -> list[str]:
     return problems + _count_problems(manifest, split)
 
 
-def verify_tokenizer(data_dir: str, manifest: Manifest) -> None:
-    """Checks the fingerprint of the dataset's tokenizer.
+def verify_files(folder: str, manifest: Manifest, *, of_run: bool = False) -> None:
+    """Checks the tokenizer, and every other file that is not a shard.
+
+    Args:
+      folder: of the dataset, or of a run.
+      manifest: of the dataset.
+      of_run: whether the folder is a run's, which has a copy of the tokenizer only.
 
     Raises:
-      DataError: the tokenizer is missing, damaged or not the manifest's.
+      DataError: a file is missing, damaged, or not one of the dataset.
     """
+    if not manifest.other_files:
+        _verify_fingerprint(folder, manifest)
+        return
+    start = f"{TOKENIZER_FOLDER}/"
+    listed = {
+        name: digest
+        for name, digest in manifest.other_files.items()
+        if name.startswith(start) or not of_run
+    }
+    problems = checksums.differences(folder, listed)
+    # transformers would read such a file, too.
+    problems += [
+        f"{files.join(folder, start + name)} is not in the manifest. Remove it."
+        for name in sorted(files.sizes_and_versions(files.join(folder, start)))
+        if start + name not in listed and name.endswith((".json", ".txt"))
+    ]
+    if problems:
+        remedy = "Copy the tokenizer of the run's dataset again." if of_run else REMEDY
+        raise DataError("\n".join([*problems, remedy]))
+
+
+def _verify_fingerprint(data_dir: str, manifest: Manifest) -> None:
+    """Checks the tokenizer of a dataset whose manifest lists no other files."""
     folder = files.join(data_dir, TOKENIZER_FOLDER)
     try:
         fingerprint = fingerprints.of_tokenizer(folder)

@@ -95,7 +95,7 @@ def main() -> None:
                 languages=FLAGS.language,
                 datasets=FLAGS.dataset,
             )
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / folders.MODEL_CARD).write_text(card, encoding="utf-8")
         folder = folders.place(folder, FLAGS.output_dir)
         names = folders.file_names(folder)
         address = uploader.push(folder, FLAGS.private) if uploader else None

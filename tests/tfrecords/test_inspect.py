@@ -9,7 +9,7 @@ import pytest
 
 from configs.errors import DataError
 from tests.conftest import ROOT, VOCABULARY_SIZE, assert_refused, run_program
-from tfrecords import fingerprints, inspect
+from tfrecords import checksums, fingerprints, inspect
 
 SHARD = "train-00001-of-00003.tfrecord"
 
@@ -29,7 +29,7 @@ def write_tokenizer(folder):
     }
     path = folder / "tokenizer" / "tokenizer.json"
     path.write_text(json.dumps(values))
-    values = json.loads((folder / "manifest.json").read_text())
+    values = checksums.unsealed(json.loads((folder / "manifest.json").read_text()))
     fingerprint = fingerprints.of_tokenizer(str(folder / "tokenizer"))
     values["tokenizer_fingerprint"] = fingerprint
     (folder / "manifest.json").write_text(json.dumps(values))

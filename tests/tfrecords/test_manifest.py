@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs.errors import DataError
-from tfrecords import manifest
+from tfrecords import checksums, manifest
 
 
 def test_a_manifest_is_restored_from_its_file(dataset):
@@ -31,7 +31,7 @@ def test_a_folder_without_manifest_is_not_a_dataset(tmp_path):
 )
 def test_a_damaged_manifest_is_refused(dataset, damage):
     folder, _ = dataset
-    values = json.loads((folder / "manifest.json").read_text())
+    values = checksums.unsealed(json.loads((folder / "manifest.json").read_text()))
     damage(values)
     (folder / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="is damaged"):
@@ -40,7 +40,7 @@ def test_a_damaged_manifest_is_refused(dataset, damage):
 
 def test_another_format_version_is_refused(dataset):
     folder, _ = dataset
-    values = json.loads((folder / "manifest.json").read_text())
+    values = checksums.unsealed(json.loads((folder / "manifest.json").read_text()))
     (folder / "manifest.json").write_text(json.dumps({**values, "format_version": 9}))
     with pytest.raises(DataError, match="Received: 9"):
         manifest.load(str(folder))

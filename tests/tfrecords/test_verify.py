@@ -10,7 +10,7 @@ import pytest
 from configs.errors import DataError
 from tests import programs
 from tests.conftest import VOCABULARY_SIZE, assert_refused
-from tfrecords import manifest, schema, verify, writer
+from tfrecords import checksums, manifest, schema, verify, writer
 
 SHARD = "train-00001-of-00003.tfrecord"
 RECORD_BYTES = schema.frame_bytes(8, np.dtype("<u2"))
@@ -57,7 +57,7 @@ def test_a_shard_of_the_wrong_size_is_refused(dataset, damage, message):
 
 def test_counts_that_contradict_the_sizes_are_refused(dataset):
     folder, _ = dataset
-    values = json.loads((folder / "manifest.json").read_text())
+    values = checksums.unsealed(json.loads((folder / "manifest.json").read_text()))
     values["splits"]["train"]["shards"][0]["num_records"] += 1
     (folder / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="must have 30 records"):
@@ -66,11 +66,11 @@ def test_counts_that_contradict_the_sizes_are_refused(dataset):
 
 def test_a_different_tokenizer_is_refused(dataset):
     folder, written = dataset
-    verify.verify_tokenizer(str(folder), written)
+    verify.verify_files(str(folder), written)
     path = folder / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace("<|endoftext|>", "<|end|>"))
     with pytest.raises(DataError, match="must hold the tokenizer"):
-        verify.verify_tokenizer(str(folder), written)
+        verify.verify_files(str(folder), written)
 
 
 def test_training_on_a_truncated_shard_is_refused_before_it_starts(dataset, tmp_path):

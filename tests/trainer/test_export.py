@@ -18,15 +18,18 @@ from configs.errors import UserError
 from tests import hub_server, programs
 from tests.conftest import run_program, tiny_model
 from tests.trainer.generation.test_sampling import tokenizer  # noqa: F401
+from tfrecords import checksums
 from tfrecords.storage import files
 from trainer.checkpoints import pretrained, run_checkpoints
 from trainer.exporting import hub as uploads
 from trainer.exporting import huggingface, model_card
 from trainer.models.gpt2 import weights
+from trainer.run_dir import json_files
 
 TOKENS = [[5, 17, 300, 2, 2, 99, 250, 31], [7, 7, 1, 40, 41, 42, 43, 44]]
 FILES = {
     "README.md",
+    "SHA256SUMS",
     "config.json",
     "generation_config.json",
     "merges.txt",
@@ -132,6 +135,11 @@ def test_fresh_environments_without_tensorflow_open_it(exported, fresh_python, m
     assert found["text"] == "The quick brown fox"
     assert found["length"] == 128
     assert run_snippet(python, folder) == our_text(workdir)
+
+
+def test_the_list_of_checksums_is_one_that_sha256sum_reads(exported):
+    command = ["sha256sum", "--check", "--strict", "--quiet", checksums.LIST_NAME]
+    subprocess.run(command, cwd=exported[1], check=True)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 0.1), ("float16", 0.02)])
@@ -356,7 +364,7 @@ def card_of(
     exported, folder: pathlib.Path, source: str, initial: str = "somewhere"
 ) -> str:
     """The card of a run that began with a checkpoint."""
-    record = json.loads((exported[0] / "run.json").read_text())
+    record = json_files.read(str(exported[0] / "run.json"))
     record["config"]["model"]["initial_checkpoint"] = initial
     record["model_config"]["_name_or_path"] = source
     (folder / "run.json").write_text(json.dumps(record))

@@ -13,8 +13,8 @@ from typing import Any
 from absl import logging
 
 from configs.errors import DataError
+from tfrecords import checksums
 from tfrecords.storage import files
-from trainer.checkpoints import tensor_file
 from trainer.run_dir import layout
 
 FORMAT_VERSION = 2
@@ -112,7 +112,7 @@ def _verified(folder: str) -> Record:
     path = f"{folder}/{STATE}"
     if not files.exists(path):
         raise _DamagedError(f"{path} is missing.")
-    num_bytes, sha256 = tensor_file.checksum(path)
+    num_bytes, sha256 = checksums.sha256(path)
     if (num_bytes, sha256) != (record.state_bytes, record.state_sha256):
         raise _DamagedError(
             f"{path} must have {record.state_bytes} bytes and the SHA-256 "
@@ -128,7 +128,7 @@ def _read_record(folder: str) -> Record:
         values = json.loads(text)
         version = values["format_version"]
         if version == FORMAT_VERSION:
-            return Record(**values)
+            return Record(**checksums.unsealed(values))
     except (ValueError, TypeError, KeyError) as error:
         raise _DamagedError(f"{path} is damaged: {error!r}.") from error
     raise DataError(

@@ -6,6 +6,7 @@ import re
 
 import tf_keras
 
+from tfrecords import checksums, verify
 from tfrecords import manifest as manifests
 from tfrecords.manifest import TOKENIZER_FOLDER
 from tfrecords.storage import files
@@ -68,6 +69,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         checkpoint_name = published_name(folder)
         # A Hugging Face folder of another architecture says so itself: see `load`.
         architecture = registry.get("gpt2")
+        checksums.verify_list(folder)
         model = architecture.load(folder)
         return Pretrained(
             model,
@@ -80,6 +82,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
             origin="as published" if checkpoint_name else "of a folder",
             published_name=checkpoint_name,
         )
+    verify_run_files(workdir)
     loaded = run_checkpoints.load_model(workdir, step)
     record = loaded.record
     has_manifest = files.exists(files.join(workdir, manifests.FILE_NAME))
@@ -96,6 +99,16 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         start_token=manifests.load(workdir).start_token if has_manifest else "",
         dropout=record.config["training"]["dropout"],
     )
+
+
+def verify_run_files(workdir: str) -> None:
+    """Compares a run's tokenizer with its copy of the dataset's manifest.
+
+    Raises:
+      DataError: they differ, or the manifest is damaged.
+    """
+    if files.exists(files.join(workdir, manifests.FILE_NAME)):
+        verify.verify_files(workdir, manifests.load(workdir), of_run=True)
 
 
 def published_name(checkpoint: str) -> str:

@@ -8,7 +8,6 @@ before it is restored.
 
 import concurrent.futures
 import dataclasses
-import json
 import re
 import zlib
 from typing import Any
@@ -24,6 +23,7 @@ from tfrecords.storage import files
 from trainer.checkpoints import folders, tensor_file
 from trainer.models import registry, variables
 from trainer.models.architecture import Architecture
+from trainer.run_dir import json_files
 from trainer.tasks.step import TrainingStep
 
 # Fields that may differ on a resume: they do not change what the run computes.
@@ -149,8 +149,7 @@ class Checkpoints:
                 dataset_fingerprint=self._manifest.fingerprint,
                 tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
             )
-            text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
-            files.write(f"{folder}/{folders.RECORD}", text.encode())
+            json_files.write(f"{folder}/{folders.RECORD}", dataclasses.asdict(record))
             self._remove_old(best_step)
         except Exception as error:  # any failure of the thread must stop the run
             # The address of a resumable upload grants access, like a key.

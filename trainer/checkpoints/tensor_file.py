@@ -4,7 +4,6 @@ The file holds names, shapes and values, never code.
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import tempfile
@@ -16,6 +15,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from configs.errors import DataError
+from tfrecords import checksums
 from tfrecords.storage import files
 from trainer.runtime import strategy as strategies
 
@@ -76,17 +76,7 @@ def write(values: dict[str, np.ndarray], path: str) -> tuple[int, str]:
     _check_finite(values)
     with files.writing(path) as name:
         safetensors.numpy.save_file(values, name)
-        return checksum(name)
-
-
-def checksum(path: str) -> tuple[int, str]:
-    """Returns the size in bytes and the SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with files.open_read(path) as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
+        return checksums.sha256(name)
 
 
 def read(path: str, variables: dict[str, tf.Variable], *, whole: bool) -> None:

@@ -76,6 +76,7 @@ def evaluate(
       DataError: the loss is not finite.
     """
     manifest = manifests.load(data_dir)
+    verify.verify_files(data_dir, manifest)
     verify.verify_shards(data_dir, manifest, split)
     is_same = create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
     create.check_vocabulary(trained.model, manifest, same_tokenizer=is_same)

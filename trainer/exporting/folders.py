@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from configs import cli
 from configs.errors import UserError
 from configs.progress import progress
+from tfrecords import checksums
 from tfrecords.storage import files
 
+MODEL_CARD = "README.md"
 # The files by which readers recognize a model: written last.
 _MARKS = ("config.json", "saved_model.pb")
 
@@ -58,7 +60,12 @@ def temporary(output_dir: str) -> Iterator[pathlib.Path]:
 
 
 def place(folder: pathlib.Path, output_dir: str) -> pathlib.Path:
-    """Makes a complete folder the output; returns where it is on this machine."""
+    """Makes a complete folder the output; returns where it is on this machine.
+
+    A list of checksums is added. The model card is not in it: people edit it.
+    """
+    names = [name for name in file_names(folder) if name != MODEL_CARD]
+    checksums.write_list(folder, names)
     if not files.is_remote(output_dir) and not os.path.exists(output_dir):
         return folder.replace(output_dir.rstrip("/"))
     names = sorted(

@@ -9,7 +9,7 @@ from absl import logging
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
-from tfrecords import fingerprints
+from tfrecords import checksums, fingerprints
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 from trainer.models import registry
@@ -36,6 +36,7 @@ def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras
     """
     architecture = registry.get(config.architecture)
     if config.initial_checkpoint:
+        checksums.verify_list(config.initial_checkpoint)
         model = architecture.load(config.initial_checkpoint)
         is_same = check_tokenizer(architecture, config.initial_checkpoint, manifest)
         missing = manifest.vocabulary_size - model.config.vocab_size

@@ -1,16 +1,22 @@
-"""Reads and writes the JSON and JSON-lines files of a run's folder."""
+"""Reads and writes the JSON and JSON-lines files of a run's folder.
+
+Each object carries a checksum of its own; see `tfrecords.checksums`.
+"""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 from configs.errors import DataError
+from tfrecords import checksums
 from tfrecords.storage import files
 
 
 def write(path: str, values: Mapping[str, Any]) -> None:
     """Writes one JSON object; raises ValueError for NaN, which JSON lacks."""
-    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(checksums.sealed(values), indent=1, allow_nan=False) + "\n"
     files.write(path, text.encode())
 
 
@@ -48,7 +54,9 @@ def read_lines(path: str, *, required_field: str) -> list[dict[str, Any]]:
     """
     if not files.exists(path):
         return []
-    complete_lines = _text(path).split("\n")[:-1]
+    *complete_lines, torn_line = _text(path).split("\n")
+    if torn_line:
+        logging.warning("the last line of %s is cut off: it is left out", path)
     return [
         _parse(line, f"{path}, line {number}", required_field)
         for number, line in enumerate(complete_lines, 1)
@@ -102,17 +110,16 @@ def _text(path: str) -> str:
 def _parse(text: str, name: str, required_field: str = "") -> dict[str, Any]:
     try:
         values = json.loads(text)
-    except ValueError as error:
-        reason = str(error)
-    else:
         if not isinstance(values, dict):
             reason = "not an object"
         elif required_field and required_field not in values:
             reason = f"no field {required_field!r}"
         else:
-            return values
+            return checksums.unsealed(values)
+    except ValueError as error:
+        reason = str(error)
     raise DataError(f"{name} is damaged: {reason}. Repair or remove it.")
 
 
 def _to_line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values) + "\n"
+    return json.dumps(checksums.sealed(values)) + "\n"

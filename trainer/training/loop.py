@@ -59,7 +59,7 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     """
     # -- data: verified before anything is built
     manifest = manifests.load(data_dir)
-    verify.verify_tokenizer(data_dir, manifest)
+    verify.verify_files(data_dir, manifest)
     for split in manifest.splits:
         verify.verify_shards(data_dir, manifest, split)
     watch = verify.ShardChangeDetector(data_dir, manifest)

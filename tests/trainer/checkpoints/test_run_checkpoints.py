@@ -15,7 +15,7 @@ import tensorflow as tf
 from configs.errors import DataError, RunError
 from tests.conftest import tiny_config, write_dataset
 from tests.data_pipeline.runs import run as preprocess
-from tfrecords import reader, schema
+from tfrecords import checksums, reader, schema
 from trainer.callbacks.guard import DivergenceGuard
 from trainer.callbacks.saving import Saving
 from trainer.checkpoints import run_checkpoints
@@ -318,11 +318,13 @@ def flip_a_bit(path):
 
 
 def change_the_step(path):
-    path.write_text(path.read_text().replace('"step": 1,', '"step": 3,'))
+    record = checksums.unsealed(json.loads(path.read_text()))
+    path.write_text(json.dumps({**record, "step": 3}))
 
 
 DAMAGES = [
     (lambda f: change_the_step(f / "checkpoint.json"), "its step is 3"),
+    (lambda f: flip_a_bit(f / "checkpoint.json"), "is damaged"),
     (lambda f: (f / "checkpoint.json").write_text("{"), "is damaged"),
     (lambda f: (f / "checkpoint.json").write_text("[]"), "is damaged"),
     (lambda f: (f / "state.safetensors").write_bytes(b"x" * 50), "It has 50 and"),
@@ -507,7 +509,7 @@ def vouch(folder):
     """Writes the checksum of what is in the folder into its record."""
     path = folder / "checkpoint.json"
     content = (folder / "state.safetensors").read_bytes()
-    record = json.loads(path.read_text())
+    record = checksums.unsealed(json.loads(path.read_text()))
     record["state_bytes"] = len(content)
     record["state_sha256"] = hashlib.sha256(content).hexdigest()
     path.write_text(json.dumps(record))

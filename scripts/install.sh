@@ -25,6 +25,13 @@ if [ -z "$extras" ]; then
   # With the pip of Python 3.10, finding versions that fit together takes for ever.
   pip_install --upgrade pip
 fi
+case ",$extras," in *,plan,*)
+  "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: The TPU's compiler needs Python 3.11 or newer:" \
+      "make plan VENV=.venv-plan PYTHON=python3.11 ..." >&2
+    exit 2
+  } ;;
+esac
 echo "installing ${extras:-the base} into $venv"
 if [ ! -e "$venv/.tpu" ]; then
   pip_install --editable ".${extras:+[$extras]}"

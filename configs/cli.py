@@ -42,7 +42,7 @@ def define_hardware() -> None:
         "tpu",
         "",
         "local (this machine is a TPU VM), a name, grpc://HOST:PORT, or none; empty: "
-        "a TPU or GPUs where this machine has them",
+        "what TPU_NAME names, or a TPU or GPUs where this machine has them",
     )
     flags.DEFINE_integer(
         "num_virtual_devices", 0, "split the CPU into so many devices", lower_bound=0
@@ -69,6 +69,16 @@ def check_hardware(tpu: str, num_virtual_devices: int) -> None:
             "`--tpu` and `--num_virtual_devices` exclude each other. Received: "
             f"{tpu!r} and {num_virtual_devices}."
         )
+
+
+def tpu_name() -> str:
+    """Returns the TPU of `--tpu`, or of the environment, where no flag says otherwise.
+
+    TPU_NAME is where Google's tools and TensorFlow look for it.
+    """
+    if flags.FLAGS.tpu or flags.FLAGS.num_virtual_devices:
+        return flags.FLAGS.tpu
+    return os.environ.get("TPU_NAME", "")
 
 
 def check_folder(flag: str, path: str, tpu: str = "") -> None:
@@ -118,6 +128,9 @@ def run(
 
     def start() -> None:
         chatter.set_environment()
+        if "tpu" in flags.FLAGS and tpu_name() not in ("", "none", "local"):
+            # Beside a remote TPU, TensorFlow refuses devices of this machine's own.
+            os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
         if uses_tensorflow:
             chatter.filter_stderr()
         main()

@@ -192,9 +192,8 @@ def train_on(vm: TpuVm, options: argparse.Namespace) -> int | None:
     program = [python, "-m", "trainer.forever", *options.flags]
     if len(addresses) > 1:
         vm.run(start("server", [python, "scripts/tpu_server.py"]), worker="all")
-        # The servers hold the chips: the training must not load their library.
         servers = ",".join(f"grpc://{address}:8470" for address in addresses)
-        program = ["env", "TPU_LOAD_LIBRARY=0", *program, f"--tpu={servers}"]
+        program.append(f"--tpu={servers}")
     else:
         program.append("--tpu=local")
     if vm.run(start("train", program)).returncode:

@@ -27,6 +27,7 @@ from transformers import GPT2Config
 
 from configs.schema import Config, DataConfig, ModelConfig, TrainingConfig
 from tests import object_store, programs
+from tests.fake_tpu import environment
 from tfrecords import fingerprints, manifest, order, schema, writer
 from tfrecords.storage import gcs
 from trainer.models.gpt2 import weights
@@ -201,6 +202,23 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> pathl
         if not (folder / "result.json").exists():
             _train_small(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tpu_environment(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> environment.TpuEnvironment:
+    """The environment of `make install-tpu`; made once for all workers.
+
+    TPU_ENVIRONMENT names a folder that keeps it for the next time.
+    """
+    root = tmp_path_factory.getbasetemp()
+    folder = (root if worker_id == "master" else root.parent) / "tpu"
+    folder = pathlib.Path(os.environ.get("TPU_ENVIRONMENT", folder))
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return environment.install(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from configs.errors import DataError
 from tfrecords import order, schema, verify
 from tfrecords.manifest import Manifest, Split
 from tfrecords.storage import files
-from tfrecords.tensorflow_errors import root_cause
+from tfrecords.tensorflow_errors import is_about_file, root_cause
 
 
 def training_batches(
@@ -101,6 +101,8 @@ def translate_data_loss_errors(data_dir: str, manifest: Manifest) -> Iterator[No
         tf.errors.PermissionDeniedError,
         tf.errors.UnauthenticatedError,
     ) as error:
+        if not is_about_file(error):
+            raise
         folders = (
             data_dir if data_dir.rstrip("/") in str(error) else "The folders of a run"
         )

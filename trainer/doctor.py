@@ -27,7 +27,7 @@ def main() -> None:
     from trainer.runtime import preflight
     from trainer.runtime import strategy as strategies
 
-    strategy = strategies.create(FLAGS.tpu, FLAGS.num_virtual_devices)
+    strategy = strategies.create(cli.tpu_name(), FLAGS.num_virtual_devices)
     cli.print_result(preflight.examine(strategy), as_json=FLAGS.json)
     hardware.check(FLAGS.config, strategies.detect_hardware(strategy))
 

@@ -49,7 +49,7 @@ def main() -> None:
     """Runs the program."""
     cli.check_model(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     cli.check_hardware(FLAGS.tpu, FLAGS.num_virtual_devices)
-    cli.check_folder("data_dir", FLAGS.data_dir, FLAGS.tpu)
+    cli.check_folder("data_dir", FLAGS.data_dir, cli.tpu_name())
     context_lengths = _numbers("context_length", FLAGS.context_length)
 
     from tfrecords import manifest as manifests
@@ -63,7 +63,7 @@ def main() -> None:
     from trainer.runtime import strategy as strategies
 
     with preemption.translate_unavailable_errors():
-        strategy = strategies.create(FLAGS.tpu, FLAGS.num_virtual_devices)
+        strategy = strategies.create(cli.tpu_name(), FLAGS.num_virtual_devices)
         with strategy.scope():
             trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
         results: Iterable[dict[str, Any]] = evaluate(

@@ -29,8 +29,8 @@ def main() -> None:
     config = FLAGS.config
     validate(config)
     cli.check_hardware(FLAGS.tpu, FLAGS.num_virtual_devices)
-    cli.check_folder("data_dir", FLAGS.data_dir, FLAGS.tpu)
-    cli.check_folder("workdir", FLAGS.workdir, FLAGS.tpu)
+    cli.check_folder("data_dir", FLAGS.data_dir, cli.tpu_name())
+    cli.check_folder("workdir", FLAGS.workdir, cli.tpu_name())
     architectures.check(config.model.architecture)
     tasks.check(config.training.task)
 
@@ -44,7 +44,7 @@ def main() -> None:
     for folder in (FLAGS.data_dir, FLAGS.workdir):
         cloud_metadata.warn_of_distance(folder)
     with preemption.translate_unavailable_errors(), contextlib.ExitStack() as held:
-        strategy = strategies.create(FLAGS.tpu, FLAGS.num_virtual_devices)
+        strategy = strategies.create(cli.tpu_name(), FLAGS.num_virtual_devices)
         cluster = Cluster(strategy)
         if cluster.is_chief:
             held.enter_context(lease.only_writer(FLAGS.workdir))

@@ -57,6 +57,42 @@ def test_programs_answer_before_they_import_the_work(program):
     assert answer.stderr.split("\n")[-2] == ""
 
 
+TPU_NAME = """
+import sys
+from absl import flags
+from configs import cli
+cli.define_hardware()
+flags.FLAGS(sys.argv)
+print(cli.tpu_name())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "grpc://10.0.0.2:8470"),
+        (["--tpu=local"], "local"),
+        (["--tpu=none"], "none"),
+        (["--num_virtual_devices=2"], ""),
+    ],
+)
+def test_the_environment_names_the_tpu_where_no_flag_does(arguments, expected):
+    environment = os.environ | {"TPU_NAME": "grpc://10.0.0.2:8470"}
+    assert run(TPU_NAME, *arguments, env=environment).stdout == f"{expected}\n"
+
+
+def test_a_tpu_of_the_environment_reads_no_local_folder(tmp_path):
+    """As one that `--tpu` names."""
+    answer = run(
+        ANSWER,
+        "trainer.train",
+        *("--config=configs/quickstart.py", f"--data_dir={tmp_path}"),
+        env=os.environ | {"TPU_NAME": "my-tpu"},
+    )
+    assert answer.returncode == 2
+    assert "`--data_dir` must be gs://… with a remote TPU" in answer.stderr
+
+
 def test_a_table_has_columns_and_json_has_no_nan(capsys):
     result = {"num_steps": 12000, "loss": 1.5, "worst": float("nan"), "names": ["a"]}
     cli.print_result(result, as_json=False)

@@ -41,7 +41,7 @@ class AtIntervals(tf_keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Acts where the execution has passed a multiple of the interval."""
-        last_step, self._last_step = self._last_step, current_step(self.model)
+        last_step, self._last_step = self._last_step, int(logs["step"])
         passed = self._interval and (
             self._last_step // self._interval > last_step // self._interval
         )

@@ -7,7 +7,6 @@ import tf_keras
 from absl import logging
 
 from configs.errors import RunError
-from trainer.callbacks.at_intervals import current_step
 
 _NUM_RECORDS = 16  # that a message lists
 
@@ -35,7 +34,7 @@ class DivergenceGuard(tf_keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Warns of skipped updates; raises RunError after too many."""
-        step = current_step(self.model)
+        step = logs["step"]
         skipped, self._skipped = self._skipped, int(logs["skipped_updates"])
         if self._skipped > skipped:
             logging.warning(

@@ -1,11 +1,10 @@
 """Histograms of the weights while a run trains."""
 
-import tensorflow as tf
+import functools
 
 from trainer.callbacks.at_intervals import AtIntervals
 from trainer.checkpoints import tensor_file
 from trainer.run_dir.metrics import MetricsLog
-from trainer.runtime import strategy as strategies
 
 
 class Histograms(AtIntervals):
@@ -20,11 +19,10 @@ class Histograms(AtIntervals):
         super().__init__(**intervals)
         self._log = log
 
+    @functools.cached_property
+    def _weights(self) -> tensor_file.HostCopy:
+        variables = self.model.model.variables
+        return tensor_file.HostCopy(tensor_file.named("model", variables))
+
     def _act(self, step: int) -> None:
-        variables = tensor_file.named("model", self.model.model.variables)
-        with strategies.on_host():
-            values = {
-                name: tf.identity(variable).numpy()
-                for name, variable in variables.items()
-            }
-        self._log.write_histograms(step, values)
+        self._log.write_histograms(step, self._weights.take())

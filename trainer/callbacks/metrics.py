@@ -54,8 +54,8 @@ class Metrics(tf_keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Logs loss, rates and throughput."""
         seconds = time.perf_counter() - self._start_seconds
-        step = current_step(self.model)
         values = {name: float(value) for name, value in logs.items()}
+        step = int(values.pop("step"))
         values["tokens"] = step * self._tokens_per_step
         values |= self.speeds((step - self._step) / seconds)
         if num_bytes := strategies.hbm_bytes_in_use(self._strategy):

@@ -1,5 +1,6 @@
 """Samples of text while a run trains."""
 
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -41,21 +42,27 @@ class Samples(AtIntervals):
     ):
         super().__init__(**intervals)
         self._log = log
-        self._trained = model.variables
-        self._as_gpt2 = architecture.as_gpt2
         self._prompt = prompt
         with strategies.on_host():
-            self._copy = architecture.build(model.config)
-            self._gpt2 = architecture.as_gpt2(self._copy)
-            self._sample = create_sampler(self._gpt2)
+            copy = architecture.build(model.config)
+            gpt2 = architecture.as_gpt2(copy)
+            self._sample = create_sampler(gpt2)
+        pairs = list(zip(copy.variables, model.variables, strict=True))
+
+        # One function: each variable read by itself would wait for the device.
+        @functools.partial(tf.function, autograph=False)
+        def copy_weights() -> None:
+            for mine, theirs in pairs:
+                mine.assign(tf.identity(theirs))
+            architecture.as_gpt2(copy, gpt2)
+
+        self._copy_weights = copy_weights
 
     def _has_acted(self, step: int) -> bool:
         return self._log.has_sample(step)
 
     def _act(self, step: int) -> None:
         with strategies.on_host():
-            for mine, theirs in zip(self._copy.variables, self._trained, strict=True):
-                mine.assign(tf.identity(theirs))
-            self._as_gpt2(self._copy, self._gpt2)
+            self._copy_weights()
             text = self._sample(self._prompt)
         self._log.write_sample(step, self._prompt, text)

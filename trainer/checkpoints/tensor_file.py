@@ -22,6 +22,7 @@ from trainer.runtime import strategy as strategies
 # The scope that Keras gives to a model, numbered within the process.
 _SCOPE = re.compile(r"tfgpt2lm_head_model(_\d+)?/")
 _NUM_NAMES = 5  # listed in a message
+_GROUP_BYTES = 2**28  # that a copy to the host takes for a moment, besides its buffer
 
 
 def named(owner: str, variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
@@ -41,6 +42,7 @@ class HostCopy:
     """A buffer in host memory for a copy of all values.
 
     The buffer is allocated once: allocating at each save takes longer than copying.
+    Variables are read in groups: each read by itself would wait for the device.
 
     Args:
       variables: by name.
@@ -52,15 +54,32 @@ class HostCopy:
             name: np.empty(variable.shape, variable.dtype.as_numpy_dtype)
             for name, variable in variables.items()
         }
+        # Traced once for each group of names.
+        self._read = tf.function(self._read_group, autograph=False)
 
     def take(self) -> dict[str, np.ndarray]:
         """Copies the current values. They are valid until the next call."""
-        for name, variable in self._variables.items():
-            with strategies.on_host():
-                value = tf.identity(variable)
-            # A view of the host tensor; `numpy()` would copy it.
-            np.copyto(self._values[name], memoryview(value))
+        for names in self._groups():
+            for name, value in zip(names, self._read(names), strict=True):
+                # A view of the host tensor; `numpy()` would copy it.
+                np.copyto(self._values[name], memoryview(value))
         return self._values
+
+    def _groups(self) -> Iterator[tuple[str, ...]]:
+        """Yields names of variables that are read at once, and together are small."""
+        names: list[str] = []
+        num_bytes = 0
+        for name, value in self._values.items():
+            if names and num_bytes + value.nbytes > _GROUP_BYTES:
+                yield tuple(names)
+                names, num_bytes = [], 0
+            names.append(name)
+            num_bytes += value.nbytes
+        yield tuple(names)
+
+    def _read_group(self, names: tuple[str, ...]) -> list[tf.Tensor]:
+        with strategies.on_host():
+            return [tf.identity(self._variables[name]) for name in names]
 
 
 def write(values: dict[str, np.ndarray], path: str) -> tuple[int, str]:

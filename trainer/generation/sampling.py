@@ -23,6 +23,7 @@ from configs.progress import progress
 from tfrecords import encoding
 from trainer.generation import decoding
 from trainer.generation.settings import Settings
+from trainer.runtime import strategy as strategies
 
 # Prompts are padded to a power of two, not below this, so that prompts of about the
 # same length share one compiled program.
@@ -81,7 +82,10 @@ class Sampler:
         # transformers' compiled loop cannot generate a single token.
         self._num_generated = max(settings.max_new_tokens, 2)
         self._max_prompt_tokens = model.config.n_positions - self._num_generated
-        self._compiled = tf.function(self._generate, jit_compile=True)
+        # transformers' loop in a graph needs XLA. Without it, nothing is compiled.
+        self._generate_tokens = self._generate
+        if strategies.compiles_on_host():
+            self._generate_tokens = tf.function(self._generate, jit_compile=True)
 
     def __call__(
         self, prompts: Sequence[str], num_return_sequences: int = 1, seed: int = 0
@@ -181,7 +185,7 @@ class Sampler:
         end = self._tokenizer.eos_token_id
         full = rows + rows[:1] * (size - len(rows))
         # Padding is on the left, so that new tokens follow the prompt's last token.
-        output = self._compiled(
+        output = self._generate_tokens(
             tf.constant([[end] * (bucket - len(t)) + t for t, _ in full]),
             tf.constant([[0] * (bucket - len(t)) + [1] * len(t) for t, _ in full]),
             tf.constant([sample for _, sample in full]),

@@ -23,6 +23,7 @@ from configs.errors import UserError
 from configs.schema import Config
 from trainer.models import variables
 from trainer.models.architecture import Architecture, Options
+from trainer.runtime import strategy as strategies
 from trainer.tasks.create import assemble
 from trainer.tasks.task import Task
 
@@ -96,7 +97,7 @@ def lower_run(
         "optimizer_state_bytes": variables.num_bytes(training_step.optimizer.variables),
     }
     signature = task.signature(batch_size, sequence_length)
-    return lower(training_step.train_step, signature), sizes
+    return lower(training_step.packed_step, signature), sizes
 
 
 def lower(
@@ -105,11 +106,12 @@ def lower(
     """Lowers one replica's step to HLO, as a serialized HloModuleProto.
 
     Args:
-      step: `TrainingStep.train_step`.
+      step: of a `TrainingStep`, such as `packed_step`.
       signature: of the step's batch.
 
     Raises:
-      UserError: part of the step would run on the host.
+      UserError: part of the step would run on the host, or this TensorFlow cannot
+        compile.
     """
     names = list(signature)
 
@@ -121,6 +123,12 @@ def lower(
         ir = compiled.experimental_get_compiler_ir(*signature.values())
         return ir(stage="hlo_serialized")
     except (ValueError, tf.errors.OpError) as error:
+        if not strategies.compiles_on_host():
+            raise UserError(
+                "A plan must be made by a TensorFlow that compiles for the CPU. "
+                "Received: `tensorflow-tpu`, which does not. Make it in another "
+                "environment: `make plan VENV=.venv-plan TPU=…`."
+            ) from error
         if "unsupported operations" not in str(error):
             raise
         raise UserError(

@@ -49,7 +49,22 @@ def examine(strategy: tf.distribute.Strategy) -> dict[str, Any]:
         "num_replicas": hardware.num_replicas,
         "hbm_available_bytes": facts.hbm_bytes if facts else None,
         "replicas_compute": True,
+        "proved": _proof(hardware),
     }
+
+
+def _proof(hardware: strategies.DetectedHardware) -> str:
+    """Returns what the computation has shown; the list of devices shows less."""
+    proof = (
+        f"{hardware.num_replicas} {hardware.kind} replicas multiplied matrices and "
+        "added the products up"
+    )
+    if hardware.kind != "TPU" and tf.config.list_logical_devices("TPU_SYSTEM"):
+        proof += (
+            ". Nothing about a TPU: TPU_SYSTEM among the devices only shows that "
+            "tensorflow-tpu is installed"
+        )
+    return proof
 
 
 def _sum_of_products(strategy: tf.distribute.Strategy) -> float:

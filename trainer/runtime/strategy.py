@@ -5,6 +5,7 @@ Everything else sees a `tf.distribute.Strategy` and is the same on all of them.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from typing import Any
@@ -60,7 +61,7 @@ def create(name: str, num_virtual_devices: int) -> tf.distribute.Strategy:
     """
     # Its warnings are about Keras callbacks that take longer than a step: ours do.
     tf.get_logger().setLevel("ERROR")
-    if not name and not num_virtual_devices and _is_tpu_machine():
+    if not name and not num_virtual_devices and _has_tpu_device():
         name = "local"
     if name not in ("", "none"):
         strategy = _tpu(name)
@@ -79,17 +80,26 @@ def detect_hardware(strategy: tf.distribute.Strategy) -> DetectedHardware:
 
     Replicas are counted. A TPU's type comes from the environment or the metadata server
     of this machine.
+
+    Raises:
+      UserError: the TPU has more replicas than the strategy.
     """
     num_replicas = strategy.num_replicas_in_sync
     if not compiles_everything(strategy):
         gpu = any("GPU" in device for device in strategy.extended.worker_devices)
         return DetectedHardware("GPU" if gpu else "CPU", num_replicas)
     name = ""
-    if _has_tpu_device():  # otherwise this would be about another TPU than the remote
+    # On other machines, this would be about another TPU than the remote one.
+    if _has_tpu_device() or _is_local(strategy):
         name = os.environ.get("TPU_ACCELERATOR_TYPE") or cloud_metadata.metadata(
             "attributes/accelerator-type"
         )
     return DetectedHardware("TPU", num_replicas, _tpu_type(name, num_replicas))
+
+
+def _is_local(strategy: tf.distribute.Strategy) -> bool:
+    device = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0])
+    return device.job == "localhost"
 
 
 def _tpu_type(name: str, num_replicas: int) -> tpu.TpuType | None:
@@ -100,6 +110,19 @@ def _tpu_type(name: str, num_replicas: int) -> tpu.TpuType | None:
         return None
     if tpu_type.num_replicas == num_replicas:
         return tpu_type
+    if tpu_type.num_replicas > num_replicas:
+        remedy = "End the program that holds the others."
+        if tpu_type.num_hosts > 1:
+            remedy = (
+                f"`--tpu=local` uses one of its {tpu_type.num_hosts} hosts: give the "
+                "TPU's name, `--tpu=NAME`, on its first host (docs/cloud_tpu.md), or "
+                "use a TPU of one host."
+            )
+        raise UserError(
+            f"A run must use all {tpu_type.num_replicas} replicas of this machine's "
+            f"{name}. Received: {num_replicas}. {remedy} To use a part on purpose, set "
+            "TPU_ACCELERATOR_TYPE to the part's type."
+        )
     logging.warning("the machine reports a %s, but has %d replicas", name, num_replicas)
     return None
 
@@ -117,7 +140,9 @@ def compiles_local_work(strategy: tf.distribute.Strategy, precision: str) -> boo
     """
     if compiles_everything(strategy):
         return False
-    return detect_hardware(strategy).kind == "GPU" or precision == "float32"
+    if detect_hardware(strategy).kind == "GPU":
+        return True
+    return precision == "float32" and compiles_on_host()
 
 
 def all_reduce_sum(values: Any) -> Any:
@@ -139,6 +164,26 @@ def mark_infinite(batches: tf.data.Dataset) -> tf.data.Dataset:
 def on_host() -> contextlib.AbstractContextManager:
     """Places tensors and new variables in this machine's memory."""
     return tf.device("CPU:0")
+
+
+@functools.cache
+def compiles_on_host() -> bool:
+    """Returns whether XLA compiles for this machine's CPU; `tensorflow-tpu` cannot."""
+
+    @tf.function(jit_compile=True, autograph=False)
+    def increment(value: tf.Tensor) -> tf.Tensor:
+        return value + 1
+
+    try:
+        with on_host():
+            increment(tf.constant(0))
+    except tf.errors.NotFoundError:
+        logging.warning(
+            "this TensorFlow has no compiler for the CPU: what runs there, such as "
+            "the generation of text, is not compiled, and slower"
+        )
+        return False
+    return True
 
 
 def hbm_bytes_in_use(strategy: tf.distribute.Strategy) -> int | None:
@@ -170,12 +215,8 @@ def accumulation_steps(config: TrainingConfig, num_replicas: int) -> int:
     return config.global_batch_size // at_once
 
 
-def _is_tpu_machine() -> bool:
-    """Returns whether this is a Cloud TPU VM or Colab's TPU runtime."""
-    return _has_tpu_device() or "TPU_NAME" in os.environ
-
-
 def _has_tpu_device() -> bool:
+    """Returns whether this is a TPU VM, such as Cloud's or Colab's."""
     # The first up to v4, the second from v5e on.
     return any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
 
@@ -187,7 +228,8 @@ def _tpu(name: str) -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(
-            f"`--tpu` must name a TPU that can be reached. Received: {name!r}. "
+            "`--tpu`, or TPU_NAME of the environment, must name a TPU that can be "
+            f"reached. Received: {name!r}. "
             f"Connecting failed: {root_cause(error)}\nUse "
             "`--tpu=none` to train on this machine's CPU or GPUs."
         ) from error

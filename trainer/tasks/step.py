@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -17,15 +18,12 @@ from trainer.models.layers.noise import row_keys
 from trainer.runtime import strategy as strategies
 from trainer.tasks.task import Batch, Task
 
-# What `TrainingStep.train_step` returns: name -> dtype of a scalar.
-_RESULTS = {
-    "loss": tf.float32,
-    "learning_rate": tf.float32,
-    "gradient_norm": tf.float32,
-    "update_norm": tf.float32,
-    "skipped_updates": tf.int64,
-    "skipped_in_a_row": tf.int64,
-}
+# The scalars of a step that the host reads, in one tensor. The others are float32.
+_RESULTS = (
+    *("loss", "learning_rate", "gradient_norm", "update_norm"),
+    *("skipped_updates", "skipped_in_a_row", "step"),
+)
+_INTEGERS = ("skipped_updates", "skipped_in_a_row", "step")
 
 
 class TrainingStep(tf_keras.Model):
@@ -94,39 +92,46 @@ class TrainingStep(tf_keras.Model):
 
         The loop starts from zeros in place of results. Keras's loop does not, so that
         AutoGraph traces the step twice, the first time for what it returns.
+
+        The function returns the results of the last step, as NumPy scalars: those of
+        `train_step`, and `step`, the updates made so far. It reads them from the device
+        at once; Keras and each callback would read one after the other.
         """
         if self.train_function is not None and not force:
             return self.train_function
-        strategy, num_steps = self.distribute_strategy, self._steps_per_execution
-
-        @tf.autograph.experimental.do_not_convert
-        def run_step(batch: Batch) -> dict[str, tf.Tensor]:
-            results = self.train_step(batch)
-            with tf.control_dependencies(list(results.values())):
-                self._train_counter.assign_add(1)
-            return results
+        strategy = self.distribute_strategy
 
         @functools.partial(tf.function, reduce_retracing=True, autograph=False)
-        def train_function(iterator: Any) -> dict[str, tf.Tensor]:
-            def body(step: tf.Tensor, _: dict) -> tuple[tf.Tensor, dict]:
-                results = strategy.run(run_step, args=(next(iterator),))
-                first = {
-                    name: strategy.experimental_local_results(value)[0]
-                    for name, value in results.items()
-                }
-                return step + 1, first
+        def train_function(iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
+            def body(step: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                results = strategy.run(self.packed_step, args=(next(iterator),))
+                return step + 1, strategy.experimental_local_results(results)[0]
 
-            zeros = {name: tf.zeros([], dtype) for name, dtype in _RESULTS.items()}
             _, results = tf.while_loop(
                 lambda step, _: step < num_steps,
                 body,
-                (tf.constant(0, tf.int64), zeros),
+                (tf.constant(0, tf.int64), tf.zeros([len(_RESULTS)], tf.int32)),
                 maximum_iterations=tf.cast(num_steps, tf.int32),
             )
             return results
 
-        self.train_function = self.train_tf_function = train_function
-        return train_function
+        def execute(iterator: Any) -> dict[str, np.generic]:
+            num_steps = tf.constant(self._steps_per_execution.numpy())
+            return _unpack(train_function(iterator, num_steps).numpy())
+
+        self.train_function, self.train_tf_function = execute, train_function
+        return execute
+
+    def _configure_steps_per_execution(self, steps_per_execution: int) -> None:
+        self._steps_per_execution = _HostCounter(steps_per_execution)
+
+    @tf.autograph.experimental.do_not_convert
+    def packed_step(self, batch: Batch) -> tf.Tensor:
+        """Makes one step as a device executes it; returns its results in one tensor."""
+        results = self.train_step(batch)
+        with tf.control_dependencies(list(results.values())):
+            self._train_counter.assign_add(1)
+        return _pack(results | {"step": self.optimizer.iterations})
 
     # There is nothing to rewrite, and AutoGraph would take half the time of tracing.
     @tf.autograph.experimental.do_not_convert
@@ -243,6 +248,45 @@ class TrainingStep(tf_keras.Model):
             maximum_iterations=num,  # XLA wants a bound
         )
         return loss, weight, sums
+
+
+def _pack(results: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Returns the results as int32 [len(_RESULTS)], the bits of float32 as they are."""
+    return tf.stack(
+        [
+            tf.cast(results[name], tf.int32)
+            if name in _INTEGERS
+            else tf.bitcast(results[name], tf.int32)
+            for name in _RESULTS
+        ]
+    )
+
+
+def _unpack(packed: np.ndarray) -> dict[str, np.generic]:
+    return {
+        name: value if name in _INTEGERS else value.view(np.float32)
+        for name, value in zip(_RESULTS, packed, strict=True)
+    }
+
+
+class _HostCounter:
+    """An integer that Keras reads and sets like a variable.
+
+    A variable of a strategy is in the device's memory: the host would read it for each
+    execution, and the loop of an execution for each step.
+    """
+
+    def __init__(self, value: int):
+        self.assign(value)
+
+    def assign(self, value: int) -> None:
+        self._value = np.int64(value)
+
+    def numpy(self) -> np.int64:
+        return self._value
+
+    def __le__(self, other: int) -> bool:
+        return bool(self._value <= other)
 
 
 def _counter(name: str) -> tf.Variable:

@@ -14,6 +14,7 @@ from trainer.exporting import huggingface
 from trainer.generation import decoding
 from trainer.generation.sampling import Sampler
 from trainer.generation.settings import Settings
+from trainer.runtime import strategy as strategies
 
 
 @pytest.fixture(scope="module")
@@ -177,14 +178,24 @@ def test_a_stream_shows_the_same_text(sampler, capsys, settings):
     assert capsys.readouterr().out.splitlines() == expected
 
 
+def test_without_a_compiler_the_text_is_the_same(gpt2, tokenizer, sampler, monkeypatch):
+    """As with `tensorflow-tpu`."""
+    settings = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.4}
+    prompts = ["w9 w1 w4", "w3", " ".join(["w5"] * 20)]
+    expected = sampler(**settings)(prompts, 2, seed=3)
+    monkeypatch.setattr(strategies, "compiles_on_host", lambda: False)
+    plain = Sampler(gpt2, tokenizer, Settings(max_new_tokens=8, **settings))
+    assert plain(prompts, 2, seed=3) == expected
+
+
 def test_prompts_of_about_the_same_length_share_a_program(gpt2, tokenizer):
     settings = Settings(max_new_tokens=4, temperature=0.0)
     sampler = Sampler(gpt2, tokenizer, settings, batch_size=1)
     for length in (1, 5, 16):
         sampler([" ".join(["w3"] * length)])
-    assert sampler._compiled.experimental_get_tracing_count() == 1
+    assert sampler._generate_tokens.experimental_get_tracing_count() == 1
     sampler([" ".join(["w3"] * 17)])
-    assert sampler._compiled.experimental_get_tracing_count() == 2
+    assert sampler._generate_tokens.experimental_get_tracing_count() == 2
 
 
 def drawn_tokens(gpt2, tokenizer, count, **settings):

@@ -166,8 +166,21 @@ def test_a_tpu_that_does_not_tell_its_type_is_accepted(tmp_path):
 
 def test_a_machine_is_believed_only_where_its_replicas_agree():
     assert strategies._tpu_type("v5litepod-8", 8) == tpu.parse("v5e-8")
-    assert strategies._tpu_type("v3-8", 4) is None
+    assert strategies._tpu_type("v3-8", 16) is None
     assert strategies._tpu_type("", 8) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "num_replicas", "remedy"),
+    [
+        ("v3-32", 8, "one of its 4 hosts: give the TPU's name, `--tpu=NAME`"),
+        ("v5litepod-16", 4, "one of its 4 hosts"),
+        ("v3-8", 2, "End the program that holds the others"),
+    ],
+)
+def test_a_part_of_a_tpu_is_refused(name, num_replicas, remedy):
+    with pytest.raises(UserError, match=f"Received: {num_replicas}. .*{remedy}"):
+        strategies._tpu_type(name, num_replicas)
 
 
 def test_the_doctor_stops_on_other_hardware():

@@ -228,8 +228,8 @@ def _tpu(name: str) -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(
-            "`--tpu`, or TPU_NAME of the environment, must name a TPU that can be "
-            f"reached. Received: {name!r}. "
+            "`--tpu`, or TPU_NAME of the environment, "
+            f"must name a TPU that can be reached. Received: {name!r}. "
             f"Connecting failed: {root_cause(error)}\nUse "
             "`--tpu=none` to train on this machine's CPU or GPUs."
         ) from error

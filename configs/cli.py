@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from configs import chatter, config_files, schema
+from configs import chatter, schema
 from configs.errors import UserError
-from configs.paths import define_path, expand_config
+from configs.paths import define_path, expand_config, resolve_configs
 
 _passed_on: list[str] = []
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -258,7 +258,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     _check_config_fields(argv)
     try:
         if "config" in flags.FLAGS:
-            argv = config_files.resolve(argv)
+            argv = resolve_configs(argv)
         remaining = flags.FLAGS(argv)
         if len(remaining) > 1:
             _stop(f"Only flags are understood. Received: {' '.join(remaining[1:])}")

@@ -1,10 +1,15 @@
-"""Names of files and folders on the command line and in a config: `~`, and lists."""
+"""Names of files and folders on the command line and in a config.
+
+`~` is the home folder, lists have commas, and `--config` may name an installed config.
+"""
 
 import os
+import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
+from configs.errors import UserError
 from configs.schema import Config
 
 # The fields of a config that name files or folders; the first two are lists.
@@ -73,3 +78,37 @@ def expand_config(config: Config) -> None:
         for concern, field in (name.split(".") for name in names):
             fields = getattr(config, concern)
             setattr(fields, field, expand(getattr(fields, field)))
+
+
+def resolve_configs(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the path of each `--config`.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    arguments = list(argv)
+    for index, argument in enumerate(argv):
+        flag, equals, name = argument.partition("=")
+        if flag in ("--config", "-config") and equals:
+            arguments[index] = f"{flag}={_config_path(name)}"
+        elif flag in ("--config", "-config") and index + 1 < len(argv):
+            arguments[index + 1] = _config_path(argv[index + 1])
+    return arguments
+
+
+def _config_path(name: str) -> str:
+    name = os.path.expanduser(name)
+    if os.path.isfile(name):
+        return name
+    installed = {
+        path.stem: str(path)
+        for path in sorted(pathlib.Path(__file__).parent.glob("*.py"))
+        if "\ndef get_config(" in path.read_text(encoding="utf-8")
+    }
+    stem = name.removeprefix("configs/").removesuffix(".py")
+    if stem not in installed:
+        raise UserError(
+            f"`--config` must be a file, or one of {', '.join(installed)}. "
+            f"Received: {name}."
+        )
+    return installed[stem]

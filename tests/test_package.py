@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_tpu_install import copy_tree
+from tests.fake_tpu.environment import copy_tree
 
 PACKAGES = ("configs", "tfrecords", "data_pipeline", "trainer")
 BUILD = """

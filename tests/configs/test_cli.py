@@ -15,7 +15,7 @@ import termios
 import pytest
 
 from benchmarks import startup
-from configs import cli, config_files
+from configs import cli, paths
 from configs.errors import UserError
 from tests.conftest import ROOT
 
@@ -251,7 +251,7 @@ def test_a_config_is_a_file_or_the_name_of_an_installed_one(
     (tmp_path / "quickstart").mkdir()  # a folder is not a config
     for name in ("own.py", "my job.py"):
         (tmp_path / name).write_text("")
-    *_, last = config_files.resolve(["program", *arguments])
+    *_, last = paths.resolve_configs(["program", *arguments])
     path = pathlib.Path(last.removeprefix("--config="))
     expected = ROOT / "configs" if path.name == "quickstart.py" else tmp_path
     assert (tmp_path / path).parent == expected
@@ -261,5 +261,5 @@ def test_a_config_is_a_file_or_the_name_of_an_installed_one(
 def test_an_unknown_config_is_one_message_with_all_names():
     for name in ("quickstrat", "schema", "configs/cli.py/../x", "quickstart/"):
         with pytest.raises(UserError, match="gpt2_xl, quickstart, wikitext2_cpu") as e:
-            config_files.resolve(["program", f"--config={name}"])
+            paths.resolve_configs(["program", f"--config={name}"])
         assert str(e.value).endswith(f"Received: {name}.")

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, assert_refused, run_program
 FILES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if "def get_config" in path.read_text()
+    if "\ndef get_config" in path.read_text()
 )
 
 

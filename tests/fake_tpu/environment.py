@@ -51,14 +51,14 @@ def install(folder: pathlib.Path) -> TpuEnvironment:
         probe = ("pip", "download", "--no-deps", "--quiet", "absl-py", "-d", folder)
         if subprocess.run([sys.executable, "-m", *probe]).returncode:
             pytest.skip("no package index can be reached from here")
-        _copy_tree(tree)
+        copy_tree(tree)
         arguments = (f"VENV={venv}", f"PYTHON={sys.executable}")
         printed = run("make", "install-tpu", *arguments, cwd=tree, **NOTEBOOK)
         record.write_text(printed)
     return TpuEnvironment(tree, venv, record.read_text())
 
 
-def _copy_tree(target: pathlib.Path) -> None:
+def copy_tree(target: pathlib.Path) -> None:
     """Copies the files that a commit of the whole tree would have."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     command.append("--exclude=.venv*")

@@ -9,6 +9,7 @@ import pytest
 
 from tests import programs
 from tests.conftest import ROOT, assert_refused
+from tfrecords import checksums
 from trainer.checkpoints import pretrained
 
 
@@ -86,7 +87,7 @@ def test_the_start_of_a_document_is_that_of_the_runs_dataset(small_run, tmp_path
     shutil.copytree(small_run / "run", tmp_path / "run")
     path = tmp_path / "run" / "manifest.json"
     for token in ("", "The"):
-        values = json.loads(path.read_text())
+        values = checksums.unsealed(json.loads(path.read_text()))
         values["config"]["start_token"] = token
         path.write_text(json.dumps(values))
         assert pretrained.load(str(tmp_path / "run"), 0, "").start_token == token

@@ -129,8 +129,8 @@ def run(
     def start() -> None:
         chatter.set_environment()
         if "tpu" in flags.FLAGS and tpu_name() not in ("", "none", "local"):
-            # Beside a remote TPU, TensorFlow refuses devices of this machine's own.
-            os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
+            # TensorFlow fails where this machine's own TPU is beside the remote one.
+            os.environ["TPU_LOAD_LIBRARY"] = "0"
         if uses_tensorflow:
             chatter.filter_stderr()
         main()

@@ -219,13 +219,13 @@ def test_a_remote_tpu_trains_the_same(
         monkeypatch.setenv(name, value)
     arguments = (*SETTINGS, f"--data_dir={bucket}/data", f"--workdir={bucket}/run")
     address = f"127.0.0.1:{free_ports(1)[0]}"
+    remote = {"TPU_NAME": f"grpc://{address}", "TPU_LOAD_LIBRARY": "1"}
     with tpu.serving(address, cores=8, **store.environment) as host:
-        # A process that TensorFlow is not yet imported in: this machine's own TPU
-        # library must not be loaded.
+        # A new process, which would load its own TPU, as on a TPU VM, if it could.
         process = subprocess.run(
             [tpu_environment.venv / "bin/python", "-m", "trainer.train", *arguments],
             cwd=ROOT,
-            env=environment.variables() | {"TPU_NAME": f"grpc://{address}"},
+            env=environment.variables() | remote,
             capture_output=True,
             text=True,
         )

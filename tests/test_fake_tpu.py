@@ -85,7 +85,7 @@ def eight(tpu, small_run, folder):
 def lines(workdir):
     """The metrics of a run, without what a clock measures."""
     text = (workdir / "metrics.jsonl").read_text()
-    measured = ("tokens_per_second", "mfu")
+    measured = ("tokens_per_second", "mfu", "crc32")
     return [
         {
             name: value

@@ -20,8 +20,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 from reading import write_dataset
 
 from configs.schema import Config, ModelConfig
-from trainer.checkpoints import tensor_file
 from trainer.checkpoints.run_checkpoints import Checkpoints
+from trainer.models.variables import num_bytes
 from trainer.runtime import strategy
 from trainer.tasks.create import create_training_step
 
@@ -55,7 +55,7 @@ def main() -> None:
                 checkpoints.close()
     variables = [*trained.model.variables, *trained.optimizer.variables]
     whole, copy = (statistics.median(seconds) for seconds in waits.values())
-    print(f"GPT-2 {flags.size}, {tensor_file.num_bytes(variables) / 1e6:,.0f} MB")
+    print(f"GPT-2 {flags.size}, {num_bytes(variables) / 1e6:,.0f} MB")
     print(f"the step waits for the whole save {whole:8.2f} s")
     print(f"the step waits for the copy       {copy:8.2f} s = {copy / whole:.1%}")
 

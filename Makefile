@@ -31,8 +31,10 @@ args    = $(value ARGS)
 
 RUN     = $(VENV)/bin/python -m
 # A file of tests stays in one process: its tests share fixtures, and the plans, which take
-# gigabytes, never run beside each other.
-PYTEST  = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# gigabytes, never run beside each other. Files with few tests, which are the long ones of
+# the slow tests, do not wait for the end.
+PYTEST  = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+          --no-loadscope-reorder --durations 15
 # What the scripts of an installation read.
 INSTALLER = PYTHON=$(call typed,PYTHON) CONSTRAINTS=$(call typed,CONSTRAINTS)
 

@@ -12,7 +12,7 @@ import venv
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_tpu_install import copy_tree
+from tests.fake_tpu.environment import copy_tree
 
 NOTEBOOKS = ROOT / "notebooks"
 TEXT = "The quick brown fox jumps over the lazy dog. It jumps {} times.\n\n"

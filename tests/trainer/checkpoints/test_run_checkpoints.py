@@ -136,7 +136,9 @@ def assert_same_state(workdir, whole):
         np.testing.assert_array_equal(actual[key], value, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+@pytest.mark.parametrize(
+    "name", ["adafactor", pytest.param("adamw", marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_equals_an_undisturbed_one(dataset, tmp_path, name):
     """Over an epoch's end, with dropout and accumulation, stopped twice."""
     run(dataset, tmp_path / "whole", optimizer=name)

@@ -75,12 +75,13 @@ def test_a_plan_with_auto_takes_the_first_policy_that_fits(fitting, taken):
 @pytest.mark.parametrize(
     ("tpu_type", "num_replicas", "accumulation_steps"),
     [
+        ("v2-8", 8, 4),
         ("v3-8", 8, 4),
-        pytest.param("v2-8", 8, 4, marks=pytest.mark.slow),
-        pytest.param("v4-8", 4, 8, marks=pytest.mark.slow),
-        pytest.param("v5e-8", 8, 4, marks=pytest.mark.slow),
+        ("v4-8", 4, 8),
+        ("v5e-8", 8, 4),
     ],
 )
+@pytest.mark.slow
 def test_the_real_step_compiles(tpu_type, num_replicas, accumulation_steps):
     process, found = run_plan(*SMALL, f"--tpu_type={tpu_type}")
     assert process.returncode == 0, process.stderr

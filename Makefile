@@ -120,7 +120,8 @@ test: $(VENV)/.$(DEV)  ## run the tests, but for the slow ones
 	$(PYTEST)
 
 test-slow: $(VENV)/.$(DEV)  ## run the slow tests
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not alone"
+	$(VENV)/bin/python -m pytest -m alone
 
 lint: $(VENV)/.$(DEV)  ## check format, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -242,7 +242,7 @@ def test_wandb_offline_has_the_run(small_run, tmp_path):
     # One row for each step, with all that the step has.
     assert [int(row["step"]) for row in logged] == [0, 2, 4, 6]
     expected: dict[int, dict] = {0: {}, 2: {}, 4: {}, 6: {}}
-    for line in lines(workdir, layout.METRICS):
+    for line in metrics.load(str(workdir)):
         expected[line["step"]] |= line
     for row in logged:
         values = expected[int(row["step"])]

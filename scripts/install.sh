@@ -12,8 +12,9 @@ venv=$1
 extras=${2:-}
 python=${PYTHON:-python3}
 
+# setuptools warns of every editable installation.
 pip_install() {
-  "$venv/bin/python" -m pip install --quiet "$@" ${CONSTRAINTS:+--constraint="$CONSTRAINTS"}
+  PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install --quiet "$@" ${CONSTRAINTS:+--constraint="$CONSTRAINTS"}
 }
 
 if [ -z "$extras" ]; then
@@ -23,7 +24,9 @@ if [ -z "$extras" ]; then
   }
   "$python" -m venv "$venv"
   # With the pip of Python 3.10, finding versions that fit together takes for ever.
-  pip_install --upgrade pip
+  if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then
+    pip_install --upgrade pip
+  fi
 fi
 case ",$extras," in *,plan,*)
   "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {

@@ -129,7 +129,7 @@ def test_installing_creates_an_environment_with_the_constraints(tmp_path, stand_
     venv = tmp_path / "my venv"
     environment = {"PYTHON": str(stand_in), "CONSTRAINTS": "my constraints.txt"}
     install = ["sh", "scripts/install.sh", str(venv)]
-    check, create, upgrade, base = calls(tmp_path, *install, **environment)
+    check, create, _, upgrade, base = calls(tmp_path, *install, **environment)
     assert check[0] == "-c"
     assert create == ["-m", "venv", str(venv)]
     pip = ["-m", "pip", "install", "--quiet"]

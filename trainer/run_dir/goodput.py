@@ -54,13 +54,16 @@ class Goodput:
 
 
 def measure(
-    lines: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]
+    lines: Sequence[dict[str, Any]],
+    events: Sequence[dict[str, Any]],
+    end: datetime.datetime | None = None,
 ) -> Goodput | None:
     """Measures a run.
 
     Args:
       lines: of `metrics.jsonl`: those of lost steps are not in it.
       events: lines of `events.jsonl`.
+      end: of the run; None: the last event.
 
     Returns:
       None before the first logged step.
@@ -77,7 +80,7 @@ def measure(
         seconds += (line["tokens"] - before["tokens"]) / line_speed
         before = line
     tokens_per_step = before["tokens"] / before["step"]
-    total = (_time(events[-1]) - _time(starts[0])).total_seconds()
+    total = ((end or _time(events[-1])) - _time(starts[0])).total_seconds()
     return Goodput(seconds, max(total, seconds), len(starts), tokens_per_step / speed)
 
 

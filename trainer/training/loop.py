@@ -6,6 +6,7 @@ TensorBoard's files. Training continues where the workdir stands.
 """
 
 import contextlib
+import datetime
 import functools
 import json
 
@@ -219,7 +220,8 @@ def _log_goodput(run: Run, save_seconds: float) -> None:
     events = json_files.read_lines(
         files.join(run.workdir, layout.EVENTS), required_field="message"
     )
-    measured = goodput.measure(metrics.load(run.workdir), events)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    measured = goodput.measure(metrics.load(run.workdir), events, now)
     if not measured:
         return
     interval = measured.best_checkpoint_interval(save_seconds)

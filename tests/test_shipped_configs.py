@@ -2,7 +2,7 @@
 
 Cut are the layers, to two, and the global batch; the weights are random, since the
 checkpoints are not on this machine. `gpt2_large` and `gpt2_xl` take too much memory
-beside another test. Two more configs have no case of their own:
+beside another test, and run alone. Two more configs have no case of their own:
 `gpt2_small_pretrain` has the shape and microbatch of `distilgpt2` and the optimizer of
 `gpt2_small`, and `quickstart` runs unchanged in `test_end_to_end.py`.
 """
@@ -29,9 +29,14 @@ from trainer.training.loop import train
 GLOBAL_BATCH_SIZES = {
     "gpt2_small": 4,  # 8
     "gpt2_medium": 4,  # 8
+    "gpt2_large": 4,  # 8
+    "gpt2_xl": 4,  # 8
     "distilgpt2": 8,  # 32
     "wikitext2_cpu": 4,  # 4
 }
+
+
+LARGE = ("gpt2_large", "gpt2_xl")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +104,13 @@ def read(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GLOBAL_BATCH_SIZES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.alone if name in LARGE else ())
+        for name in GLOBAL_BATCH_SIZES
+    ],
+)
 def test_a_config_trains_and_continues(name, data_dir, tmp_path, monkeypatch):
     """On one device, and then on two; it is evaluated, saved and sampled from."""
     # What an execution leaves behind would be in the way of the next one. For that the

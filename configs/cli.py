@@ -5,7 +5,6 @@ unavailable now. 1: a fault, with its stack trace. See `configs.errors`.
 """
 
 import difflib
-import errno
 import json
 import math
 import os
@@ -18,15 +17,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import chatter, schema
-from configs.errors import UserError
+from configs.errors import FULL, UserError, disk_errno
 from configs.paths import define_path, expand_config, resolve_configs
 
 _passed_on: list[str] = []
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_UNUSABLE = (
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG),
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
-)
 
 
 def define_config() -> None:
@@ -224,31 +218,19 @@ def guard(main: Callable[[], None]) -> None:
         exit_code = getattr(error, "exit_code", None)
         if exit_code is not None:
             _stop(str(error), exit_code)
-        number = storage_errno(error)
+        number = disk_errno(error)
         if number is None:
             raise
         # A file is written under a name of its own: see `files.writing`.
         path = getattr(error, "filename", None) or _first_lines(error)
         path = re.sub(r"\.[0-9a-f]{8}\.partial$", "", str(path))
-        if number not in _FULL:
+        if number not in FULL:
             _stop(f"{path} cannot be used: {os.strerror(number)}. Name another.")
         _stop(
             f"The disk is full: {path}. Finished work is kept. Make room, and run the "
             "same command again.",
             exit_code=1,
         )
-
-
-def storage_errno(error: Exception) -> int | None:
-    """Returns the error of a disk that an exception reports; None: it is another.
-
-    TensorFlow, safetensors and tokenizers have exceptions of their own, which quote it.
-    """
-    number = getattr(error, "errno", None)
-    if number is None:
-        numbers = (*_FULL, errno.EROFS, errno.EACCES, errno.EIO)
-        return next((n for n in numbers if os.strerror(n) in str(error)), None)
-    return number if number in (*_FULL, *_UNUSABLE) else None
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

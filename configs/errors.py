@@ -1,8 +1,18 @@
 """Defines the errors that end a program with one message and no stack trace.
 
 `configs.cli` prints the message and exits with the class's `exit_code`. All other
-exceptions are bugs and keep their stack trace.
+exceptions are bugs and keep their stack trace, but those of a disk.
 """
+
+import errno
+import os
+
+# Numbers of a disk's errors: it has no room; it, or what is on it, cannot be used.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
 
 
 class UserError(ValueError):
@@ -27,3 +37,15 @@ class RunError(RuntimeError):
     """Reports a run that cannot continue: a full disk, a loss that is not finite."""
 
     exit_code = 1
+
+
+def disk_errno(error: Exception) -> int | None:
+    """Returns the number of the disk's error that an exception reports; None: another.
+
+    TensorFlow, safetensors and tokenizers have exceptions of their own, which quote it.
+    """
+    number = getattr(error, "errno", None)
+    if number is None:
+        numbers = (*FULL, errno.EROFS, errno.EACCES, errno.EIO)
+        return next((n for n in numbers if os.strerror(n) in str(error)), None)
+    return number if number in (*FULL, *_UNUSABLE) else None

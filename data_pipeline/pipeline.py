@@ -29,7 +29,7 @@ from data_pipeline.records import shards
 from data_pipeline.runners import Item, Result, Runner
 from data_pipeline.tokens import engine_choice, token_files, tokenizer
 from data_pipeline.tokens.encoder import StoredTokenizer
-from tfrecords import checksums, fingerprints, manifest, schema
+from tfrecords import checksums, fingerprints, manifest, schema, tfds_metadata
 from tfrecords.manifest import Counts
 from tfrecords.storage import files
 
@@ -145,8 +145,7 @@ def _manifest(
     job: Job, stored_tokenizer: StoredTokenizer, splits: dict[str, manifest.Split]
 ) -> manifest.Manifest:
     vocabulary = stored_tokenizer.vocabulary
-    folder = stored_tokenizer.path.rpartition("/")[0]
-    return manifest.Manifest(
+    result = manifest.Manifest(
         format_version=schema.FORMAT_VERSION,
         sequence_length=job.config.sequence_length,
         token_dtype=schema.token_dtype(vocabulary.size).name,
@@ -162,13 +161,17 @@ def _manifest(
         mode=job.config.mode,
         config=job.description(),
         splits=splits,
-        other_files={
-            f"{manifest.TOKENIZER_FOLDER}/{name}": checksums.sha256(
-                files.join(folder, name)
-            )[1]
-            for name in sorted(files.sizes_and_versions(folder))
-        },
     )
+    folder = stored_tokenizer.path.rpartition("/")[0]
+    other_files = {
+        f"{manifest.TOKENIZER_FOLDER}/{name}": checksums.sha256(
+            files.join(folder, name)
+        )[1]
+        for name in files.sizes_and_versions(folder)
+    }
+    for name, content in tfds_metadata.contents(result).items():
+        other_files[name] = hashlib.sha256(content).hexdigest()
+    return dataclasses.replace(result, other_files=other_files)
 
 
 def _warn_of_special_tokens(totals: dict[str, Counts]) -> None:

@@ -92,14 +92,11 @@ def _print_result(result: "Manifest", *, as_json: bool) -> None:
     for name, split in result.splits.items():
         changes = {f"skipped, {k}": v for k, v in split.skipped.items()}
         changes |= {f"repaired, {k}": v for k, v in split.repaired.items()}
-        kept = dict(split.kept)
-        num_special = kept.pop("special_token_as_text", 0)
-        if num_special:
-            print(
-                f"{name}: {num_special:,} special tokens of the text became text; "
-                "--config.data.allow_special_tokens makes them tokens"
-            )
-        changes |= {f"kept with {k}": v for k, v in kept.items()}
+        changes |= {
+            f"kept with {k}": v
+            for k, v in split.kept.items()
+            if k != "special_token_as_text"  # no documents; the pipeline warns of them
+        }
         changes |= {"truncated": split.truncated_documents}
         for change, count in changes.items():
             if count:

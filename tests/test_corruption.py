@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from configs.errors import DataError, UserError
-from tfrecords import checksums, inspect, reader, tfds_metadata, verify
+from tfrecords import checksums, inspect, reader, verify
 from tfrecords import manifest as manifests
 from trainer.checkpoints import folders, pretrained, run_checkpoints
 from trainer.exporting import folders as exports
@@ -223,7 +223,6 @@ def test_a_file_that_is_missing_is_noticed(kept):
     """But for what a run may not have: logs, plans, results, and of old ones more."""
     run = kept / "run"
     optional = {run / "manifest.json", *run.glob("*.jsonl"), *run.glob("[pe]*/*.json")}
-    optional |= {kept / "data" / name for name in tfds_metadata.FILES}
     expected = {read: read(folder) for _, read, folder in targets(kept)}
     for path, read, folder in targets(kept):
         before = path.read_bytes()
@@ -248,9 +247,6 @@ def test_folders_without_checksums_are_read(kept, tmp_path):
         shutil.copytree(kept / name, tmp_path / name)
     for path in tmp_path.rglob("*.json*"):
         if path.parent.name == "tokenizer" or "export" in path.parts:
-            continue
-        if path.name in tfds_metadata.FILES:
-            path.unlink()
             continue
         lines = (
             path.read_text().splitlines()

@@ -11,17 +11,19 @@ from typing import Any
 from tfrecords import schema
 from tfrecords.manifest import Manifest
 
-FILES = ("dataset_info.json", "features.json")
 _FEATURES = "tensorflow_datasets.core.features"
 _TEMPLATE = "{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}"  # see `manifest.shard_name`
 
 
 def contents(manifest: Manifest) -> dict[str, bytes]:
     """Returns the files: name -> content."""
-    values = (_dataset_info(manifest), _features(manifest))
+    values = {
+        "dataset_info.json": _dataset_info(manifest),
+        "features.json": _features(manifest),
+    }
     return {
         name: (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-        for name, value in zip(FILES, values, strict=True)
+        for name, value in values.items()
     }
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from configs.errors import DataError, UserError
-from tfrecords import checksums, fingerprints, schema, tfds_metadata
+from tfrecords import checksums, fingerprints, schema
 from tfrecords.manifest import TOKENIZER_FOLDER, Manifest, Shard, num_windows
 from tfrecords.storage import files
 
@@ -188,22 +188,6 @@ def unlisted_shards(data_dir: str, manifest: Manifest) -> list[str]:
     listed = {s.name for split in manifest.splits.values() for s in split.shards}
     names = files.sizes_and_versions(data_dir)
     return sorted(n for n in names if n.endswith(".tfrecord") and n not in listed)
-
-
-def metadata_problems(data_dir: str, manifest: Manifest) -> list[str]:
-    """Returns a message for each file for TensorFlow Datasets that is another.
-
-    Datasets of earlier versions have none.
-    """
-    paths = {
-        files.join(data_dir, name): content
-        for name, content in tfds_metadata.contents(manifest).items()
-    }
-    return [
-        f"{path} must describe this dataset. It is damaged or another. {REMEDY}"
-        for path, content in paths.items()
-        if files.exists(path) and files.read(path) != content
-    ]
 
 
 def records(

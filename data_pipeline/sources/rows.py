@@ -166,11 +166,8 @@ def to_document(
         raise DataError(
             f"{name_row()}: the field {config.text_field!r} must be a string. "
             f"Received: {type(text).__name__}. The fields are: {', '.join(values)}. "
-            "Set `--config.data.text_field`."
-            + (
-                " Or leave such rows out: --config.data.null_text=skip."
-                * (text is None)
-            )
+            "Set `--config.data.text_field`; `--config.data.null_text=skip` leaves out "
+            "rows whose text is null."
         )
     try:
         encoded = text.encode()

@@ -7,8 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from configs import cli
-from configs.errors import UserError
+from configs.errors import UserError, disk_errno
 from configs.progress import progress
 from tfrecords import checksums
 from tfrecords.storage import files
@@ -52,7 +51,7 @@ def temporary(output_dir: str) -> Iterator[pathlib.Path]:
             folder.mkdir()
             yield folder
     except Exception as error:
-        number = cli.storage_errno(error)
+        number = disk_errno(error)
         if number is None or hasattr(error, "exit_code"):
             raise
         where = output_dir if beside else tempfile.gettempdir()

@@ -17,7 +17,7 @@ from configs.errors import DataError
 from tfrecords.storage import files
 
 LIST_NAME = "SHA256SUMS"
-_BLOCK_BYTES = 1 << 24
+_BLOCK_BYTES = 1 << 20
 _SEAL = "crc32"
 _SEAL_VALUE = re.compile(r"crc32:[0-9a-f]{8}")
 

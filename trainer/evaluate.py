@@ -77,9 +77,11 @@ def main() -> None:
             batch_size=FLAGS.batch_size,
         )
         if FLAGS.json:
-            results = every = list(results)
-            printed = {"results": every} if len(every) > 1 else every[0]
-            cli.print_result(printed, as_json=True)
+            all_results = list(results)
+            several = len(all_results) > 1
+            result = {"results": all_results} if several else all_results[0]
+            cli.print_result(result, as_json=True)
+            results = all_results
         for number, result in enumerate(results):
             if not FLAGS.json:
                 print("\n" * (number > 0), end="")

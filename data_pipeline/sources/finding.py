@@ -1,7 +1,6 @@
 """What the user names -> files: local, in buckets, of TFDS, or built in."""
 
 import contextlib
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline.sources.input_files import COMPRESSIONS, InputFile
 from data_pipeline.sources.registry import FORMATS, PLAIN_TEXT
+from tfrecords import checksums
 from tfrecords.storage import files
 
 # Files that must not be read as plain text, and the remedy.
@@ -121,7 +121,6 @@ def _format_of(path: str) -> str:
 def _describe(path_and_format: tuple[str, str]) -> InputFile:
     path, format_name = path_and_format
     ending = os.path.splitext(path.lower())[1]
-    digest = hashlib.sha256()
     with _one_message():
         size, version = files.stat(path)
         if not files.is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
@@ -129,15 +128,13 @@ def _describe(path_and_format: tuple[str, str]) -> InputFile:
                 f"{path} must be a file. Received: a pipe or a device. Write its text "
                 "to a file, or leave it out."
             )
-        with files.open_read(path) as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        sha256 = checksums.sha256(path)[1]
     return InputFile(
         path=path,
         format=format_name,
         compression=ending if ending in COMPRESSIONS else "",
         num_bytes=size,
-        sha256=digest.hexdigest(),
+        sha256=sha256,
         version=version,
     )
 

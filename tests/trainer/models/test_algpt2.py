@@ -10,7 +10,7 @@ import tensorflow as tf
 from configs.errors import UserError
 from configs.schema import ModelConfig
 from tests import programs
-from tests.conftest import SMALL
+from tests.conftest import SMALL, tiny_model
 from trainer.exporting import huggingface
 from trainer.models import registry
 from trainer.models.architecture import DEFAULT_OPTIONS, Options
@@ -24,6 +24,7 @@ SHAPE = ModelConfig(
     n_head=2,
     n_embd=160,
     n_positions=32,
+    embedding_size=96,  # not the default
 )
 
 
@@ -35,6 +36,7 @@ def tokenizer(small_run):
 @pytest.fixture(scope="module")
 def model(tokenizer):
     config = ALGPT2.configure(SHAPE, len(tokenizer))
+    assert config.embedding_size == 96
     model = ALGPT2.build(config)
     ALGPT2.initialize(model, seed=1)
     for index, variable in enumerate(model.variables):  # biases, too
@@ -118,6 +120,13 @@ def test_a_gpt2_with_layers_of_its_own_is_refused(model, tokenizer, tmp_path):
     huggingface.save(gpt2, tokenizer, tmp_path, tf.float32)
     with pytest.raises(UserError, match=r"layers of .* must be equal"):
         ALGPT2.load(str(tmp_path))
+
+
+def test_a_gpt2_that_was_never_an_algpt2_is_refused(tokenizer, tmp_path):
+    gpt2 = tiny_model(vocab_size=len(tokenizer))
+    huggingface.save(gpt2, tokenizer, tmp_path, tf.float32)
+    with pytest.raises(UserError, match="must have the `embedding_size`"):
+        ALGPT2.load_configuration(str(tmp_path))
 
 
 def test_an_embedding_of_full_rank_is_refused(model, tokenizer, tmp_path):

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import GPT2Config
 
+from configs.errors import UserError
 from configs.schema import ModelConfig
 from trainer.models.gpt2 import configuration
 
@@ -32,21 +33,25 @@ def configure(config: ModelConfig, vocabulary_size: int, **ids: int) -> ALGPT2Co
 def load_configuration(checkpoint: str) -> ALGPT2Config:
     """Reads the config.json of an ALGPT2 that was exported as a GPT-2.
 
-    The export does not say how large E was: it is the default, or the width of a
-    smaller model.
-
     Raises:
-      UserError: it cannot be read, or describes a network that is not GPT-2's.
+      UserError: it cannot be read, or is not that of such an export.
     """
-    shape = configuration.load_configuration(checkpoint)
-    return ALGPT2Config(min(ModelConfig.embedding_size, shape.n_embd), **_own(shape))
+    shape = configuration.load_configuration(checkpoint, also=["embedding_size"])
+    size = getattr(shape, "embedding_size", None)
+    if type(size) is not int or size < 1:
+        raise UserError(
+            f"The config.json of {checkpoint} must have the `embedding_size` of an "
+            f"exported ALGPT2. Received: {size!r}. Use `model.architecture=gpt2`."
+        )
+    return ALGPT2Config(**_own(shape))
 
 
 def gpt2_configuration(shape: ALGPT2Config) -> GPT2Config:
-    """Returns the configuration of the GPT-2 that computes the same."""
-    values = _own(shape)
-    del values["embedding_size"]
-    return GPT2Config(**values)
+    """Returns the configuration of the GPT-2 that computes the same.
+
+    It keeps `embedding_size`, which GPT-2 does not read, for the way back.
+    """
+    return GPT2Config(**_own(shape))
 
 
 def _own(shape: GPT2Config) -> dict[str, Any]:

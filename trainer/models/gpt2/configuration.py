@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import GPT2Config
@@ -50,11 +50,12 @@ def configure(config: ModelConfig, vocabulary_size: int, **ids: int) -> GPT2Conf
     )
 
 
-def load_configuration(checkpoint: str) -> GPT2Config:
+def load_configuration(checkpoint: str, also: Sequence[str] = ()) -> GPT2Config:
     """Reads config.json, keeping the fields that describe the network.
 
     Args:
       checkpoint: a Hugging Face folder or name.
+      also: names of fields that are kept as they are, beside GPT-2's own.
 
     Raises:
       UserError: it cannot be read, or describes a network that this is not.
@@ -81,7 +82,7 @@ def load_configuration(checkpoint: str) -> GPT2Config:
     # Other fields, such as generation settings, would reach transformers' `generate`
     # unseen.
     return GPT2Config(
-        **{name: values[name] for name in _KEPT if name in values},
+        **{name: values[name] for name in (*_KEPT, *also) if name in values},
         activation_function=_ALIASES.get(activation, activation),
         name_or_path=os.path.abspath(checkpoint) if is_local else checkpoint,
     )

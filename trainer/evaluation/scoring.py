@@ -1,5 +1,6 @@
 """Sums a task's loss and weights over every record of a split."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import tensorflow as tf
 
 from configs.progress import progress
 from tfrecords.windows import Windows
-from trainer.runtime import strategy as strategies
+from trainer.runtime import distributed_input
 from trainer.tasks.step import TrainingStep
 
 
@@ -33,15 +34,14 @@ class Scorer:
         global_batch_size = batch_size * strategy.num_replicas_in_sync
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            host_batches = windows.batches(
+            return windows.batches(
                 global_batch_size=global_batch_size,
                 batch_size=batch_size,
                 host_index=context.input_pipeline_id,
                 num_hosts=context.num_input_pipelines,
             )
-            return strategies.mark_infinite(host_batches)
 
-        @tf.function
+        @functools.partial(tf.function, autograph=False)
         def score_batch(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             sums = strategy.run(training_step.test_step, args=(batch,))
             return {
@@ -52,7 +52,7 @@ class Scorer:
         self._strategy = strategy
         self._score_batch = score_batch
         self._num_batches = math.ceil(windows.count / global_batch_size)
-        self._batches = strategy.distribute_datasets_from_function(batches)
+        self._batches = distributed_input.distribute(strategy, batches)
 
     def __call__(
         self, between_batches: Callable[[], None] = lambda: None

@@ -151,16 +151,6 @@ def all_reduce_sum(values: Any) -> Any:
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def mark_infinite(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Declares a dataset infinite, for readers that know the number of batches.
-
-    Several machines would otherwise agree before each batch whether one is left, and
-    the batch would lose its static shape. Reading past the end is an error.
-    """
-    infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return batches.apply(infinite)
-
-
 def on_host() -> contextlib.AbstractContextManager:
     """Places tensors and new variables in this machine's memory."""
     return tf.device("CPU:0")

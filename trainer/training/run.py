@@ -7,6 +7,7 @@ import tensorflow as tf
 from configs.schema import Config
 from tfrecords import reader
 from tfrecords.manifest import Manifest
+from trainer.runtime import distributed_input
 from trainer.runtime import strategy as strategies
 
 
@@ -43,7 +44,7 @@ class Run:
         size = settings.global_batch_size
 
         def host_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            batches = reader.training_batches(
+            return reader.training_batches(
                 self.data_dir,
                 self.manifest,
                 global_batch_size=size,
@@ -54,6 +55,5 @@ class Run:
                 host_index=context.input_pipeline_id,
                 num_hosts=context.num_input_pipelines,
             )
-            return strategies.mark_infinite(batches)
 
-        return self.strategy.distribute_datasets_from_function(host_batches)
+        return distributed_input.distribute(self.strategy, host_batches)

@@ -63,6 +63,7 @@ def create_training_step(
             compiled=strategies.compiles_everything(strategy),
         ),
         compile_local=strategies.compiles_local_work(strategy, settings.precision),
+        compile_update=strategies.compiles_update(strategy),
     )
     _log_sizes(step, config, manifest, strategy)
     return step

@@ -46,6 +46,7 @@ class TrainingStep(tf_keras.Model):
       seed: of the dropout.
       compile_local: compile each replica's own work by XLA. Collectives stay outside:
         XLA has none for MirroredStrategy. On a TPU everything is compiled anyway.
+      compile_update: compile what follows the reduction as well.
       all_reduce: adds up each tensor over all replicas; left out, the strategy does.
     """
 
@@ -63,6 +64,7 @@ class TrainingStep(tf_keras.Model):
         clip_norm: float = 0.0,
         seed: int = 0,
         compile_local: bool = False,
+        compile_update: bool = False,
         all_reduce: Callable[[Any], Any] = strategies.all_reduce_sum,
     ):
         super().__init__()
@@ -86,6 +88,9 @@ class TrainingStep(tf_keras.Model):
         )
         self._local_gradients = compile_local_work(self.local_gradients)
         self._local_sums = compile_local_work(self.local_sums)
+        self._update = (
+            compile_local_work(self.update) if compile_update else self.update
+        )
 
     def make_train_function(self, force: bool = False) -> Callable[[Any], Any]:
         """Returns the function that makes `steps_per_execution` steps, as Keras does.
@@ -153,16 +158,35 @@ class TrainingStep(tf_keras.Model):
         keys = row_keys(self.seed, self.optimizer.iterations, batch["row"])
         features = {name: batch[name] for name in ("tokens", *self.task.features)}
         sums = self._local_gradients(features, keys)
-        loss, weight, gradients = self._all_reduce(sums)
+        results = self._update(*self._all_reduce(sums))
+        skipped = tf.cast(~results.pop("finite"), tf.int64)
+        self.skipped_updates.assign_add(skipped)
+        self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)
+        return {
+            **results,
+            "skipped_updates": tf.identity(self.skipped_updates),
+            "skipped_in_a_row": tf.identity(self.skipped_in_a_row),
+        }
+
+    def update(
+        self, loss: tf.Tensor, weight: tf.Tensor, gradients: list[tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Divides the sums over all replicas by the weight, and applies the update.
+
+        Args:
+          loss: float32 [], the sum.
+          weight: float32 [].
+          gradients: float32, of the sum.
+
+        Returns:
+          Results of `train_step`, and bool `finite`: whether the update applies.
+        """
         loss = tf.math.divide_no_nan(loss, weight)
         gradients = [tf.math.divide_no_nan(g, weight) for g in gradients]
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, norm)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-        skipped = tf.cast(~finite, tf.int64)
-        self.skipped_updates.assign_add(skipped)
-        self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)
         variables = self.model.trainable_variables
         before = [tf.identity(variable) for variable in variables]
         with self.optimizer.apply_if(finite):
@@ -175,8 +199,7 @@ class TrainingStep(tf_keras.Model):
             "learning_rate": tf.identity(self.optimizer.learning_rate),
             "gradient_norm": norm,
             "update_norm": tf.linalg.global_norm(updates),
-            "skipped_updates": tf.identity(self.skipped_updates),
-            "skipped_in_a_row": tf.identity(self.skipped_in_a_row),
+            "finite": finite,
         }
 
     @tf.autograph.experimental.do_not_convert

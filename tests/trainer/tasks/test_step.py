@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.distribute import mirrored_strategy
 
 from configs.schema import OptimizerConfig
 from tests.conftest import VOCABULARY_SIZE, tiny_model, training_step
@@ -128,6 +129,26 @@ def test_splitting_the_batch_changes_nothing(
         assert log["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         norm = pytest.approx(expected["gradient_norm"], rel=1e-4)
         assert log["gradient_norm"] == norm
+
+
+def test_a_compiled_update_changes_nothing(undivided, monkeypatch):
+    """Compiled updates are for GPUs, where MirroredStrategy joins no replicas."""
+    monkeypatch.setattr(mirrored_strategy, "_is_gpu_device", lambda _: True)
+    compiled = []
+    function = tf.function
+
+    def record(body=None, **options):
+        if options.get("jit_compile"):
+            compiled.append(body.__name__)
+        return function(body, **options) if body else function(**options)
+
+    monkeypatch.setattr(tf, "function", record)
+    weights, logs = train(2, 2, compile_local=True, compile_update=True)
+    assert compiled == ["local_gradients", "local_sums", "update"]
+    assert_same(weights, undivided[0])
+    for name in ("loss", "gradient_norm", "update_norm", "skipped_updates"):
+        expected = [log[name] for log in undivided[1]]
+        np.testing.assert_allclose([log[name] for log in logs], expected, rtol=1e-4)
 
 
 def test_clipping_bounds_the_update():

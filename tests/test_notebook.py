@@ -1,4 +1,7 @@
-"""The notebooks, from their first cell to their last, in a real kernel, on a CPU."""
+"""The notebooks, from their first cell to their last, in a real kernel.
+
+Colab's on a TPU core that is not there, Kaggle's on a CPU.
+"""
 
 import base64
 import json
@@ -12,6 +15,7 @@ import venv
 import pytest
 
 from tests.conftest import ROOT
+from tests.fake_tpu import machine
 from tests.fake_tpu.environment import copy_tree
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -40,6 +44,30 @@ def create_environment(folder: pathlib.Path) -> None:
             (packages / path.name).symlink_to(path)
     for stamp in (".base", ".plan"):  # after setup.py was copied, so newer than it
         (folder / stamp).touch()
+
+
+def create_tpu_environment(folder: pathlib.Path, tpu_environment) -> None:
+    """Creates what `make` takes for an environment with a TPU of one core."""
+    plugin = machine.build(tpu_environment.venv, tpu_environment.venv.parent)
+    program = (
+        f"import runpy, sys, tensorflow; tensorflow.load_library('{plugin}'); "
+        "sys.argv = sys.argv[1:]; sys.path.insert(0, '.'); "
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    log = folder / "log"
+    log.mkdir(parents=True)
+    (folder / "bin").mkdir()
+    python = folder / "bin/python"
+    python.write_text(f"""#!/bin/sh
+export FAKE_TPU_CORES=1 FAKE_TPU_FOLDER={log} FAKE_TPU_JIT=XLA_CPU_JIT
+case "$2" in
+trainer.*) module=$2; shift 2
+  exec {tpu_environment.venv}/bin/python -c "{program}" "$module" "$@" ;;
+*) exec {tpu_environment.venv}/bin/python "$@" ;;
+esac
+""")
+    python.chmod(0o755)
+    (folder / ".base").touch()
 
 
 def execute(name: str, folder: pathlib.Path, settings: dict[str, str], monkeypatch):
@@ -73,15 +101,13 @@ def execute(name: str, folder: pathlib.Path, settings: dict[str, str], monkeypat
 
 
 def settings_of(folder: pathlib.Path, tpu_type: str) -> dict[str, str]:
-    """Returns a notebook's settings for a small job on the CPU."""
+    """Returns a notebook's settings for a small job."""
     (folder / "texts").mkdir()
     text = "".join(TEXT.format(number) for number in range(2000))
     (folder / "texts" / "text.txt").write_text(text)
     create_environment(folder / "venv")
     return {
-        "TPU": "none",
         "TPU_TYPE": tpu_type,
-        "VENV": str(folder / "venv"),
         "PLAN_VENV": str(folder / "venv"),
         "INPUT": f"{folder}/texts/*.txt",
         "PROMPT": "The quick",
@@ -106,13 +132,23 @@ def check_outputs(outputs, tpu_type: str, num_replicas: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_for_colab_runs_from_top_to_bottom(tmp_path, monkeypatch):
+def test_the_notebook_for_colab_runs_from_top_to_bottom(
+    tmp_path, monkeypatch, tpu_environment
+):
     tree = tmp_path / "tree"
     copy_tree(tree)
     settings = settings_of(tmp_path, "v5e-1")
-    settings["SAVE_TO"] = str(tmp_path / "saved")
+    create_tpu_environment(tmp_path / "tpu", tpu_environment)
+    settings |= {
+        "TPU": "local",
+        "VENV": str(tmp_path / "tpu"),
+        "SAVE_TO": str(tmp_path / "saved"),
+    }
     outputs = execute("colab_tpu", tree / "notebooks", settings, monkeypatch)
     check_outputs(outputs, "v5e-1", 1)
+    # Two programs of the training, and one each of doctor and of the evaluation.
+    compiled = (tmp_path / "tpu/log/log.jsonl").read_text().count('"compile"')
+    assert compiled == 4
     assert (tree / "runs/quickstart/plans/v5e-1.json").exists()
     assert (tmp_path / "saved/runs/quickstart/metrics.jsonl").exists()
     assert (tmp_path / "saved/exports/quickstart/model.safetensors").exists()
@@ -149,6 +185,8 @@ def test_the_notebook_for_kaggle_runs_with_read_only_inputs(
     settings = settings_of(tmp_path, "v5e-8")
     (tmp_path / "texts").rename(inputs / "texts")
     settings |= {
+        "TPU": "none",
+        "VENV": str(tmp_path / "venv"),
         "INPUT": f"{inputs}/texts/*.txt",
         "COPY_OF_CODE": str(inputs / "gpt2-tpu"),
         "CODE": str(tmp_path / "code"),

@@ -13,16 +13,19 @@ import zlib
 from typing import Any
 
 import safetensors
+import tensorflow as tf
 import tf_keras
 from absl import logging
 
 from configs import schema
 from configs.errors import DataError, RunError, TryAgainError
+from tfrecords import manifest as manifests
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 from trainer.checkpoints import folders, tensor_file
-from trainer.models import registry, variables
+from trainer.models import lora, registry, variables
 from trainer.models.architecture import Architecture
+from trainer.models.create import create_model
 from trainer.run_dir import json_files
 from trainer.tasks.step import TrainingStep
 
@@ -68,7 +71,8 @@ class Checkpoints:
         self._config = config
         self._manifest = manifest
         self._writes = writes
-        self._variables = tensor_file.named("model", self._model.variables)
+        self._base_sha256 = _base_sha256(self._model)
+        self._variables = tensor_file.named("model", _saved(self._model))
         self._variables |= tensor_file.named("optimizer", self._optimizer.variables)
         self._variables |= {
             "skipped_updates": training_step.skipped_updates,
@@ -81,7 +85,7 @@ class Checkpoints:
 
     def fingerprint(self) -> str:
         """Returns the CRC-32 of all values, to compare machines."""
-        crc = 0
+        crc = zlib.crc32(self._base_sha256.encode())
         for value in self._host_copy.take().values():
             crc = zlib.crc32(value.tobytes(), crc)
         return f"{crc:08x}"
@@ -148,8 +152,12 @@ class Checkpoints:
                 model_config=self._model.config.to_dict(),
                 dataset_fingerprint=self._manifest.fingerprint,
                 tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
+                base_sha256=self._base_sha256,
             )
-            json_files.write(f"{folder}/{folders.RECORD}", dataclasses.asdict(record))
+            fields = dataclasses.asdict(record)
+            if not self._base_sha256:  # older versions know no such field
+                del fields["base_sha256"]
+            json_files.write(f"{folder}/{folders.RECORD}", fields)
             self._remove_old(best_step)
         except Exception as error:  # any failure of the thread must stop the run
             # The address of a resumable upload grants access, like a key.
@@ -223,6 +231,7 @@ class Checkpoints:
                 "other values, export it, and start in a new --workdir with "
                 "--config.model.initial_checkpoint set to the export."
             )
+        _check_base(record, self._base_sha256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +251,8 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
       step: of the checkpoint; 0: the newest intact one.
 
     Raises:
-      DataError: the workdir has no checkpoint, or not that one, or only damaged ones.
+      DataError: the workdir has no checkpoint, or not that one, or only damaged ones;
+        or LoRA's base has changed.
     """
     checkpoint_folders = folders.list_folders(folders.root(workdir))
     wanted = [
@@ -262,10 +272,40 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
         )
     folder, record = newest
     architecture = registry.get(record.config["model"]["architecture"])
-    configuration = architecture.configuration_class.from_dict(record.model_config)
-    model = architecture.build(configuration)
-    _assign(folder, tensor_file.named("model", model.variables), whole=False)
+    if record.base_sha256:
+        config = schema.from_dict(record.config)
+        model = create_model(
+            config.model, manifests.load(workdir), config.training.seed
+        )
+        _check_base(record, _base_sha256(model))
+    else:
+        configuration = architecture.configuration_class.from_dict(record.model_config)
+        model = architecture.build(configuration)
+    _assign(folder, tensor_file.named("model", _saved(model)), whole=False)
     return LoadedModel(model, architecture, record)
+
+
+def _saved(model: tf_keras.Model) -> list[tf.Variable]:
+    """Returns the variables that a checkpoint holds: with LoRA, only its adapters."""
+    return lora.adapters(model) or model.variables
+
+
+def _base_sha256(model: tf_keras.Model) -> str:
+    """Returns the fingerprint of what LoRA's adapters belong to; "" without LoRA."""
+    if not lora.adapters(model):
+        return ""
+    return tensor_file.sha256_of(tensor_file.named("model", lora.base(model)))
+
+
+def _check_base(record: folders.Record, base_sha256: str) -> None:
+    if record.base_sha256 != base_sha256:
+        source = record.config["model"]["initial_checkpoint"] or "a random model"
+        raise DataError(
+            "The adapters of LoRA must be used with the weights that they were "
+            f"trained on. Received: weights {base_sha256[:12]}, made from {source}, "
+            f"and adapters of {record.base_sha256[:12]}. Put the weights that the run "
+            "began with back, or start in a new --workdir."
+        )
 
 
 def _assign(folder: str, variables: dict[str, Any], *, whole: bool) -> None:

@@ -85,6 +85,7 @@ def make(
         "num_replicas": num_replicas,
         **_memory(compiled, tpu_type),
         "parameter_count": compiled["parameter_count"],
+        "trained_parameter_count": compiled["trained_parameter_count"],
         "optimizer_state_bytes": compiled["optimizer_state_bytes"],
         "sequence_length": length,
         "global_batch_size": settings.global_batch_size,
@@ -101,7 +102,7 @@ def make(
         ),
         "warnings": [
             *assumptions,
-            *warnings(config, manifest, tpu_type, compiled["parameter_count"]),
+            *warnings(config, manifest, tpu_type, compiled["trained_parameter_count"]),
         ],
         # With an assumed model, no run may follow the plan.
         "planned_for": (

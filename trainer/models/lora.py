@@ -33,8 +33,8 @@ class Adapter(tf_keras.layers.Layer):
 
     def __init__(self, projection: TFConv1D, settings: LoraConfig):
         super().__init__()
+        self.settings = settings
         self.scale = settings.alpha / settings.rank
-        self.dropout = settings.dropout
         scope = projection.weight.name.rpartition("/")[0]
         rows, columns = projection.weight.shape
         self.down = self.add_weight(f"{scope}/lora_a", [rows, settings.rank])
@@ -88,8 +88,8 @@ def adapter_of(projection: TFConv1D) -> Adapter | None:
 
 def adapters(model: tf_keras.Model) -> list[tf.Variable]:
     """Returns the variables of all adapters; none without LoRA."""
-    found = (adapter_of(layer) for layer in projections(model).values())
-    return [variable for adapter in found if adapter for variable in adapter.variables]
+    owners = map(adapter_of, projections(model).values())
+    return [variable for owner in owners if owner for variable in owner.variables]
 
 
 def base(model: tf.Module) -> list[tf.Variable]:
@@ -126,7 +126,9 @@ def dropout_of(projection: TFConv1D, dropout: Dropout) -> Dropout:
     """
     adapter = adapter_of(projection)
     is_trained = adapter is not None and isinstance(dropout.keys, tf.Tensor)
-    return dataclasses.replace(dropout, rate=adapter.dropout if is_trained else 0.0)
+    return dataclasses.replace(
+        dropout, rate=adapter.settings.dropout if is_trained else 0.0
+    )
 
 
 def low_rank(

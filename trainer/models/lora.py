@@ -20,7 +20,7 @@ from transformers.modeling_tf_utils import TFConv1D
 from configs.errors import UserError
 from configs.schema import LoraConfig
 from trainer.models.layers.dropout import Dropout
-from trainer.models.variables import name_of, select
+from trainer.models.variables import kind_of, name_of, select
 
 
 class Adapter(tf_keras.layers.Layer):
@@ -90,6 +90,15 @@ def adapters(model: tf_keras.Model) -> list[tf.Variable]:
     """Returns the variables of all adapters; none without LoRA."""
     owners = map(adapter_of, projections(model).values())
     return [variable for owner in owners if owner for variable in owner.variables]
+
+
+def is_in_every_layer(model: tf_keras.Model) -> bool:
+    """Returns whether all projections of some kind have an adapter."""
+    kinds: dict[str, list[bool]] = {}
+    for name, layer in projections(model).items():
+        has_adapter = adapter_of(layer) is not None
+        kinds.setdefault(kind_of(name), []).append(has_adapter)
+    return any(map(all, kinds.values()))
 
 
 def base(model: tf.Module) -> list[tf.Variable]:

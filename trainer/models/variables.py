@@ -30,9 +30,14 @@ def name_of(variable: tf.Variable) -> str:
     return re.sub(r"\bbeta$", "bias", name)
 
 
+def kind_of(name: str) -> str:
+    """Returns the name without the number of its layer, `transformer.h.*.ln_1`."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
 def listed(names: Iterable[str]) -> str:
     """Lists names; one of every layer is named once."""
-    counts = collections.Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    counts = collections.Counter(map(kind_of, names))
     return ", ".join(
         f"{name} (x {count})" if count > 1 else name for name, count in counts.items()
     )

@@ -37,7 +37,7 @@ def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
 
     Returns:
       The result of `tpu_compiler.compile_step`, `parameter_count`,
-      `trained_parameter_count` and `optimizer_state_bytes`.
+      `trained_parameter_count`, `optimizer_state_bytes` and `flops_per_step`.
 
     Raises:
       UserError: the step cannot be compiled as a whole, or no compiler is installed.
@@ -97,6 +97,9 @@ def lower_run(
         "parameter_count": variables.num_parameters(model.variables),
         "trained_parameter_count": variables.num_parameters(training_step.trained),
         "optimizer_state_bytes": variables.num_bytes(training_step.optimizer.variables),
+        "flops_per_step": training_step.flops(
+            sequence_length, config.training.global_batch_size
+        ),
     }
     signature = task.signature(batch_size, sequence_length)
     return lower(training_step.packed_step, signature), sizes

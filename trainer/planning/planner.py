@@ -94,7 +94,7 @@ def make(
         "remat": remat,
         "max_microbatch_size": largest,
         **_bounds(
-            architecture.step_flops(model_config, length, settings.global_batch_size),
+            compiled["flops_per_step"],
             compiled.get("argument_bytes", 0) + compiled.get("output_bytes", 0),
             tpu_type,
             num_tokens=settings.global_batch_size * length,

@@ -46,10 +46,8 @@ def measuring(
         log,
         bar,
         tokens_per_step=run.tokens_per_step,
-        flops_per_step=training_step.architecture.step_flops(
-            training_step.model.config,
-            run.manifest.sequence_length,
-            config.global_batch_size,
+        flops_per_step=training_step.flops(
+            run.manifest.sequence_length, config.global_batch_size
         ),
         peak_flops=run.hardware.peak_flops,
         strategy=run.strategy,

@@ -36,7 +36,7 @@ def uncompiled(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tokens):
-    """(folder with `base` and `run`, dataset, config): LoRA on a base, on 2 replicas."""
+    """(folder with `base` and `run`, dataset, config): LoRA, on 2 replicas."""
     folder = tmp_path_factory.mktemp("whole")
     manifest = write_dataset(
         folder / "data",

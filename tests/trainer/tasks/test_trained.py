@@ -146,6 +146,18 @@ def test_lora_trains_its_adapters_alone():
     assert len(TrainingStep(tiny_model(), GPT2, causal_lm.TASK).trained) == len(NAMES)
 
 
+def test_flops_are_those_of_what_is_computed():
+    whole = GPT2.step_flops(tiny_model(n_layer=1).config, 8, 4)
+    for trainable, settings, expected in (
+        ("", LoraConfig(), whole),
+        ("ln_f", LoraConfig(), whole // 3),
+        ("", LoraConfig(2, targets="c_fc"), 2 * whole // 3),
+    ):
+        config = config_for(trainable)
+        config.model.lora = settings
+        assert step_for(config).flops(8, 4) == expected
+
+
 def test_the_estimate_of_memory_counts_what_is_trained():
     config = config_for()
     model = tiny_model()

@@ -133,11 +133,10 @@ def dropout_of(projection: TFConv1D, dropout: Dropout) -> Dropout:
       projection: has the adapter.
       dropout: of the network; without keys where it is not trained.
     """
-    adapter = adapter_of(projection)
-    is_trained = adapter is not None and isinstance(dropout.keys, tf.Tensor)
-    return dataclasses.replace(
-        dropout, rate=adapter.settings.dropout if is_trained else 0.0
-    )
+    adapter, rate = adapter_of(projection), 0.0
+    if adapter is not None and isinstance(dropout.keys, tf.Tensor):
+        rate = adapter.settings.dropout
+    return dataclasses.replace(dropout, rate=rate)
 
 
 def low_rank(

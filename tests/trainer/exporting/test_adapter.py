@@ -130,9 +130,10 @@ def test_a_run_with_lora_through_all_programs(trained, small_run, tmp_path):
     run, data = folder / "run", f"--data_dir={small_run / 'data'}"
     last = run / "checkpoints" / "step-00000006" / "state.safetensors"
     state = last.read_bytes()
-    assert (
-        len(state) < 200_000 < 0.02 * (folder / "base/model.safetensors").stat().st_size
-    )
+    # The adapters and AdamW's two moments, beside 13 MB of the base.
+    num_values = 4 * 8 * (256 + 768)
+    assert 3 * 4 * num_values < len(state) < 3 * 4 * num_values + 4_000
+    assert (folder / "base" / "model.safetensors").stat().st_size > 30 * len(state)
     shutil.rmtree(last.parent)
     succeed(*command)
     assert last.read_bytes() == state
@@ -165,11 +166,10 @@ def test_a_run_with_lora_through_all_programs(trained, small_run, tmp_path):
     assert texts[0] == texts[1]
     card = (tmp_path / "peft" / "README.md").read_text()
     assert "library_name: peft" in card
-    assert "# " in card
+    assert "Adapters of LoRA, which PEFT reads, for a GPT-2 with 3," in card
     page = tmp_path / "report.html"
     succeed("trainer.report", of_run, f"--output={page}")
-    assert "24,576 trained" not in page.read_text()
-    assert f"{4 * 8 * 4 * 256:,} trained" in page.read_text()
+    assert f"{num_values:,} trained" in page.read_text()
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ def _depend_on(keys: tf.Tensor, weights: Block) -> Block:
 def _split_qkv(weights: Affine) -> list[Affine]:
     """Splits the fused projection into those of queries, keys and values."""
     parts = (tf.split(weights.weight, 3, axis=1), tf.split(weights.bias, 3, axis=1))
-    adapters = [()] * 3
+    adapters: list[tuple[tf.Tensor, ...]] = [()] * 3
     if weights.adapter:
         down, up = weights.adapter
         adapters = [(down, third) for third in tf.split(up, 3, axis=1)]

@@ -13,7 +13,6 @@ import zlib
 from typing import Any
 
 import safetensors
-import tensorflow as tf
 import tf_keras
 from absl import logging
 
@@ -22,8 +21,8 @@ from configs.errors import DataError, RunError, TryAgainError
 from tfrecords import manifest as manifests
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
-from trainer.checkpoints import folders, tensor_file
-from trainer.models import lora, registry, variables
+from trainer.checkpoints import folders, lora_base, tensor_file
+from trainer.models import registry, variables
 from trainer.models.architecture import Architecture
 from trainer.models.create import create_model
 from trainer.run_dir import json_files
@@ -71,8 +70,8 @@ class Checkpoints:
         self._config = config
         self._manifest = manifest
         self._writes = writes
-        self._base_sha256 = _base_sha256(self._model)
-        self._variables = tensor_file.named("model", _saved(self._model))
+        self._base_sha256 = lora_base.sha256_of(self._model)
+        self._variables = tensor_file.named("model", lora_base.saved(self._model))
         self._variables |= tensor_file.named("optimizer", self._optimizer.variables)
         self._variables |= {
             "skipped_updates": training_step.skipped_updates,
@@ -231,7 +230,7 @@ class Checkpoints:
                 "other values, export it, and start in a new --workdir with "
                 "--config.model.initial_checkpoint set to the export."
             )
-        _check_base(record, self._base_sha256)
+        lora_base.check(record, self._base_sha256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,35 +276,12 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
         model = create_model(
             config.model, manifests.load(workdir), config.training.seed
         )
-        _check_base(record, _base_sha256(model))
+        lora_base.check(record, lora_base.sha256_of(model))
     else:
         configuration = architecture.configuration_class.from_dict(record.model_config)
         model = architecture.build(configuration)
-    _assign(folder, tensor_file.named("model", _saved(model)), whole=False)
+    _assign(folder, tensor_file.named("model", lora_base.saved(model)), whole=False)
     return LoadedModel(model, architecture, record)
-
-
-def _saved(model: tf_keras.Model) -> list[tf.Variable]:
-    """Returns the variables that a checkpoint holds: with LoRA, only its adapters."""
-    return lora.adapters(model) or model.variables
-
-
-def _base_sha256(model: tf_keras.Model) -> str:
-    """Returns the fingerprint of what LoRA's adapters belong to; "" without LoRA."""
-    if not lora.adapters(model):
-        return ""
-    return tensor_file.sha256_of(tensor_file.named("model", lora.base(model)))
-
-
-def _check_base(record: folders.Record, base_sha256: str) -> None:
-    if record.base_sha256 != base_sha256:
-        source = record.config["model"]["initial_checkpoint"] or "a random model"
-        raise DataError(
-            "The adapters of LoRA must be used with the weights that they were "
-            f"trained on. Received: weights {base_sha256[:12]}, made from {source}, "
-            f"and adapters of {record.base_sha256[:12]}. Put the weights that the run "
-            "began with back, or start in a new --workdir."
-        )
 
 
 def _assign(folder: str, variables: dict[str, Any], *, whole: bool) -> None:

@@ -24,7 +24,7 @@ from configs.schema import Config
 from trainer.models import lora, variables
 from trainer.models.architecture import Architecture, Options
 from trainer.runtime import strategy as strategies
-from trainer.tasks.create import assemble
+from trainer.tasks.create import assemble, flops
 from trainer.tasks.task import Task
 
 
@@ -97,8 +97,8 @@ def lower_run(
         "parameter_count": variables.num_parameters(model.variables),
         "trained_parameter_count": variables.num_parameters(training_step.trained),
         "optimizer_state_bytes": variables.num_bytes(training_step.optimizer.variables),
-        "flops_per_step": training_step.flops(
-            sequence_length, config.training.global_batch_size
+        "flops_per_step": flops(
+            training_step, sequence_length, config.training.global_batch_size
         ),
     }
     signature = task.signature(batch_size, sequence_length)

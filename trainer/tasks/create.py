@@ -127,6 +127,27 @@ def _log_sizes(
     )
 
 
+def flops(training_step: TrainingStep, sequence_length: int, num_sequences: int) -> int:
+    """Returns the FLOPs of the matrix products of a step.
+
+    A product's gradient is two more: of its weights, and of its input. With LoRA in
+    every layer the weights have none; what the adapters compute is not counted. Where
+    another part is trained, the forward pass alone is certain.
+
+    Args:
+      training_step: owns the model, and knows what is trained.
+      sequence_length: T, tokens of a record.
+      num_sequences: records of the step.
+    """
+    model = training_step.model
+    whole = training_step.architecture.step_flops(
+        model.config, sequence_length, num_sequences
+    )
+    if len(training_step.trained) == len(model.trainable_variables):
+        return whole
+    return whole * (2 if lora.is_in_every_layer(model) else 1) // 3
+
+
 def assemble(
     model: tf_keras.Model,
     architecture: Architecture,

@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from trainer.models import lora
 from trainer.models.architecture import DEFAULT_OPTIONS, Architecture, Options
 from trainer.models.layers.dropout import Dropout
 from trainer.models.layers.noise import row_keys
@@ -91,24 +90,6 @@ class TrainingStep(tf_keras.Model):
         )
         self._local_gradients = compile_local_work(self.local_gradients)
         self._local_sums = compile_local_work(self.local_sums)
-
-    def flops(self, sequence_length: int, num_sequences: int) -> int:
-        """Returns the FLOPs of the matrix products of a step.
-
-        A product's gradient is two more: of its weights, and of its input. With LoRA in
-        every layer the weights have none; what the adapters compute is not counted.
-        Where another part is trained, the forward pass alone is certain.
-
-        Args:
-          sequence_length: T, tokens of a record.
-          num_sequences: records of the step.
-        """
-        whole = self.architecture.step_flops(
-            self.model.config, sequence_length, num_sequences
-        )
-        if len(self.trained) == len(self.model.trainable_variables):
-            return whole
-        return whole * (2 if lora.is_in_every_layer(self.model) else 1) // 3
 
     def make_train_function(self, force: bool = False) -> Callable[[Any], Any]:
         """Returns the function that makes `steps_per_execution` steps, as Keras does.

@@ -146,8 +146,8 @@ class TrainingConfig:
     # What the model learns: "causal_lm" predicts each token from those before it.
     task: str = "causal_lm"
     # Patterns of the weights that are trained, separated by commas; the others are
-    # frozen. "wte" and "h.1*" match these parts of `transformer.h.11.ln_1.weight` and
-    # the like; "!wte" leaves out what it matches. Empty: all.
+    # frozen. "h.1*" and "ln_?" match whole parts of `transformer.h.11.ln_1.weight`;
+    # "!wte" leaves out what it matches. Empty: all.
     trainable: str = ""
     # global_batch_size = microbatch_size x num_replicas x accumulation_steps
     global_batch_size: int = 8

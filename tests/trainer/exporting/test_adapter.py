@@ -139,7 +139,7 @@ def test_a_run_with_lora_through_all_programs(trained, small_run, tmp_path):
     assert last.read_bytes() == state
 
     of_run = f"--workdir={run}"
-    for name in ("peft", "huggingface", "saved_model"):
+    for name in ("peft", "huggingface"):
         extra = (f"--format={name}", f"--output_dir={tmp_path / name}")
         succeed("trainer.export", of_run, *extra)
     tokens = np.random.default_rng(0).integers(0, 300, (2, 128))

@@ -138,9 +138,17 @@ def test_the_loop_over_microbatches_carries_no_sums_of_frozen_weights():
 
 
 def test_lora_trains_its_adapters_alone():
+    """The others keep every bit, and do so under two microbatches."""
     config = config_for()
     config.model.lora = LoraConfig(2)
-    step = step_for(config)
+    step = step_for(config, accumulation_steps=2)
+    before = {v.name: v.numpy() for v in step.model.variables}
+    for _ in range(2):  # B is 0 before the first step, and so is the gradient of A
+        step.train_step(BATCH)
+    moved = {
+        v.name for v in step.model.variables if (v.numpy() != before[v.name]).any()
+    }
+    assert moved == {v.name for v in step.trained}
     assert [v.name.rpartition("/")[2] for v in step.trained] == ["lora_a:0", "lora_b:0"]
     assert trained_variables(step.model, config.training) == step.trained
     assert len(TrainingStep(tiny_model(), GPT2, causal_lm.TASK).trained) == len(NAMES)

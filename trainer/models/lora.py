@@ -11,6 +11,7 @@ Dimensions: B sequences, T tokens, C channels in, D channels out, R the rank.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -126,17 +127,24 @@ def matrices(projection: TFConv1D) -> tuple[tf.Tensor, ...]:
     return tf.convert_to_tensor(adapter.down), adapter.scale * adapter.up
 
 
-def dropout_of(projection: TFConv1D, dropout: Dropout) -> Dropout:
-    """Returns the dropout of an adapter's inputs where the network is trained.
+def dropout_of(
+    dropout: Dropout, site: int, projection: TFConv1D, place: int
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the dropout of an adapter's inputs, which acts in training alone.
+
+    Its sites are below those of the network.
 
     Args:
-      projection: has the adapter.
       dropout: of the network; without keys where it is not trained.
+      site: of the network, the first of the block.
+      projection: that may have an adapter.
+      place: of the projection in its block, from 0 to 3.
     """
     adapter, rate = adapter_of(projection), 0.0
     if adapter is not None and isinstance(dropout.keys, tf.Tensor):
         rate = adapter.settings.dropout
-    return dataclasses.replace(dropout, rate=rate)
+    of_adapter = dataclasses.replace(dropout, rate=rate)
+    return functools.partial(of_adapter, site=-(4 * site + place))
 
 
 def low_rank(

@@ -161,12 +161,7 @@ def _block(
     batch, length, channels = x.shape
     heads = layer.attn.n_head
     dropout = Dropout(rate, keys, options.compiled)
-
-    def drop(projection: tf_keras.layers.Layer, place: int) -> Callable:
-        """Returns the dropout of an adapter; its sites are below the network's."""
-        of_adapter = lora.dropout_of(projection, dropout)
-        return functools.partial(of_adapter, site=-(4 * site + place))
-
+    drop = functools.partial(lora.dropout_of, dropout, site)
     if options.compiled and options.remat == "block":
         weights = _depend_on(keys, weights)
 

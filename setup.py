@@ -66,7 +66,12 @@ setup(
             "trustme==1.2.1",
         ],
         # Independent judges of the numerics.
-        "parity": ["torch==2.13.0", "optax==0.2.8"],
+        "parity": [
+            "accelerate==1.15.0",  # which PEFT asks for
+            "optax==0.2.8",
+            "peft==0.21.2",
+            "torch==2.13.0",
+        ],
     },
     entry_points={
         "console_scripts": [

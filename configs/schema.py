@@ -6,6 +6,7 @@ them. Nothing here imports TensorFlow, so a config loads in milliseconds.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Optional
 
 from configs.errors import UserError
@@ -76,6 +77,25 @@ class DataConfig:
 
 
 @dataclasses.dataclass
+class LoraConfig:
+    """Trains low-rank matrices beside frozen projections (Hu et al., 2021).
+
+    Source of the defaults: table 11 of https://arxiv.org/abs/2106.09685, GPT-2, and
+    the commands of its authors: alpha 32, dropout 0.1, on queries and values.
+    """
+
+    # Columns of an adapter's matrices. The authors take 4. 0: no LoRA.
+    rank: int = 0
+    # What an adapter adds is scaled by alpha / rank.
+    alpha: float = 32.0
+    # Of an adapter's inputs.
+    dropout: float = 0.1
+    # Patterns, as of `training.trainable`, that select among the projections c_attn,
+    # c_proj and c_fc. "attn.c_proj" is the one of the attention.
+    targets: str = "c_attn"
+
+
+@dataclasses.dataclass
 class ModelConfig:
     """Defines the network. A checkpoint's own shape overrides the fields `n_…`."""
 
@@ -88,6 +108,7 @@ class ModelConfig:
     embedding_size: int = 128
     # Hugging Face folder or name of the initial weights. Empty: random weights.
     initial_checkpoint: str = ""
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
 
 @dataclasses.dataclass
@@ -124,6 +145,10 @@ class TrainingConfig:
 
     # What the model learns: "causal_lm" predicts each token from those before it.
     task: str = "causal_lm"
+    # Patterns of the weights that are trained, separated by commas; the others are
+    # frozen. "h.1*" and "ln_?" match whole parts of `transformer.h.11.ln_1.weight`;
+    # "!wte" leaves out what it matches. Empty: all.
+    trainable: str = ""
     # global_batch_size = microbatch_size x num_replicas x accumulation_steps
     global_batch_size: int = 8
     # Sequences that a replica processes at once; gradients of the rest accumulate.
@@ -179,8 +204,8 @@ class TrackingConfig:
     sample_interval: int = 0
     sample_tokens: int = 50
     sample_prompt: str = ""
-    # Write histograms of the weights at each evaluation interval and after the last
-    # step.
+    # Write histograms of the trained weights at each evaluation interval and after the
+    # last step.
     histograms: bool = False
     # Log to Weights & Biases. With WANDB_MODE=offline it writes a folder and sends
     # nothing.
@@ -205,12 +230,17 @@ class Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Returns {"data.input": …, "model.n_layer": …}, in the order of the fields."""
-    return {
-        f"{concern}.{field}": value
-        for concern, fields in dataclasses.asdict(config).items()
-        for field, value in fields.items()
-    }
+    """Returns {"data.input": …, "model.lora.rank": …}, in the order of the fields."""
+    return dict(leaves(dataclasses.asdict(config)))
+
+
+def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("data.input", …) and so on of nested dicts such as a stored config."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def from_dict(values: dict[str, dict[str, Any]]) -> Config:
@@ -220,9 +250,10 @@ def from_dict(values: dict[str, dict[str, Any]]) -> Config:
       UserError: a field is missing or unknown to this version.
     """
     try:
+        lora = LoraConfig(**values["model"].get("lora", {}))
         return Config(
             data=DataConfig(**values["data"]),
-            model=ModelConfig(**values["model"]),
+            model=ModelConfig(**{**values["model"], "lora": lora}),
             optimizer=OptimizerConfig(**values["optimizer"]),
             training=TrainingConfig(**values["training"]),
             hardware=HardwareConfig(**values["hardware"]),

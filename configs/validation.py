@@ -3,12 +3,13 @@
 All problems are collected and raised as one error that says what to change.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Optional
 
 from configs import tpu
 from configs.errors import UserError
-from configs.schema import Config, flatten
+from configs.schema import Config, LoraConfig, flatten
 
 # Field -> allowed values.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -46,6 +47,8 @@ RANGES: dict[str, tuple[float, Optional[float]]] = {
     "model.n_embd": (1, None),
     "model.n_positions": (2, None),
     "model.embedding_size": (1, None),
+    "model.lora.rank": (0, None),
+    "model.lora.dropout": (0, 0.9),
     "optimizer.learning_rate": (0, None),
     "optimizer.final_learning_rate": (0, None),
     "optimizer.warmup_fraction": (0, 1),
@@ -82,6 +85,7 @@ def validate(config: Config) -> None:
         *_field_problems(flatten(config)),
         *_data_problems(config),
         *_model_problems(config),
+        *_lora_problems(config),
         *_training_problems(config),
     ]
     if problems:
@@ -133,6 +137,23 @@ def _model_problems(config: Config) -> Iterator[str]:
                 "`model.n_embd` must be a multiple of `model.n_head`. Received: "
                 f"{model.n_embd} and {model.n_head}. Change either."
             )
+
+
+def _lora_problems(config: Config) -> Iterator[str]:
+    lora = config.model.lora
+    if not 0 < lora.alpha < math.inf:
+        yield f"`model.lora.alpha` must be positive. Received: {lora.alpha}."
+    if not lora.rank and lora != LoraConfig():
+        yield (
+            "`model.lora.rank` must be positive if other fields of `model.lora` are "
+            "set. Received: 0, which means no LoRA. Set it, such as to 8."
+        )
+    if lora.rank and config.training.trainable:
+        yield (
+            "`training.trainable` must be empty with LoRA, which trains its adapters "
+            f"alone. Received: {config.training.trainable!r} and `model.lora.rank` "
+            f"{lora.rank}. Use `model.lora.targets`, or set the rank to 0."
+        )
 
 
 def _training_problems(config: Config) -> Iterator[str]:

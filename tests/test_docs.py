@@ -42,7 +42,7 @@ def test_paths_fields_and_targets_exist(page):
 
     known = schema.flatten(schema.Config())
     concerns = "|".join({name.split(".")[0] for name in known})
-    fields = set(re.findall(rf"(?:--config\.|`)((?:{concerns})\.\w+)", text))
+    fields = set(re.findall(rf"(?:--config\.|`)((?:{concerns})(?:\.\w+)+)", text))
     assert fields - {"model.safetensors"} <= set(known)  # a file
 
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M)

@@ -1,9 +1,13 @@
 """Exports a trained model: `python -m trainer.export --workdir=… --output_dir=…`.
 
 `--format=huggingface` writes a folder that PyTorch's transformers and other readers of
-GPT-2's safetensors open without TensorFlow; `--push_to_hub` uploads it.
+GPT-2's safetensors open without TensorFlow; LoRA's adapters are merged into it.
+`--format=peft` writes the adapters alone, for PEFT. `--push_to_hub` uploads either.
 `--format=saved_model` writes a SavedModel for TensorFlow alone or TensorFlow Serving.
 """
+
+import pathlib
+from typing import Any
 
 from absl import flags, logging
 
@@ -19,13 +23,16 @@ def define_flags() -> None:
     cli.define_model()
     cli.define_path("output_dir", "folder that is written: new, or empty")
     flags.DEFINE_enum(
-        "format", "huggingface", ["huggingface", "saved_model"], "what is written"
+        "format",
+        "huggingface",
+        ["huggingface", "saved_model", "peft"],
+        "what is written",
     )
     flags.DEFINE_enum(
         "dtype",
         "float32",
         ["float32", "bfloat16", "float16"],
-        "of huggingface's weights",
+        "of huggingface's and peft's weights",
     )
     flags.DEFINE_integer(
         "max_new_tokens",
@@ -36,7 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "push_to_hub",
         "",
-        "repository USER/NAME that huggingface's folder is uploaded to",
+        "repository USER/NAME that huggingface's or peft's folder is uploaded to",
     )
     flags.DEFINE_string(
         "license",
@@ -55,18 +62,16 @@ def main() -> None:
     """Runs the program."""
     cli.check_model(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     folders.check_new(FLAGS.output_dir)
-    if FLAGS.push_to_hub and FLAGS.format != "huggingface":
-        raise UserError("`--push_to_hub` needs `--format=huggingface`.")
+    if FLAGS.push_to_hub and FLAGS.format == "saved_model":
+        raise UserError("`--push_to_hub` needs `--format=huggingface` or `peft`.")
     uploader = None
     if FLAGS.push_to_hub:
         from trainer.exporting import hub
 
         uploader = hub.Uploader(FLAGS.push_to_hub)
 
-    import tensorflow as tf
-
     from trainer.checkpoints import pretrained
-    from trainer.exporting import huggingface, model_card, serving
+    from trainer.exporting import adapter
     from trainer.models import create
 
     trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
@@ -79,28 +84,43 @@ def main() -> None:
     tokenizer = create.load_tokenizer(
         trained.architecture, trained.tokenizer, trained.model
     )
-    gpt2 = trained.architecture.as_gpt2(trained.model)
+    if FLAGS.format == "peft":
+        adapter.check(trained)
     with folders.temporary(FLAGS.output_dir) as folder:
         logging.info("exporting %s to %s", trained.name, FLAGS.output_dir)
-        if FLAGS.format == "saved_model":
-            serving.save(gpt2, tokenizer, folder, FLAGS.max_new_tokens)
-        else:
-            dtype = tf.as_dtype(FLAGS.dtype)
-            huggingface.save(gpt2, tokenizer, folder, dtype, trained.dropout)
-            card = model_card.write(
-                trained,
-                FLAGS.workdir,
-                repository=FLAGS.push_to_hub,
-                license=FLAGS.license,
-                languages=FLAGS.language,
-                datasets=FLAGS.dataset,
-            )
-            (folder / folders.MODEL_CARD).write_text(card, encoding="utf-8")
+        _write(trained, tokenizer, folder)
         folder = folders.place(folder, FLAGS.output_dir)
         names = folders.file_names(folder)
         address = uploader.push(folder, FLAGS.private) if uploader else None
     result = {"output_dir": FLAGS.output_dir, "files": names, "hub": address}
     cli.print_result(result, as_json=FLAGS.json)
+
+
+def _write(trained: Any, tokenizer: Any, folder: pathlib.Path) -> None:
+    """Writes what `--format` asks for, and the model card beside what has one."""
+    import tensorflow as tf
+
+    from trainer.exporting import adapter, huggingface, model_card, serving
+
+    dtype = tf.as_dtype(FLAGS.dtype)
+    if FLAGS.format == "peft":
+        adapter.save(trained, tokenizer, folder, dtype)
+    else:
+        gpt2 = trained.architecture.as_gpt2(trained.model)
+        if FLAGS.format == "saved_model":
+            serving.save(gpt2, tokenizer, folder, FLAGS.max_new_tokens)
+            return
+        huggingface.save(gpt2, tokenizer, folder, dtype, trained.dropout)
+    card = model_card.write(
+        trained,
+        FLAGS.workdir,
+        repository=FLAGS.push_to_hub,
+        license=FLAGS.license,
+        languages=FLAGS.language,
+        datasets=FLAGS.dataset,
+        is_adapter=FLAGS.format == "peft",
+    )
+    (folder / folders.MODEL_CARD).write_text(card, encoding="utf-8")
 
 
 def run() -> None:

@@ -76,6 +76,7 @@ def _rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "  temporaries", gib(plan["temporary_bytes"])
     yield "  the program itself", gib(plan["generated_code_bytes"])
     yield "parameters", f"{plan['parameter_count']:,}"
+    yield "  trained", f"{plan['trained_parameter_count']:,}"
     yield "optimizer state", f"{plan['optimizer_state_bytes'] / 1e6:,.1f} MB"
     yield "a step", f"{plan['global_batch_size']} x {plan['sequence_length']} tokens"
     yield (

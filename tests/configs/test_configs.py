@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import math
+import operator
 import subprocess
 import sys
 
@@ -76,18 +78,41 @@ def test_all_problems_are_reported_at_once():
 
 @pytest.mark.parametrize("field", sorted(validation.RANGES))
 def test_a_value_below_its_range_is_refused(field):
-    concern, name = field.split(".")
+    concern, _, name = field.rpartition(".")
     config = schema.Config()
     low, _ = validation.RANGES[field]
-    setattr(getattr(config, concern), name, low - 1)
+    setattr(operator.attrgetter(concern)(config), name, low - 1)
     with pytest.raises(UserError, match=f"`{field}` must be"):
+        validation.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("lora", "trainable", "message"),
+    [
+        ({"rank": 4, "alpha": 0.0}, "", "`model.lora.alpha` must be positive"),
+        ({"rank": 4, "alpha": math.nan}, "", "`model.lora.alpha` must be positive"),
+        ({"targets": "c_fc"}, "", "`model.lora.rank` must be positive if other"),
+        ({"rank": 4}, "wte", "`training.trainable` must be empty with LoRA"),
+    ],
+)
+def test_lora_that_makes_no_sense_is_refused(lora, trainable, message):
+    config = schema.Config()
+    config.model.lora = schema.LoraConfig(**lora)
+    config.training.trainable = trainable
+    with pytest.raises(UserError, match=message):
         validation.validate(config)
 
 
 def test_a_config_is_restored_from_its_dict():
     config = schema.Config()
     config.optimizer.beta_1 = 0.5
-    assert schema.from_dict(dataclasses.asdict(config)) == config
+    config.model.lora.rank = 4
+    values = dataclasses.asdict(config)
+    assert schema.from_dict(values) == config
+    assert schema.flatten(config)["model.lora.rank"] == 4
+    # As older versions wrote it.
+    del values["model"]["lora"], values["training"]["trainable"]
+    assert schema.from_dict(values).model.lora == schema.LoraConfig()
     with pytest.raises(UserError, match="must be of this version"):
         schema.from_dict({**dataclasses.asdict(config), "model": {"depth": 3}})
 

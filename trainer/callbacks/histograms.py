@@ -1,4 +1,4 @@
-"""Histograms of the weights while a run trains."""
+"""Histograms of the trained weights while a run trains."""
 
 import functools
 
@@ -8,7 +8,7 @@ from trainer.run_dir.metrics import MetricsLog
 
 
 class Histograms(AtIntervals):
-    """Gives the weights to the trackers at intervals, and after the last step.
+    """Gives the trained weights to the trackers at intervals, and after the last step.
 
     Args:
       log: of the run, which has the trackers.
@@ -21,8 +21,7 @@ class Histograms(AtIntervals):
 
     @functools.cached_property
     def _weights(self) -> tensor_file.HostCopy:
-        variables = self.model.model.variables
-        return tensor_file.HostCopy(tensor_file.named("model", variables))
+        return tensor_file.HostCopy(tensor_file.named("model", self.model.trained))
 
     def _act(self, step: int) -> None:
         self._log.write_histograms(step, self._weights.take())

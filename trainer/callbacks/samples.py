@@ -44,17 +44,13 @@ class Samples(AtIntervals):
         self._log = log
         self._prompt = prompt
         with strategies.on_host():
-            copy = architecture.build(model.config)
-            gpt2 = architecture.as_gpt2(copy)
+            gpt2 = architecture.as_gpt2(architecture.build(model.config))
             self._sample = create_sampler(gpt2)
-        pairs = list(zip(copy.variables, model.variables, strict=True))
 
         # One function: each variable read by itself would wait for the device.
         @functools.partial(tf.function, autograph=False)
         def copy_weights() -> None:
-            for mine, theirs in pairs:
-                mine.assign(tf.identity(theirs))
-            architecture.as_gpt2(copy, gpt2)
+            architecture.as_gpt2(model, gpt2)
 
         self._copy_weights = copy_weights
 

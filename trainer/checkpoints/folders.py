@@ -38,6 +38,7 @@ class Record:
     model_config: dict[str, Any]  # the architecture's configuration
     dataset_fingerprint: str
     tokenizer_fingerprint: str
+    base_sha256: str = ""  # of the frozen weights that LoRA's adapters belong to
 
 
 def root(workdir: str) -> str:

@@ -18,11 +18,13 @@ from absl import logging
 
 from configs import schema
 from configs.errors import DataError, RunError, TryAgainError
+from tfrecords import manifest as manifests
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
-from trainer.checkpoints import folders, tensor_file
+from trainer.checkpoints import folders, lora_base, tensor_file
 from trainer.models import registry, variables
 from trainer.models.architecture import Architecture
+from trainer.models.create import create_model
 from trainer.run_dir import json_files
 from trainer.tasks.step import TrainingStep
 
@@ -68,7 +70,8 @@ class Checkpoints:
         self._config = config
         self._manifest = manifest
         self._writes = writes
-        self._variables = tensor_file.named("model", self._model.variables)
+        self._base_sha256 = lora_base.sha256_of(self._model)
+        self._variables = tensor_file.named("model", lora_base.saved(self._model))
         self._variables |= tensor_file.named("optimizer", self._optimizer.variables)
         self._variables |= {
             "skipped_updates": training_step.skipped_updates,
@@ -81,7 +84,7 @@ class Checkpoints:
 
     def fingerprint(self) -> str:
         """Returns the CRC-32 of all values, to compare machines."""
-        crc = 0
+        crc = zlib.crc32(self._base_sha256.encode())
         for value in self._host_copy.take().values():
             crc = zlib.crc32(value.tobytes(), crc)
         return f"{crc:08x}"
@@ -148,8 +151,12 @@ class Checkpoints:
                 model_config=self._model.config.to_dict(),
                 dataset_fingerprint=self._manifest.fingerprint,
                 tokenizer_fingerprint=self._manifest.tokenizer_fingerprint,
+                base_sha256=self._base_sha256,
             )
-            json_files.write(f"{folder}/{folders.RECORD}", dataclasses.asdict(record))
+            fields = dataclasses.asdict(record)
+            if not self._base_sha256:  # older versions know no such field
+                del fields["base_sha256"]
+            json_files.write(f"{folder}/{folders.RECORD}", fields)
             self._remove_old(best_step)
         except Exception as error:  # any failure of the thread must stop the run
             # The address of a resumable upload grants access, like a key.
@@ -223,6 +230,7 @@ class Checkpoints:
                 "other values, export it, and start in a new --workdir with "
                 "--config.model.initial_checkpoint set to the export."
             )
+        lora_base.check(record, self._base_sha256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +250,8 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
       step: of the checkpoint; 0: the newest intact one.
 
     Raises:
-      DataError: the workdir has no checkpoint, or not that one, or only damaged ones.
+      DataError: the workdir has no checkpoint, or not that one, or only damaged ones;
+        or LoRA's base has changed.
     """
     checkpoint_folders = folders.list_folders(folders.root(workdir))
     wanted = [
@@ -262,9 +271,16 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
         )
     folder, record = newest
     architecture = registry.get(record.config["model"]["architecture"])
-    configuration = architecture.configuration_class.from_dict(record.model_config)
-    model = architecture.build(configuration)
-    _assign(folder, tensor_file.named("model", model.variables), whole=False)
+    if record.base_sha256:
+        config = schema.from_dict(record.config)
+        model = create_model(
+            config.model, manifests.load(workdir), config.training.seed
+        )
+        lora_base.check(record, lora_base.sha256_of(model))
+    else:
+        configuration = architecture.configuration_class.from_dict(record.model_config)
+        model = architecture.build(configuration)
+    _assign(folder, tensor_file.named("model", lora_base.saved(model)), whole=False)
     return LoadedModel(model, architecture, record)
 
 

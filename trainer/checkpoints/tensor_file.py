@@ -4,6 +4,7 @@ The file holds names, shapes and values, never code.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
@@ -17,6 +18,7 @@ import tensorflow as tf
 from configs.errors import DataError
 from tfrecords import checksums
 from tfrecords.storage import files
+from trainer.models.variables import num_bytes as num_bytes_of
 from trainer.runtime import strategy as strategies
 
 # The scope that Keras gives to a model, numbered within the process.
@@ -38,11 +40,8 @@ def named(owner: str, variables: Iterable[tf.Variable]) -> dict[str, tf.Variable
     }
 
 
-class HostCopy:
-    """A buffer in host memory for a copy of all values.
-
-    The buffer is allocated once: allocating at each save takes longer than copying.
-    Variables are read in groups: each read by itself would wait for the device.
+class _Reader:
+    """Reads variables in groups: each read by itself would wait for the device.
 
     Args:
       variables: by name.
@@ -50,36 +49,63 @@ class HostCopy:
 
     def __init__(self, variables: dict[str, tf.Variable]):
         self._variables = variables
-        self._values = {
-            name: np.empty(variable.shape, variable.dtype.as_numpy_dtype)
-            for name, variable in variables.items()
-        }
         # Traced once for each group of names.
         self._read = tf.function(self._read_group, autograph=False)
 
-    def take(self) -> dict[str, np.ndarray]:
-        """Copies the current values. They are valid until the next call."""
+    def views(self) -> Iterator[tuple[str, memoryview]]:
+        """Yields names, and views of host tensors; `numpy()` would copy them."""
         for names in self._groups():
             for name, value in zip(names, self._read(names), strict=True):
-                # A view of the host tensor; `numpy()` would copy it.
-                np.copyto(self._values[name], memoryview(value))
-        return self._values
+                yield name, memoryview(value)
 
     def _groups(self) -> Iterator[tuple[str, ...]]:
         """Yields names of variables that are read at once, and together are small."""
         names: list[str] = []
         num_bytes = 0
-        for name, value in self._values.items():
-            if names and num_bytes + value.nbytes > _GROUP_BYTES:
+        for name, variable in self._variables.items():
+            size = num_bytes_of([variable])
+            if names and num_bytes + size > _GROUP_BYTES:
                 yield tuple(names)
                 names, num_bytes = [], 0
             names.append(name)
-            num_bytes += value.nbytes
+            num_bytes += size
         yield tuple(names)
 
     def _read_group(self, names: tuple[str, ...]) -> list[tf.Tensor]:
         with strategies.on_host():
             return [tf.identity(self._variables[name]) for name in names]
+
+
+class HostCopy:
+    """A buffer in host memory for a copy of all values.
+
+    The buffer is allocated once: allocating at each save takes longer than copying.
+
+    Args:
+      variables: by name.
+    """
+
+    def __init__(self, variables: dict[str, tf.Variable]):
+        self._reader = _Reader(variables)
+        self._values = {
+            name: np.empty(variable.shape, variable.dtype.as_numpy_dtype)
+            for name, variable in variables.items()
+        }
+
+    def take(self) -> dict[str, np.ndarray]:
+        """Copies the current values. They are valid until the next call."""
+        for name, value in self._reader.views():
+            np.copyto(self._values[name], value)
+        return self._values
+
+
+def sha256_of(variables: dict[str, tf.Variable]) -> str:
+    """Returns the SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for name, value in _Reader(variables).views():
+        digest.update(name.encode())
+        digest.update(value)
+    return digest.hexdigest()
 
 
 def write(values: dict[str, np.ndarray], path: str) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from tfrecords.storage import files
 
 MODEL_CARD = "README.md"
 # The files by which readers recognize a model: written last.
-_MARKS = ("config.json", "saved_model.pb")
+_MARKS = ("config.json", "saved_model.pb", "adapter_config.json")
 
 
 def check_new(output_dir: str) -> None:

@@ -57,11 +57,18 @@ def save(
     GenerationConfig(
         max_new_tokens=default_new_tokens(num_positions), **ids
     ).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, num_positions)
+    # safetensors makes its file readable for the owner alone.
+    shutil.copymode(folder / "config.json", folder / _WEIGHTS)
+
+
+def save_tokenizer(
+    tokenizer: GPT2TokenizerFast, folder: pathlib.Path, num_positions: int
+) -> None:
+    """Writes the tokenizer of a model with that many positions."""
     tokenizer.model_max_length = num_positions
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.save_pretrained(folder)
-    # safetensors makes its file readable for the owner alone.
-    shutil.copymode(folder / "config.json", folder / _WEIGHTS)
 
 
 def default_new_tokens(num_positions: int) -> int:

@@ -17,7 +17,7 @@ from tfrecords import manifest as manifests
 from tfrecords.storage import files
 from trainer.checkpoints.pretrained import Pretrained
 from trainer.exporting import huggingface
-from trainer.models import variables
+from trainer.models import lora, variables
 from trainer.optimizers import factory, schedule
 from trainer.run_dir import json_files, layout, results
 
@@ -47,6 +47,7 @@ def write(
     license: str = "",
     languages: Sequence[str] = (),
     datasets: Sequence[str] = (),
+    is_adapter: bool = False,
 ) -> str:
     """Returns the card as Markdown with a YAML header.
 
@@ -57,12 +58,15 @@ def write(
       license: of the model; empty: that of the initial checkpoint's card, else unknown.
       languages: that the model writes, as ISO codes.
       datasets: names on the hub.
+      is_adapter: whether the folder holds LoRA's adapters alone, for PEFT.
     """
     shape = trained.model.config
     name = "GPT-2"
     if trained.architecture.name != "gpt2":
         name = f"GPT-2, written from {trained.architecture.name},"
-    count = variables.num_parameters(trained.model.variables)
+    count = variables.num_parameters(lora.base(trained.model))
+    if is_adapter:
+        name = f"Adapters of LoRA, which PEFT reads, for a {name}"
     sections = [
         f"# {PurePosixPath(trained.name).name}",
         f"{name} with {count:,} parameters: {shape.n_layer} "
@@ -84,7 +88,7 @@ def write(
         sections += _of_results(evaluations)
     sections += ["## Use", _use(repository, shape.n_positions)]
     header = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["gpt2", "gpt2-tpu"],
         license=license or _license(source) or "unknown",

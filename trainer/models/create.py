@@ -12,7 +12,7 @@ from configs.schema import ModelConfig
 from tfrecords import checksums, fingerprints
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
-from trainer.models import registry
+from trainer.models import lora, registry
 from trainer.models.architecture import Architecture
 
 _ADD_ROWS = (
@@ -32,7 +32,7 @@ def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras
       seed: of random weights.
 
     Raises:
-      UserError: model and data do not fit together.
+      UserError: model and data do not fit together, or LoRA does not fit the model.
     """
     architecture = registry.get(config.architecture)
     if config.initial_checkpoint:
@@ -59,6 +59,7 @@ def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras
         model = architecture.build(configuration)
         architecture.initialize(model, seed)
     check_fits(model, manifest)
+    lora.attach(model, config.lora, seed)
     return model
 
 

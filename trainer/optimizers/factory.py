@@ -4,14 +4,12 @@ An optimizer is one entry of `_OPTIMIZERS`. Weight decay leaves out biases and l
 norms.
 """
 
-import collections
-import re
-
 import tensorflow as tf
 import tf_keras
 from absl import logging
 
 from configs.schema import OptimizerConfig
+from trainer.models.variables import listed, name_of
 from trainer.optimizers.adafactor import is_matrix
 from trainer.optimizers.schedule import Schedule
 from trainer.optimizers.skip_nonfinite import (
@@ -68,27 +66,13 @@ def create(
     Args:
       config: name and constants of the optimizer.
       schedule: the learning rate.
-      variables: trainable variables of the model; only matrices are decayed.
+      variables: that are trained; of them, only matrices are decayed.
     """
     optimizer = _OPTIMIZERS[config.name](config, schedule)
     vectors = [variable for variable in variables if not is_matrix(variable)]
     optimizer.exclude_from_weight_decay(var_list=vectors)
     if config.weight_decay:
-        logging.info("weight decay %g on %s", config.weight_decay, _names(variables))
+        names = map(name_of, filter(is_matrix, variables))
+        logging.info("weight decay %g on %s", config.weight_decay, listed(names))
     optimizer.build(variables)
     return optimizer
-
-
-def _short_name(variable: tf.Variable) -> str:
-    """Returns the name without the model's scopes."""
-    return variable.name.rpartition("transformer/")[2].removesuffix(":0")
-
-
-def _names(variables: list[tf.Variable]) -> str:
-    """Lists the matrices; one of every layer is named once."""
-    names = collections.Counter(
-        re.sub(r"\bh_\._\d+/", "h_._*/", _short_name(variable))
-        for variable in variables
-        if is_matrix(variable)
-    )
-    return ", ".join(f"{name} (x {count})" for name, count in names.items())

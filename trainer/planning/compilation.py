@@ -21,10 +21,10 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from configs import tpu
 from configs.errors import UserError
 from configs.schema import Config
-from trainer.models import variables
+from trainer.models import lora, variables
 from trainer.models.architecture import Architecture, Options
 from trainer.runtime import strategy as strategies
-from trainer.tasks.create import assemble
+from trainer.tasks.create import assemble, flops
 from trainer.tasks.task import Task
 
 
@@ -36,8 +36,8 @@ def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
       **run: the other arguments of `lower_run`.
 
     Returns:
-      The result of `tpu_compiler.compile_step`, `parameter_count` and
-      `optimizer_state_bytes`.
+      The result of `tpu_compiler.compile_step`, `parameter_count`,
+      `trained_parameter_count`, `optimizer_state_bytes` and `flops_per_step`.
 
     Raises:
       UserError: the step cannot be compiled as a whole, or no compiler is installed.
@@ -81,6 +81,7 @@ def lower_run(
 ) -> tuple[bytes, dict[str, int]]:
     """Lowers a run's step; returns the HLO and the sizes of its variables."""
     model = architecture.build(model_config)
+    lora.attach(model, config.model.lora, config.training.seed)
     training_step = assemble(
         model,
         architecture,
@@ -94,7 +95,11 @@ def lower_run(
     batch_size = microbatch_size * accumulation_steps
     sizes = {
         "parameter_count": variables.num_parameters(model.variables),
+        "trained_parameter_count": variables.num_parameters(training_step.trained),
         "optimizer_state_bytes": variables.num_bytes(training_step.optimizer.variables),
+        "flops_per_step": flops(
+            training_step, sequence_length, config.training.global_batch_size
+        ),
     }
     signature = task.signature(batch_size, sequence_length)
     return lower(training_step.packed_step, signature), sizes

@@ -89,6 +89,7 @@ def check(config: Config, hardware: DetectedHardware) -> bool:
 
 def plan_key(config: Config, model_config: Any, sequence_length: int) -> dict[str, Any]:
     """Returns what a plan depends on besides the TPU type and the batch sizes."""
+    lora = config.model.lora
     names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
     return {
         "format_version": PLAN_FORMAT_VERSION,
@@ -99,6 +100,9 @@ def plan_key(config: Config, model_config: Any, sequence_length: int) -> dict[st
         "dropout": config.training.dropout > 0,
         "precision": config.training.precision,
         "remat": config.training.remat,
+        # None for what older plans do not have.
+        "trainable": config.training.trainable or None,
+        "lora": dataclasses.asdict(lora) if lora.rank else None,
     }
 
 

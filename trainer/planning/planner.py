@@ -85,6 +85,7 @@ def make(
         "num_replicas": num_replicas,
         **_memory(compiled, tpu_type),
         "parameter_count": compiled["parameter_count"],
+        "trained_parameter_count": compiled["trained_parameter_count"],
         "optimizer_state_bytes": compiled["optimizer_state_bytes"],
         "sequence_length": length,
         "global_batch_size": settings.global_batch_size,
@@ -93,7 +94,7 @@ def make(
         "remat": remat,
         "max_microbatch_size": largest,
         **_bounds(
-            architecture.step_flops(model_config, length, settings.global_batch_size),
+            compiled["flops_per_step"],
             compiled.get("argument_bytes", 0) + compiled.get("output_bytes", 0),
             tpu_type,
             num_tokens=settings.global_batch_size * length,
@@ -101,7 +102,7 @@ def make(
         ),
         "warnings": [
             *assumptions,
-            *warnings(config, manifest, tpu_type, compiled["parameter_count"]),
+            *warnings(config, manifest, tpu_type, compiled["trained_parameter_count"]),
         ],
         # With an assumed model, no run may follow the plan.
         "planned_for": (

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from configs import schema
 from configs.errors import UserError
 from tfrecords import manifest as manifests
 from tfrecords.manifest import Manifest
@@ -58,11 +59,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The config, by full names such as "data.input"."""
-        return {
-            f"{section}.{field}": value
-            for section, fields in self.record.get("config", {}).items()
-            for field, value in fields.items()
-        }
+        return dict(schema.leaves(self.record.get("config", {})))
 
     @property
     def summary(self) -> str:

@@ -62,7 +62,8 @@ def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
         remark = f"of {measured.total_seconds:,.0f} s in steps that stay"
         yield "Goodput", f"{measured.share:.1%}", remark
     if count := run.record.get("parameter_count"):
-        yield "Parameters", f"{count:,}", ""
+        trained = run.record.get("trained_parameter_count", count)
+        yield "Parameters", f"{count:,}", f"{trained:,} trained" * (trained < count)
 
 
 def _perplexity(loss: float) -> str:
@@ -194,6 +195,9 @@ def differences(runs: Sequence[Run]) -> Rows:
             **run.config,
             "hardware": run.record.get("hardware"),
             "parameters": run.record.get("parameter_count"),
+            "trained parameters": run.record.get(
+                "trained_parameter_count", run.record.get("parameter_count")
+            ),
             "dataset": run.manifest.fingerprint[:16] if run.manifest else None,
             **{f"version of {k}": v for k, v in run.record.get("versions", {}).items()},
         }

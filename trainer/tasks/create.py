@@ -6,10 +6,10 @@ import tensorflow as tf
 import tf_keras
 from absl import logging
 
-from configs.schema import Config
+from configs.schema import Config, TrainingConfig
 from tfrecords.manifest import Manifest
+from trainer.models import lora, variables
 from trainer.models import registry as architectures
-from trainer.models import variables
 from trainer.models.architecture import Architecture, Options
 from trainer.models.create import create_model
 from trainer.optimizers import factory
@@ -47,7 +47,12 @@ def create_training_step(
     if strategies.detect_hardware(strategy).kind == "CPU":
         num_replicas = strategy.num_replicas_in_sync // strategies.machines(strategy)[0]
         num_bytes = host_memory.estimate(
-            model, architecture, config, manifest.sequence_length, num_replicas
+            model,
+            trained_variables(model, settings),
+            architecture,
+            config,
+            manifest.sequence_length,
+            num_replicas,
         )
         host_memory.report(num_bytes)
     step = assemble(
@@ -69,6 +74,23 @@ def create_training_step(
     return step
 
 
+def trained_variables(
+    model: tf_keras.Model, settings: TrainingConfig
+) -> list[tf.Variable]:
+    """Returns the variables that are trained: all, those selected, or LoRA's.
+
+    Raises:
+      UserError: the patterns of `training.trainable` match nothing, or leave nothing.
+    """
+    if adapters := lora.adapters(model):
+        return adapters
+    named = [(variables.name_of(v), v) for v in model.trainable_variables]
+    names = variables.select(
+        "training.trainable", settings.trainable, [name for name, _ in named]
+    )
+    return [variable for name, variable in named if name in names]
+
+
 def _log_sizes(
     step: TrainingStep,
     config: Config,
@@ -77,15 +99,19 @@ def _log_sizes(
 ) -> None:
     """Logs the sizes of model and step, and warns of too little text."""
     settings = config.training
-    parameter_count = variables.num_parameters(step.model.variables)
+    trained_count = variables.num_parameters(step.trained)
     logging.info(
-        "%s parameters, %s bytes of optimizer state",
-        f"{parameter_count:,}",
+        "%s parameters, of which %s are trained, %s bytes of optimizer state",
+        f"{variables.num_parameters(step.model.variables):,}",
+        f"{trained_count:,}",
         f"{variables.num_bytes(step.optimizer.variables):,}",
     )
+    if trained_count < variables.num_parameters(step.model.variables):
+        names = map(variables.name_of, step.trained)
+        logging.info("trained are %s", variables.listed(names))
     warning = memorization.expected(
         manifest.split("train").tokens,
-        parameter_count,
+        trained_count,
         pretrained=bool(config.model.initial_checkpoint),
     )
     if warning:
@@ -100,6 +126,27 @@ def _log_sizes(
         settings.microbatch_size,
         settings.remat,
     )
+
+
+def flops(training_step: TrainingStep, sequence_length: int, num_sequences: int) -> int:
+    """Returns the FLOPs of the matrix products of a step.
+
+    A product's gradient is two more: of its weights, and of its input. With LoRA in
+    every layer the weights have none; what the adapters compute is not counted. Where
+    another part is trained, the forward pass alone is certain.
+
+    Args:
+      training_step: owns the model, and knows what is trained.
+      sequence_length: T, tokens of a record.
+      num_sequences: records of the step.
+    """
+    model = training_step.model
+    whole = training_step.architecture.step_flops(
+        model.config, sequence_length, num_sequences
+    )
+    if len(training_step.trained) == len(model.trainable_variables):
+        return whole
+    return whole * (2 if lora.is_in_every_layer(model) else 1) // 3
 
 
 def assemble(
@@ -119,8 +166,12 @@ def assemble(
       config: of the run.
       num_steps: of the whole run.
       **hardware_settings: arguments of `TrainingStep` that depend on the hardware.
+
+    Raises:
+      UserError: the patterns of `training.trainable` match nothing, or leave nothing.
     """
     settings = config.training
+    trained = trained_variables(model, settings)
     step = TrainingStep(
         model,
         architecture,
@@ -128,11 +179,12 @@ def assemble(
         dropout=settings.dropout,
         clip_norm=config.optimizer.clip_norm,
         seed=settings.seed,
+        trained=trained,
         **hardware_settings,
     )
     schedule = Schedule(config.optimizer, num_steps)
     step.compile(
-        optimizer=factory.create(config.optimizer, schedule, model.trainable_variables),
+        optimizer=factory.create(config.optimizer, schedule, trained),
         steps_per_execution=min(settings.steps_per_execution, num_steps),
     )
     return step

@@ -1,12 +1,14 @@
 """Estimates what training on a CPU needs of this machine's memory."""
 
 import os
+from collections.abc import Sequence
 
+import tensorflow as tf
 import tf_keras
 from absl import logging
 
 from configs.schema import Config
-from trainer.models import variables
+from trainer.models import lora, variables
 from trainer.models.architecture import Architecture
 from trainer.models.layers import cross_entropy
 
@@ -16,6 +18,7 @@ _PROGRAM_BYTES = 700 * 2**20
 
 def estimate(
     model: tf_keras.Model,
+    trained: Sequence[tf.Variable],
     architecture: Architecture,
     config: Config,
     sequence_length: int,
@@ -25,6 +28,7 @@ def estimate(
 
     Args:
       model: the model that is trained.
+      trained: those of its variables that are updated.
       architecture: of the model.
       config: of the run.
       sequence_length: T, tokens of a record.
@@ -32,13 +36,17 @@ def estimate(
     """
     settings, optimizer = config.training, config.optimizer
     weights = variables.num_bytes(model.variables)
+    saved = variables.num_bytes(lora.adapters(model)) or weights
     vocabulary, channels = architecture.output_table(model).shape
     # Moments of the weights' size; Adafactor's rows and columns are nothing beside it.
     num_moments = 2 if optimizer.name == "adamw" else int((optimizer.beta_1 or 0) > 0)
     # At the update: the gradients, the weights as they were, and their difference, of
     # which the norm is logged. The embedding has two gradients more, since it also
     # makes the logits, and that one is scaled.
-    gradients = 3 * weights + 2 * 4 * vocabulary * channels
+    updated = variables.num_bytes(trained)
+    gradients = 3 * updated
+    if any(variable.shape == (vocabulary, channels) for variable in trained):
+        gradients += 2 * 4 * vocabulary * channels
     tokens = settings.microbatch_size * sequence_length
     width = 2 if settings.precision == "bfloat16" else 4
     values = architecture.activation_values(
@@ -48,14 +56,14 @@ def estimate(
     logits = 3 * min(tokens, cross_entropy.CHUNK_TOKENS) * vocabulary * 4
     replica = {
         "weights": weights,
-        "optimizer state": num_moments * weights,
+        "optimizer state": num_moments * updated,
         "gradients": gradients,
         "activations": int(tokens * values * width),
         "logits": logits,
     }
     return {
         **{name: num_replicas * size for name, size in replica.items()},
-        "copy to save": weights * (1 + num_moments),
+        "copy to save": saved + num_moments * updated,
         "program": _PROGRAM_BYTES,
     }
 

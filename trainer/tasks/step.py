@@ -5,7 +5,7 @@ Dimensions: B records, T tokens.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ class TrainingStep(tf_keras.Model):
       accumulation_steps: microbatches of a step on each replica.
       clip_norm: bound on the gradient's global norm; 0: none.
       seed: of the dropout.
+      trained: the variables that are updated; None: all. Nothing is computed or kept
+        for the others.
       compile_local: compile each replica's own work by XLA. Collectives stay outside:
         XLA has none for MirroredStrategy. On a TPU everything is compiled anyway.
       compile_update: compile what follows the reduction as well.
@@ -63,6 +65,7 @@ class TrainingStep(tf_keras.Model):
         accumulation_steps: int = 1,
         clip_norm: float = 0.0,
         seed: int = 0,
+        trained: Sequence[tf.Variable] | None = None,
         compile_local: bool = False,
         compile_update: bool = False,
         all_reduce: Callable[[Any], Any] = strategies.all_reduce_sum,
@@ -72,6 +75,7 @@ class TrainingStep(tf_keras.Model):
         # add up the replicas' values, except on a TPU.
         self.distribute_reduction_method = "first"
         self.model = model
+        self.trained = model.trainable_variables if trained is None else trained
         self.architecture = architecture
         self.task = task
         compiled = compile_local or options.compiled
@@ -187,7 +191,7 @@ class TrainingStep(tf_keras.Model):
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, norm)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-        variables = self.model.trainable_variables
+        variables = self.trained
         before = [tf.identity(variable) for variable in variables]
         with self.optimizer.apply_if(finite):
             self.optimizer.apply_gradients(
@@ -229,11 +233,12 @@ class TrainingStep(tf_keras.Model):
         Returns:
           float32 [], float32 [], and float32 gradients of the summed loss.
         """
-        variables = self.model.trainable_variables
+        variables = self.trained
 
         def microbatch(batch: Batch, keys: tf.Tensor) -> tuple:
             dropout = Dropout(self.dropout, keys, self.options.compiled)
-            with tf.GradientTape() as tape:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
                 loss, weight = self.task.summed_loss(
                     self.architecture, self.model, batch, self.options, dropout
                 )

@@ -21,6 +21,7 @@ from trainer.generation.settings import Settings
 from trainer.models import create
 from trainer.models.architecture import Architecture
 from trainer.run_dir.metrics import MetricsLog
+from trainer.tasks.create import flops
 from trainer.tasks.step import TrainingStep
 from trainer.training.run import Run
 
@@ -46,10 +47,8 @@ def measuring(
         log,
         bar,
         tokens_per_step=run.tokens_per_step,
-        flops_per_step=training_step.architecture.step_flops(
-            training_step.model.config,
-            run.manifest.sequence_length,
-            config.global_batch_size,
+        flops_per_step=flops(
+            training_step, run.manifest.sequence_length, config.global_batch_size
         ),
         peak_flops=run.hardware.peak_flops,
         strategy=run.strategy,

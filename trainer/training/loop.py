@@ -244,6 +244,7 @@ def _describe(run: Run, step: int, training_step: TrainingStep) -> None:
         run.config,
         hardware=run.hardware.name,
         parameter_count=variables.num_parameters(training_step.model.variables),
+        trained_parameter_count=variables.num_parameters(training_step.trained),
         num_steps=run.num_steps,
         tokens_per_step=run.tokens_per_step,
         model_config=training_step.model.config.to_dict(),

@@ -17,7 +17,7 @@ def test_a_copy_in_groups_has_all_values_of_now(monkeypatch):
             for name, size in sizes.items()
         }
     copy = tensor_file.HostCopy(variables)
-    groups = [set(names) for names in copy._groups()]
+    groups = [set(names) for names in copy._reader._groups()]
     assert groups == [{"a", "b"}, {"c"}, {"d", "e"}]  # c alone is larger than a group
     for added in (0.0, 1.0):
         for variable in variables.values():
@@ -25,4 +25,13 @@ def test_a_copy_in_groups_has_all_values_of_now(monkeypatch):
         values = copy.take()
         for name, size in sizes.items():
             np.testing.assert_array_equal(values[name], np.full(size, size + added))
-    assert copy._read.experimental_get_tracing_count() == len(groups)
+    assert copy._reader._read.experimental_get_tracing_count() == len(groups)
+
+
+def test_a_fingerprint_is_of_names_and_values():
+    first, same, other = (tf.Variable([[1.0, 2.0]] * 2) for _ in range(3))
+    other[1, 1].assign(2.5)
+    fingerprint = tensor_file.sha256_of({"a": first})
+    assert fingerprint == tensor_file.sha256_of({"a": same})
+    assert fingerprint != tensor_file.sha256_of({"b": same})
+    assert fingerprint != tensor_file.sha256_of({"a": other})

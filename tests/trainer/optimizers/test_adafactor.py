@@ -146,5 +146,5 @@ def test_decay_spares_biases_and_layer_norms(name, caplog):
         is_weight = variable.name.endswith(("weight:0", "embeddings:0"))
         expected = 0.95 if is_weight else 1.0
         np.testing.assert_allclose(variable, expected * np.ones(variable.shape), 1e-6)
-    assert "h_._*/attn/c_attn/weight (x 2)" in caplog.text
+    assert "transformer.h.*.attn.c_attn.weight (x 2)" in caplog.text
     assert "ln_1" not in caplog.text

@@ -20,7 +20,7 @@ def estimate(gpt2, num_replicas=1, *, optimizer="adafactor", **training):
     config.optimizer.name = optimizer
     for name, value in training.items():
         setattr(config.training, name, value)
-    return host_memory.estimate(gpt2, GPT2, config, 16, num_replicas)
+    return host_memory.estimate(gpt2, gpt2.variables, GPT2, config, 16, num_replicas)
 
 
 def test_each_setting_counts_where_it_should(gpt2):

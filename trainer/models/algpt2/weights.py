@@ -10,6 +10,7 @@ from transformers import TFGPT2LMHeadModel
 from transformers.models.gpt2.modeling_tf_gpt2 import TFBlock
 
 from configs.errors import UserError
+from trainer.models import lora
 from trainer.models.algpt2.configuration import (
     ALGPT2Config,
     gpt2_configuration,
@@ -76,7 +77,7 @@ def as_gpt2(model: ALGPT2, into: TFGPT2LMHeadModel | None = None) -> TFGPT2LMHea
     transformer.wpe.embeddings.assign(model.positions)
     pairs = [(layer, model.block) for layer in transformer.h]
     for theirs, mine in (*pairs, (transformer.ln_f, model.last_norm)):
-        for variable, value in zip(theirs.variables, mine.variables, strict=True):
+        for variable, value in zip(theirs.variables, lora.merged(mine), strict=True):
             variable.assign(value)
     return gpt2
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tf_keras
 from transformers import TFGPT2LMHeadModel
 
+from trainer.models import lora
 from trainer.models.architecture import DEFAULT_OPTIONS, Options
 from trainer.models.layers.attention import attention
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
@@ -34,6 +35,7 @@ class Affine(NamedTuple):
 
     weight: tf.Tensor
     bias: tf.Tensor
+    adapter: tuple[tf.Tensor, ...] = ()  # of a projection: (C, R) and (R, D)
 
 
 class Block(NamedTuple):
@@ -141,7 +143,8 @@ def _weights(layer: tf_keras.layers.Layer) -> Block:
 def _affine(layer: tf_keras.layers.Layer) -> Affine:
     if isinstance(layer, tf_keras.layers.LayerNormalization):
         return Affine(*map(tf.convert_to_tensor, (layer.gamma, layer.beta)))
-    return Affine(*map(tf.convert_to_tensor, (layer.weight, layer.bias)))
+    weight, bias = map(tf.convert_to_tensor, (layer.weight, layer.bias))
+    return Affine(weight, bias, lora.matrices(layer))
 
 
 def _block(
@@ -158,6 +161,7 @@ def _block(
     batch, length, channels = x.shape
     heads = layer.attn.n_head
     dropout = Dropout(rate, keys, options.compiled)
+    drop = functools.partial(lora.dropout_of, dropout, site)
     if options.compiled and options.remat == "block":
         weights = _depend_on(keys, weights)
 
@@ -165,17 +169,19 @@ def _block(
         x = _layer_norm(x, norm, layer.ln_1.epsilon)
         return [
             tf.reshape(
-                _project(x, third, "btc,cd->bdt"),
+                _project(x, third, "btc,cd->bdt", drop(layer.attn.c_attn, 0)),
                 [batch, heads, channels // heads, length],
             )
             for third in _split_qkv(projection)
         ]
 
     def expand(x: tf.Tensor, norm: Affine, projection: Affine) -> tf.Tensor:
-        return _project(_layer_norm(x, norm, layer.ln_2.epsilon), projection)
+        x = _layer_norm(x, norm, layer.ln_2.epsilon)
+        return _project(x, projection, drop=drop(layer.mlp.c_fc, 2))
 
     def contract(x: tf.Tensor, projection: Affine) -> tf.Tensor:
-        return _project(layer.mlp.act(x), projection)
+        x = layer.mlp.act(x)
+        return _project(x, projection, drop=drop(layer.mlp.c_proj, 3))
 
     # The cheap operations before a product are computed again in the backward pass; the
     # product is not.
@@ -195,7 +201,10 @@ def _block(
         query_block=QUERY_BLOCK * (2 if options.remat == "block" else 1),
     )
     mixed = tf.reshape(mixed, [batch, channels, length])
-    x += dropout(_project(mixed, weights.attention_out, "bct,cd->btd"), site)
+    mixed = _project(
+        mixed, weights.attention_out, "bct,cd->btd", drop(layer.attn.c_proj, 1)
+    )
+    x += dropout(mixed, site)
     inner = cheap(expand, x, weights.norm_2, weights.mlp_in)  # (B, T, 4C)
     return x + dropout(cheap(contract, inner, weights.mlp_out), site + 1)
 
@@ -214,15 +223,29 @@ def _depend_on(keys: tf.Tensor, weights: Block) -> Block:
 def _split_qkv(weights: Affine) -> list[Affine]:
     """Splits the fused projection into those of queries, keys and values."""
     parts = (tf.split(weights.weight, 3, axis=1), tf.split(weights.bias, 3, axis=1))
-    return [Affine(*part) for part in zip(*parts, strict=True)]
+    adapters: list[tuple[tf.Tensor, ...]] = [()] * 3
+    if weights.adapter:
+        down, up = weights.adapter
+        adapters = [(down, third) for third in tf.split(up, 3, axis=1)]
+    return [Affine(*part) for part in zip(*parts, adapters, strict=True)]
 
 
-def _project(x: tf.Tensor, weights: Affine, product: str = "btc,cd->btd") -> tf.Tensor:
-    """Computes a TFConv1D: [B, T, C] x [C, D] + [1, D], by the axes of `product`."""
+def _project(
+    x: tf.Tensor,
+    weights: Affine,
+    product: str = "btc,cd->btd",
+    drop: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+) -> tf.Tensor:
+    """Computes a TFConv1D: [B, T, C] x [C, D] + [1, D], by the axes of `product`.
+
+    `drop` is the dropout of its adapter's inputs, where it has one.
+    """
     bias = weights.bias[0]
     if product.endswith("dt"):
         bias = bias[:, None]
     y = tf.einsum(product, x, tf.cast(weights.weight, x.dtype))
+    if weights.adapter:
+        y += lora.low_rank(x, weights.adapter, product, drop)
     return y + tf.cast(bias, x.dtype)
 
 

@@ -17,6 +17,7 @@ from transformers.modeling_tf_pytorch_utils import (
 
 from configs.errors import TryAgainError, UserError
 from tfrecords.storage import files
+from trainer.models import lora
 from trainer.models.gpt2 import configuration, pretrained_weights
 
 
@@ -41,7 +42,7 @@ def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
         convert_tf_weight_name_to_pt_weight_name(
             variable.name, tf_weight_shape=variable.shape
         )[0]: variable
-        for variable in model.variables
+        for variable in lora.base(model)
     }
 
 
@@ -85,10 +86,11 @@ def copy_with_new_rows(
 def as_gpt2(
     model: TFGPT2LMHeadModel, into: TFGPT2LMHeadModel | None = None
 ) -> TFGPT2LMHeadModel:
-    """Returns the model itself, or `into` with its weights."""
-    if into is None or into is model:
+    """Returns the model itself, or `into` with its weights, adapters merged."""
+    if into is None and not lora.adapters(model):
         return model
-    for mine, theirs in zip(into.variables, model.variables, strict=True):
+    into = into or build(model.config)
+    for mine, theirs in zip(into.variables, lora.merged(model), strict=True):
         mine.assign(theirs)
     return into
 

@@ -1,16 +1,14 @@
 """The configuration of a GPT-2: from a config's own fields, or from a checkpoint."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import GPT2Config
-from transformers.utils import cached_file
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
-from trainer.models.gpt2.pretrained_weights import one_message
+from trainer.models.pretrained_weights import read_config
 
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 _FRACTIONS = ("layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -26,7 +24,7 @@ _FIXED = {
     "pruned_heads": {},
 }
 # Activations that TensorFlow computes as PyTorch does, and PyTorch's other names.
-_ACTIVATIONS = (
+ACTIVATIONS = (
     *("gelu", "gelu_10", "gelu_fast", "gelu_new", "mish", "quick_gelu"),
     *("relu", "sigmoid", "silu", "swish", "tanh"),
 )
@@ -60,17 +58,7 @@ def load_configuration(checkpoint: str, also: Sequence[str] = ()) -> GPT2Config:
     Raises:
       UserError: it cannot be read, or describes a network that this is not.
     """
-    with one_message(
-        "The checkpoint must be a Hugging Face GPT-2 folder or name, with config.json "
-        f"and weights. Received: {checkpoint!r}."
-    ):
-        path = cached_file(checkpoint, "config.json")
-        if path is None:
-            raise OSError("there is no config.json.")
-        with open(path, encoding="utf-8") as stream:
-            values = json.load(stream)
-        if not isinstance(values, dict):
-            raise ValueError("config.json is not a JSON object.")
+    values = read_config(checkpoint, "GPT-2")
     values = {GPT2Config.attribute_map.get(k, k): v for k, v in values.items()}
     if problems := list(_config_problems(values)):
         raise UserError(
@@ -109,7 +97,7 @@ def _config_problems(values: Mapping[str, Any]) -> Iterator[str]:
         number = values.get(name, 0)
         if type(number) not in (int, float) or not 0 <= number < 1:
             yield f"`{name}` must be a number from 0 to 1. Received: {number!r}."
-    known = (*_ACTIVATIONS, *_ALIASES)
+    known = (*ACTIVATIONS, *_ALIASES)
     activation = values.get("activation_function", "gelu_new")
     if activation not in known:
         yield (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MODULES = {
     "gpt2": "trainer.models.gpt2.architecture",
     "algpt2": "trainer.models.algpt2.architecture",
+    "xlnet": "trainer.models.xlnet.architecture",
 }
 
 

@@ -1,0 +1,107 @@
+"""The configuration of an XLNet: from a config's own fields, or from a checkpoint."""
+
+import os
+from typing import Any, ClassVar
+
+from transformers import XLNetConfig
+
+from configs.errors import UserError
+from configs.schema import ModelConfig
+from trainer.models.gpt2.configuration import ACTIVATIONS
+from trainer.models.pretrained_weights import read_config
+
+# XLNet's positions are relative: a checkpoint that states none has no limit.
+_NO_LIMIT = 2**20
+_SIZES = ("vocab_size", "n_layer", "n_head", "d_model", "d_inner")
+# Fields that change what the network computes, and their only supported value.
+_FIXED = {
+    "model_type": "xlnet",
+    "attn_type": "bi",
+    "bi_data": False,
+    "clamp_len": -1,
+    "same_length": False,
+    "tie_word_embeddings": True,
+}
+_KEPT = (
+    *(*_SIZES, "n_positions", "ff_activation", "layer_norm_eps", "dropout"),
+    *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+
+
+class LimitedXLNetConfig(XLNetConfig):
+    """XLNet's configuration with a limit on the tokens of a text.
+
+    Args:
+      n_positions: the limit.
+      **values: of XLNetConfig.
+    """
+
+    attribute_map: ClassVar = {**XLNetConfig.attribute_map, "n_embd": "d_model"}
+
+    def __init__(self, n_positions: int = _NO_LIMIT, **values: Any):
+        # Texts are computed whole, without memories of earlier ones.
+        super().__init__(**{**values, "use_mems_eval": False, "mem_len": None})
+        self.n_positions = n_positions
+
+
+def configure(
+    config: ModelConfig, vocabulary_size: int, **ids: int
+) -> LimitedXLNetConfig:
+    """Returns the shape that a config's own fields describe."""
+    if "eos_token_id" in ids:
+        ids["pad_token_id"] = ids["eos_token_id"]
+    return LimitedXLNetConfig(
+        config.n_positions,
+        vocab_size=vocabulary_size,
+        d_model=config.n_embd,
+        d_inner=4 * config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        **ids,
+    )
+
+
+def load_configuration(checkpoint: str) -> LimitedXLNetConfig:
+    """Reads config.json, keeping the fields that describe the network.
+
+    Raises:
+      UserError: it cannot be read, or describes a network that this is not.
+    """
+    values = read_config(checkpoint, "XLNet")
+    values = {XLNetConfig.attribute_map.get(k, k): v for k, v in values.items()}
+    problems = [
+        f"`{name}` must be {value!r}. Received: {values.get(name)!r}."
+        for name, value in _FIXED.items()
+        if values.get(name, value) != value
+    ]
+    default = XLNetConfig()
+    for name in (*_SIZES, "n_positions"):
+        size = values.get(name, getattr(default, name, 1))
+        if type(size) is not int or size < 1:
+            problems.append(f"`{name}` must be a positive integer. Received: {size!r}.")
+    if not problems and values.get("d_model", 1024) % values.get("n_head", 16):
+        problems.append(
+            "`d_model` must be a multiple of `n_head`. Received: "
+            f"{values.get('d_model')} and {values.get('n_head')}."
+        )
+    for name, least in (("dropout", 0.0), ("layer_norm_eps", 0.0)):
+        number = values.get(name, 0)
+        if type(number) not in (int, float) or not least <= number < 1:
+            problems.append(
+                f"`{name}` must be a number from 0 to 1. Received: {number!r}."
+            )
+    if values.get("ff_activation", "gelu") not in ACTIVATIONS:
+        problems.append(
+            f"`ff_activation` must be one of {', '.join(ACTIVATIONS)}. Received: "
+            f"{values['ff_activation']!r}."
+        )
+    if problems:
+        raise UserError(
+            f"The config.json of {checkpoint} must describe an XLNet that can be "
+            "computed here:\n  " + "\n  ".join(problems)
+        )
+    is_local = os.path.isdir(checkpoint)
+    return LimitedXLNetConfig(
+        **{name: values[name] for name in _KEPT if name in values},
+        name_or_path=os.path.abspath(checkpoint) if is_local else checkpoint,
+    )

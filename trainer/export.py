@@ -79,14 +79,19 @@ def main() -> None:
     tokenizer = create.load_tokenizer(
         trained.architecture, trained.tokenizer, trained.model
     )
-    gpt2 = trained.architecture.as_gpt2(trained.model)
+    model = trained.architecture.as_gpt2(trained.model)
+    if FLAGS.format == "saved_model" and not model.supports_xla_generation:
+        raise UserError(
+            "`--format=saved_model` needs a model whose generation can be compiled. "
+            f"Received: {trained.architecture.name}. Use --format=huggingface."
+        )
     with folders.temporary(FLAGS.output_dir) as folder:
         logging.info("exporting %s to %s", trained.name, FLAGS.output_dir)
         if FLAGS.format == "saved_model":
-            serving.save(gpt2, tokenizer, folder, FLAGS.max_new_tokens)
+            serving.save(model, tokenizer, folder, FLAGS.max_new_tokens)
         else:
             dtype = tf.as_dtype(FLAGS.dtype)
-            huggingface.save(gpt2, tokenizer, folder, dtype, trained.dropout)
+            huggingface.save(model, tokenizer, folder, dtype, trained.dropout)
             card = model_card.write(
                 trained,
                 FLAGS.workdir,

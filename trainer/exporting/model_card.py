@@ -59,8 +59,8 @@ def write(
       datasets: names on the hub.
     """
     shape = trained.model.config
-    name = "GPT-2"
-    if trained.architecture.name != "gpt2":
+    name = {"gpt2": "GPT-2", "xlnet": "XLNet"}.get(trained.architecture.name)
+    if name is None:
         name = f"GPT-2, written from {trained.architecture.name},"
     count = variables.num_parameters(trained.model.variables)
     sections = [
@@ -86,7 +86,7 @@ def write(
     header = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["gpt2", "gpt2-tpu"],
+        tags=["xlnet" if name == "XLNet" else "gpt2", "gpt2-tpu"],
         license=license or _license(source) or "unknown",
         language=list(languages) or None,
         datasets=list(datasets) or None,

@@ -1,13 +1,22 @@
 """XLNet against PyTorch: the same weights and masks, and what no prediction may see."""
 
+import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tokenizers
+from transformers import GPT2TokenizerFast
 
+from configs.errors import UserError
+from configs.schema import ModelConfig
+from trainer.exporting import huggingface
+from trainer.generation.sampling import Sampler
+from trainer.generation.settings import Settings
 from trainer.models import registry
 from trainer.models.architecture import Options
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
+from trainer.models.xlnet import weights
 
 XLNET = registry.get("xlnet")
 SHAPE = {"vocab_size": 61, "d_model": 24, "n_layer": 3, "n_head": 2, "d_inner": 40}
@@ -148,3 +157,101 @@ def test_bfloat16_is_float32_rounded_and_xla_computes_the_same(model):
     scale = np.abs(values[0]).max()
     np.testing.assert_allclose(values[0], values[1], atol=1e-4 * scale)
     assert not np.allclose(exact, logits(model, unseen, targets, None, dropout))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a word: `w5` is token 5."""
+    vocabulary = {"<|endoftext|>": 0} | {f"w{index}": index for index in range(1, 61)}
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(vocabulary, unk_token="<|endoftext|>")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return GPT2TokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>")
+
+
+def test_an_export_is_opened_by_pytorch_and_comes_back(model, tokenizer, tmp_path):
+    pytest.importorskip("torch", reason="needs the extra `parity`")
+    from transformers import XLNetLMHeadModel
+
+    huggingface.save(XLNET.as_gpt2(model), tokenizer, tmp_path, tf.float32, 0.1)
+    opened = XLNetLMHeadModel.from_pretrained(tmp_path).eval()
+    assert opened.config.dropout == 0.1
+    unseen, targets = draw_masks()
+    expected = judged(opened, unseen, targets).logits.detach()
+    np.testing.assert_allclose(logits(model, unseen, targets), expected, atol=1e-4)
+    loaded = registry.of_checkpoint(str(tmp_path)).load(str(tmp_path))
+    for name, variable in loaded.by_name.items():
+        np.testing.assert_array_equal(variable, model.by_name[name], err_msg=name)
+
+
+def test_greedy_text_is_that_of_pytorch_whatever_stands_beside_it(
+    model, judge, tokenizer
+):
+    import torch
+
+    settings = Settings(max_new_tokens=6, temperature=0.0)
+    padding = "w9 w8 w7 w6 w5 w4 w3"
+    sampler = Sampler(XLNET.as_gpt2(model), tokenizer, settings, padding_text=padding)
+    prompts = ["w1 w2 w3", "w11", "w60 w2 w17 w5 w4"]
+    for prompt, (text,) in zip(prompts, sampler(prompts), strict=True):
+        ids = tokenizer(f"{padding} <|endoftext|> {prompt}", return_tensors="pt")
+        judge.config.use_mems_eval = False
+        with torch.no_grad():
+            new = judge.generate(
+                ids["input_ids"],
+                max_new_tokens=6,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=0,
+            )[0, ids["input_ids"].shape[1] :]
+        expected = tokenizer.decode(new, skip_special_tokens=True)
+        assert text == f"{prompt} {expected}".strip()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attn_type": "uni"}, "`attn_type` must be 'bi'. Received: 'uni'"),
+        ({"clamp_len": 9}, "`clamp_len` must be -1"),
+        ({"d_model": 25}, "`d_model` must be a multiple of `n_head`"),
+        ({"d_inner": 0}, "`d_inner` must be a positive integer"),
+        ({"ff_activation": "maxout"}, "`ff_activation` must be one of"),
+        ({"dropout": 1.5}, "`dropout` must be a number from 0 to 1"),
+        ({"model_type": "gpt2"}, "`model_type` must be 'xlnet'"),
+        ({"d_inner": 41}, r"ff.layer_1.weight is \[40, 24\], not \[41, 24\]"),
+        ({"n_layer": 4}, "Missing: transformer.layer.3"),
+    ],
+)
+def test_another_network_is_refused_in_one_message(folder, tmp_path, change, message):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        XLNET.load(str(tmp_path))
+
+
+def test_new_tokens_begin_as_the_mean(model):
+    extended = XLNET.resize_vocabulary(model, 63)
+    assert extended.config.vocab_size == 63
+    table, bias = XLNET.output_table(model), XLNET.output_table(extended)
+    np.testing.assert_array_equal(bias[:61], table)
+    np.testing.assert_allclose(bias[61:], [np.mean(table, axis=0)] * 2, atol=1e-6)
+
+
+def test_shapes_and_flops_of_the_base_model():
+    torch = pytest.importorskip("torch", reason="needs the extra `parity`")
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    config = XLNET.configure(ModelConfig(), 32000)
+    shape = {"d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072}
+    with torch.device("meta"):
+        theirs = XLNetLMHeadModel(XLNetConfig(vocab_size=32000, **shape))
+    expected = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
+    assert weights.shapes(config) == expected
+    # Of 12 C^2 weights of a layer and token, a target needs the 10 C^2 of no key.
+    products = 12 * 768**2 * (512 * 12 + 85 * 10)
+    scores = 12 * 768 * 512 * (512 + 85) * 4
+    flops = 3 * 2 * (products + scores + 85 * 768 * 32000)
+    assert XLNET.step_flops(config, 512, 1) == flops

@@ -157,10 +157,10 @@ def _layer(
     content = streams[0]
 
     def project(x: tf.Tensor, name: str) -> tf.Tensor:
-        y = tf.einsum("...c,cd->...d", x, tf.cast(weights[f"rel_attn.{name}"], x.dtype))
-        return tf.reshape(y, [*y.shape[:-1], *heads])
+        y = tf.einsum("bnc,cd->bnd", x, tf.cast(weights[f"rel_attn.{name}"], x.dtype))
+        return tf.reshape(y, [*y.shape[:2], *heads])
 
-    relative = project(tf.cast(positions, options.dtype), "r")  # (2T, H, D)
+    relative = project(positions[None], "r")[0]  # (2T, H, D)
     key, value = project(content, "k"), project(content, "v")  # (B, T, H, D)
     biases = [
         tf.reshape(weights[f"rel_attn.r_{name}_bias"], heads) for name in ("w", "r")

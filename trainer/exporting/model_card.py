@@ -91,7 +91,15 @@ def write(
         language=list(languages) or None,
         datasets=list(datasets) or None,
         base_model=source if workdir and _HUB_NAME.fullmatch(source) else None,
-        metrics=sorted(set(_METRICS.values())) if evaluations else None,
+        metrics=sorted(
+            {
+                metric
+                for name, metric in _METRICS.items()
+                for result in evaluations
+                if result.get(name) is not None
+            }
+        )
+        or None,
         model_name=PurePosixPath(trained.name).name,
         eval_results=list(_model_index(evaluations, trained.step)) or None,
     )

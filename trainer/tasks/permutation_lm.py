@@ -109,8 +109,9 @@ def _rank(values: tf.Tensor) -> tf.Tensor:
 
 def _row_keys(tokens: tf.Tensor) -> tf.Tensor:
     """Returns the same key for the same row each time, uint32 [B]."""
-    place = tf.range(tokens.shape[1]) * tf.constant(0x3C6EF372)
-    mixed = noise.mix_bits(tf.cast(tokens + place, tf.uint32))
+    place = tf.cast(tf.range(tokens.shape[1]), tf.uint32)
+    place *= tf.constant(noise.GOLDEN_GAMMA, tf.uint32)
+    mixed = noise.mix_bits(tf.cast(tokens, tf.uint32) + place)
     return noise.mix_bits(tf.reduce_sum(mixed, axis=1))
 
 

@@ -1,6 +1,7 @@
 """XLNet against PyTorch: the same weights and masks, and what no prediction may see."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from transformers import GPT2TokenizerFast
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
+from tests import programs
+from tests.conftest import SMALL, assert_refused
 from trainer.exporting import huggingface
 from trainer.generation.sampling import Sampler
 from trainer.generation.settings import Settings
@@ -212,6 +215,7 @@ def test_greedy_text_is_that_of_pytorch_whatever_stands_beside_it(
         ({"clamp_len": 9}, "`clamp_len` must be -1"),
         ({"d_model": 25}, "`d_model` must be a multiple of `n_head`"),
         ({"d_inner": 0}, "`d_inner` must be a positive integer"),
+        ({"d_model": 21, "n_head": 3}, r"must be even: .* Received: 21. Use 22"),
         ({"ff_activation": "maxout"}, "`ff_activation` must be one of"),
         ({"dropout": 1.5}, "`dropout` must be a number from 0 to 1"),
         ({"model_type": "gpt2"}, "`model_type` must be 'xlnet'"),
@@ -251,3 +255,64 @@ def test_shapes_and_flops_of_the_base_model():
     scores = 12 * 768 * 512 * (512 + 85) * 4
     flops = 3 * 2 * (products + scores + 85 * 768 * 32000)
     assert XLNET.step_flops(config, 512, 1) == flops
+
+
+@pytest.mark.slow
+def test_it_trains_resumes_samples_evaluates_and_is_exported(small_run, tmp_path):
+    """The same bytes, whether or not the run is stopped in between."""
+    run, data = tmp_path / "run", f"--data_dir={small_run / 'data'}"
+    train = [
+        *("trainer.train", *SMALL, data, f"--workdir={run}"),
+        "--config.model.architecture=xlnet",
+        "--config.training.task=permutation_lm",
+        "--config.training.dropout=0.1",
+        "--config.training.precision=bfloat16",
+        "--config.tracking.sample_interval=6",
+        "--config.tracking.sample_tokens=4",
+        "--config.tracking.sample_prompt=The quick",
+        "--config.tracking.sample_padding_text=The lazy dog.",
+        "--num_virtual_devices=2",
+    ]
+    succeed(*train)
+    samples = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    assert [sample["step"] for sample in samples] == [0, 6]
+    last = run / "checkpoints" / "step-00000006" / "state.safetensors"
+    state = last.read_bytes()
+    shutil.rmtree(last.parent)
+    succeed(*train)
+    assert last.read_bytes() == state
+
+    text = succeed("trainer.generate", f"--workdir={run}", "--prompt=The quick")
+    assert "The quick" in text.stdout
+    assert "lazy dog." not in text.stdout
+    evaluate = ("trainer.evaluate", data, "--precision=float32", "--json")
+    own = json.loads(succeed(*evaluate, f"--workdir={run}").stdout)
+    assert own["published"] == []
+    assert "not a left-to-right perplexity" in own["objective"]
+    assert own["targets_scored"] < own["tokens"] / 5.5
+    export = f"--output_dir={tmp_path / 'xlnet'}"
+    succeed("trainer.export", f"--workdir={run}", export)
+    assert "# run\n\nXLNet with" in (tmp_path / "xlnet" / "README.md").read_text()
+    result = json.loads(succeed(*evaluate, f"--checkpoint={tmp_path / 'xlnet'}").stdout)
+    assert result["loss"] == pytest.approx(own["loss"], abs=1e-6)
+    served = (f"--output_dir={tmp_path / 'served'}", "--format=saved_model")
+    refused = programs.run("trainer.export", f"--workdir={run}", *served)
+    assert_refused(refused, "needs a model whose generation can be compiled")
+
+
+@pytest.mark.slow
+def test_a_task_that_the_architecture_has_not_is_one_message(small_run, tmp_path):
+    for architecture, task in (("xlnet", "causal_lm"), ("gpt2", "permutation_lm")):
+        process = programs.run(
+            *("trainer.train", *SMALL, f"--data_dir={small_run / 'data'}"),
+            f"--workdir={tmp_path / architecture}",
+            f"--config.model.architecture={architecture}",
+            f"--config.training.task={task}",
+        )
+        assert_refused(process, f"`model.architecture={architecture}`", "Use")
+
+
+def succeed(*command):
+    result = programs.run(*command)
+    assert result.returncode == 0, result.stderr
+    return result

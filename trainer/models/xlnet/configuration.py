@@ -34,6 +34,9 @@ class LimitedXLNetConfig(XLNetConfig):
     Args:
       n_positions: the limit.
       **values: of XLNetConfig.
+
+    Raises:
+      UserError: the channels are odd in number.
     """
 
     attribute_map: ClassVar = {**XLNetConfig.attribute_map, "n_embd": "d_model"}
@@ -42,6 +45,12 @@ class LimitedXLNetConfig(XLNetConfig):
         # Texts are computed whole, without memories of earlier ones.
         super().__init__(**{**values, "use_mems_eval": False, "mem_len": None})
         self.n_positions = n_positions
+        if self.d_model % 2:
+            raise UserError(
+                "XLNet's channels (`model.n_embd`, or `d_model` in config.json) must be"
+                f" even: a distance is a sine and a cosine. Received: {self.d_model}. "
+                f"Use {self.d_model + 1}."
+            )
 
 
 def configure(

@@ -2,8 +2,9 @@
 
 Command   make preprocess CONFIG=configs/chinese_gpt2.py INPUT=novel.jsonl
           make train CONFIG=configs/chinese_gpt2.py
-Hardware  2 CPU cores
-Expected  TODO
+Hardware  2 CPU cores; 22 minutes while other programs used most of them
+Expected  on a novel of 1.8 MB: validation loss 5.75 nats per token, where the tokens'
+          frequencies alone give 6.82; a sample joins names and phrases of the novel
 """
 
 from configs import schema

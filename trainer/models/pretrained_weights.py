@@ -1,17 +1,15 @@
-"""Reads the configuration and the weights of a Hugging Face checkpoint.
+"""Reads the weights of a Hugging Face checkpoint.
 
 Weights come from one file or from shards, of PyTorch or TensorFlow. Tensor names decide
 how they are read, metadata do not, and every weight and every tensor is accounted for.
 """
 
 import collections
-import contextlib
 import json
 import os
 import re
 import zipfile
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Any
 
 import h5py
 import numpy as np
@@ -23,6 +21,7 @@ from transformers.modeling_tf_pytorch_utils import (
 from transformers.utils import cached_file
 
 from configs.errors import UserError
+from trainer.models.config_json import one_message
 
 # Of `torch.compile` and of data parallelism.
 _WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")
@@ -113,30 +112,6 @@ def _pytorch_name(name: str, shape: tuple[int, ...], known: Container[str]) -> s
     return of_base_model if of_base_model in known else name
 
 
-def read_config(checkpoint: str, kind: str) -> dict[str, Any]:
-    """Reads config.json.
-
-    Args:
-      checkpoint: a Hugging Face folder or name.
-      kind: of the model, for the message.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    with one_message(
-        f"The checkpoint must be a Hugging Face {kind} folder or name, with config.json"
-        f" and weights. Received: {checkpoint!r}."
-    ):
-        path = cached_file(checkpoint, "config.json")
-        if path is None:
-            raise OSError("there is no config.json.")
-        with open(path, encoding="utf-8") as stream:
-            values = json.load(stream)
-        if not isinstance(values, dict):
-            raise ValueError("config.json is not a JSON object.")
-    return values
-
-
 def _tensors(checkpoint: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the names and values of all tensors, of the first layout that is there."""
     for layout, read in _READERS.items():
@@ -225,17 +200,3 @@ _READERS: dict[str, Callable[[str], Iterator[tuple[str, np.ndarray]]]] = {
     "pytorch_model.bin": _read_pytorch,
     "tf_model.h5": _read_h5,
 }
-
-
-@contextlib.contextmanager
-def one_message(rule: str) -> Iterator[None]:
-    """Raises UserError for what reading raises: each library has its own errors."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise UserError(
-            f"{rule} Reading said: {reason.rstrip('.')}. Correct it, or get it anew."
-        ) from error

@@ -39,7 +39,7 @@ def of_checkpoint(checkpoint: str) -> "Architecture":
 
     Without one that is known, it is GPT-2, whose loading says what is wrong.
     """
-    from trainer.models.pretrained_weights import read_config
+    from trainer.models.config_json import read_config
 
     model_type = read_config(checkpoint, "GPT-2").get("model_type")
     return get(model_type if model_type in MODULES else "gpt2")

@@ -162,11 +162,7 @@ def evaluation_sums(
 ) -> dict[str, tf.Tensor]:
     """Returns the summed loss and number of targets; a row's draw is always the same.
 
-    Args:
-      architecture: of the model.
-      model: owns the weights.
-      batch: as in `summed_loss`, and `first` int32 [B].
-      options: how the network is computed.
+    `batch` is as in `summed_loss`, and has `first`, int32 [B].
     """
     tokens = batch["tokens"]
     keys = _row_keys(tokens)
@@ -186,8 +182,7 @@ def _states(
     model: tf_keras.Model,
     batch: Batch,
     drawn: Draw,
-    options: Options,
-    dropout: Dropout,
+    *settings: Any,
 ) -> tf.Tensor:
     if architecture.target_states is None:
         raise UserError(
@@ -195,7 +190,7 @@ def _states(
             f"in any order, such as xlnet. Received: `model.architecture="
             f"{architecture.name}`. Use it with `training.task=causal_lm`."
         )
-    return architecture.target_states(model, batch["tokens"], *drawn, options, dropout)
+    return architecture.target_states(model, batch["tokens"], *drawn, *settings)
 
 
 def _labels(tokens: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -7,8 +7,8 @@ from transformers import XLNetConfig
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
+from trainer.models.config_json import check_config, read_config
 from trainer.models.gpt2.configuration import ACTIVATIONS
-from trainer.models.pretrained_weights import read_config
 
 # XLNet's positions are relative: a checkpoint that states none has no limit.
 _NO_LIMIT = 2**20
@@ -78,37 +78,16 @@ def load_configuration(checkpoint: str) -> LimitedXLNetConfig:
     """
     values = read_config(checkpoint, "XLNet")
     values = {XLNetConfig.attribute_map.get(k, k): v for k, v in values.items()}
-    problems = [
-        f"`{name}` must be {value!r}. Received: {values.get(name)!r}."
-        for name, value in _FIXED.items()
-        if values.get(name, value) != value
-    ]
-    default = XLNetConfig()
-    for name in (*_SIZES, "n_positions"):
-        size = values.get(name, getattr(default, name, 1))
-        if type(size) is not int or size < 1:
-            problems.append(f"`{name}` must be a positive integer. Received: {size!r}.")
-    if not problems and values.get("d_model", 1024) % values.get("n_head", 16):
-        problems.append(
-            "`d_model` must be a multiple of `n_head`. Received: "
-            f"{values.get('d_model')} and {values.get('n_head')}."
-        )
-    for name, least in (("dropout", 0.0), ("layer_norm_eps", 0.0)):
-        number = values.get(name, 0)
-        if type(number) not in (int, float) or not least <= number < 1:
-            problems.append(
-                f"`{name}` must be a number from 0 to 1. Received: {number!r}."
-            )
-    if values.get("ff_activation", "gelu") not in ACTIVATIONS:
-        problems.append(
-            f"`ff_activation` must be one of {', '.join(ACTIVATIONS)}. Received: "
-            f"{values['ff_activation']!r}."
-        )
-    if problems:
-        raise UserError(
-            f"The config.json of {checkpoint} must describe an XLNet that can be "
-            "computed here:\n  " + "\n  ".join(problems)
-        )
+    check_config(
+        values,
+        checkpoint,
+        default=LimitedXLNetConfig(),
+        kind="XLNet",
+        fixed=_FIXED,
+        sizes=(*_SIZES, "n_positions"),
+        fractions=("dropout", "layer_norm_eps"),
+        choices={"ff_activation": ACTIVATIONS},
+    )
     is_local = os.path.isdir(checkpoint)
     return LimitedXLNetConfig(
         **{name: values[name] for name in _KEPT if name in values},

@@ -23,6 +23,7 @@ from trainer.models.architecture import DEFAULT_OPTIONS, Options
 from trainer.models.gpt2.forward import embed
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
 from trainer.models.layers.recompute import rematerialize
+from trainer.models.xlnet.configuration import LimitedXLNetConfig
 from trainer.models.xlnet.weights import BIAS, MASK, TABLE, XLNet, layer_prefix
 
 # Dropout sites before the layers: the two streams' inputs, and their output.
@@ -104,7 +105,7 @@ def _run(
         shape = [*targets.shape[:2], config.d_model]
         mask = tf.broadcast_to(tf.cast(mask, options.dtype), shape)
         streams.append(dropout(mask, 1))  # (B, P, C)
-    positions = tf.cast(_encode_positions(tokens.shape[1], config.d_model), x.dtype)
+    positions = _encode_positions(tokens.shape[1], config.d_model)
     for index in range(config.n_layer):
         layer = functools.partial(
             _layer,
@@ -144,7 +145,7 @@ def _layer(
     masks: tuple[tf.Tensor, ...],
     keys: tf.Tensor,
     *,
-    config: object,
+    config: LimitedXLNetConfig,
     options: Options,
     rate: float,
     site: int,
@@ -152,7 +153,6 @@ def _layer(
 ) -> tuple[tf.Tensor, ...]:
     """Computes a layer of one or two streams, of which those from `first` go on."""
     dropout = Dropout(rate, keys, options.compiled)
-    activation = get_tf_activation(config.ff_activation)
     heads = (config.n_head, config.d_head)
     content = streams[0]
 
@@ -184,12 +184,22 @@ def _layer(
         mixed = tf.reshape(mixed, [*x.shape[:2], config.d_model])
         out = tf.cast(weights["rel_attn.o"], x.dtype)
         out = dropout(tf.einsum("bnd,cd->bnc", mixed, out), place + 1)
-        x = _layer_norm(x + out, weights, "rel_attn", config.layer_norm_eps)
-        inner = activation(_affine(x, weights, "ff.layer_1"))  # (B, N, I)
-        out = _affine(dropout(inner, place + 2), weights, "ff.layer_2")
-        out = x + dropout(out, place + 3)
-        outputs.append(_layer_norm(out, weights, "ff", config.layer_norm_eps))
+        x = _layer_norm(x + out, weights, "rel_attn", config)
+        outputs.append(_mlp(x, weights, config, dropout, place + 2))
     return tuple(outputs)
+
+
+def _mlp(
+    x: tf.Tensor,
+    weights: Weights,
+    config: LimitedXLNetConfig,
+    dropout: Dropout,
+    site: int,
+) -> tf.Tensor:
+    activation = get_tf_activation(config.ff_activation)
+    inner = activation(_affine(x, weights, "ff.layer_1"))  # (B, N, I)
+    out = _affine(dropout(inner, site), weights, "ff.layer_2")
+    return _layer_norm(x + dropout(out, site + 1), weights, "ff", config)
 
 
 def _attention(
@@ -211,7 +221,7 @@ def _attention(
       query: `dtype` [B, T, H, D].
       key: `dtype` [B, T, H, D].
       value: `dtype` [B, T, H, D].
-      relative: `dtype` [2T, H, D], the distances' keys.
+      relative: float32 [2T, H, D], the distances' keys.
       biases: float32 [H, D], of the content's and of the distances' scores.
       unseen: bool [B, T, T].
       keys: uint32 [B], of the dropout.
@@ -220,7 +230,7 @@ def _attention(
       site: of the dropout.
     """
     batch, length, num_heads, depth = query.shape
-    query, key, relative = (tf.cast(x, tf.float32) for x in (query, key, relative))
+    query, key = tf.cast(query, tf.float32), tf.cast(key, tf.float32)
     scores = tf.einsum("bqhd,bkhd->bhqk", query + biases[0], key)
     distances = tf.einsum("bqhd,mhd->bhqm", query + biases[1], relative)
     # Of query q and key k the distance q - k has the index T - q + k of 2T. With a row
@@ -240,9 +250,11 @@ def _affine(x: tf.Tensor, weights: Weights, name: str) -> tf.Tensor:
     return tf.einsum("bni,oi->bno", x, weight) + bias
 
 
-def _layer_norm(x: tf.Tensor, weights: Weights, part: str, epsilon: float) -> tf.Tensor:
+def _layer_norm(
+    x: tf.Tensor, weights: Weights, part: str, config: LimitedXLNetConfig
+) -> tf.Tensor:
     x32 = tf.cast(x, tf.float32)
     mean, variance = tf.nn.moments(x32, -1, keepdims=True)
     scale, shift = (weights[f"{part}.layer_norm.{name}"] for name in ("weight", "bias"))
-    normal = (x32 - mean) * tf.math.rsqrt(variance + epsilon)
+    normal = (x32 - mean) * tf.math.rsqrt(variance + config.layer_norm_eps)
     return tf.cast(normal * scale + shift, x.dtype)

@@ -2,8 +2,9 @@
 
 Command   make preprocess CONFIG=configs/chinese_xlnet.py INPUT=novel.jsonl
           make train CONFIG=configs/chinese_xlnet.py
-Hardware  2 CPU cores
-Expected  TODO
+Hardware  2 CPU cores; 40 minutes while other programs used most of them
+Expected  on a novel of 1.8 MB: validation loss 5.47 nats per target,
+          where the tokens' frequencies alone give 6.82; a sample reads like the novel
 """
 
 from configs import chinese_gpt2, schema

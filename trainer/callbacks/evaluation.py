@@ -63,8 +63,9 @@ class Evaluation(AtIntervals):
             self._warn_of_memorization(step, level, figures["loss"])
             values["memorization"] = level
         if self._lowest_loss is not None:
-            values["too_good"] = int(figures["loss"] < self._lowest_loss)
-            self._warn_of_leak(step, values["too_good"], figures["loss"])
+            is_too_good = figures["loss"] < self._lowest_loss
+            self._warn_of_leak(step, is_too_good, figures["loss"])
+            values["too_good"] = int(is_too_good)
         self._log.write(step, values)
         if self._patience and self._log.evaluations_since_best >= self._patience:
             logging.info(
@@ -74,7 +75,7 @@ class Evaluation(AtIntervals):
             )
             self.model.stop_training = True
 
-    def _warn_of_leak(self, step: int, is_too_good: int, loss: float) -> None:
+    def _warn_of_leak(self, step: int, is_too_good: bool, loss: float) -> None:
         if is_too_good:
             logging.error(
                 "step %d: the validation loss of %.3f is too good to be true: the "

@@ -1,7 +1,7 @@
 """The configuration of an XLNet: from a config's own fields, or from a checkpoint."""
 
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import XLNetConfig
 
@@ -39,7 +39,7 @@ class LimitedXLNetConfig(XLNetConfig):
       UserError: the channels are odd in number.
     """
 
-    attribute_map: ClassVar = {**XLNetConfig.attribute_map, "n_embd": "d_model"}
+    attribute_map = XLNetConfig.attribute_map | {"n_embd": "d_model"}
 
     def __init__(self, n_positions: int = _NO_LIMIT, **values: Any):
         # Texts are computed whole, without memories of earlier ones.

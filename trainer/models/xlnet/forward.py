@@ -99,12 +99,12 @@ def _run(
     """Runs the network; returns the states of the last stream, and a column of ones."""
     config = model.config
     x = embed(tf.convert_to_tensor(model.by_name[TABLE]), tokens)
-    streams = [dropout(tf.cast(x, options.dtype), 0)]  # (B, T, C)
+    streams: tuple[tf.Tensor, ...] = (dropout(tf.cast(x, options.dtype), 0),)
     if targets is not None:
         mask = tf.convert_to_tensor(model.by_name[MASK])
         shape = [*targets.shape[:2], config.d_model]
         mask = tf.broadcast_to(tf.cast(mask, options.dtype), shape)
-        streams.append(dropout(mask, 1))  # (B, P, C)
+        streams += (dropout(mask, 1),)  # (B, P, C)
     positions = _encode_positions(tokens.shape[1], config.d_model)
     for index in range(config.n_layer):
         layer = functools.partial(
@@ -125,7 +125,7 @@ def _run(
             if name.startswith(prefix) and variable.trainable
         }
         masks = (unseen,) if targets is None else (unseen, targets)
-        streams = layer(tuple(streams), weights, positions, masks, dropout.keys)
+        streams = layer(streams, weights, positions, masks, dropout.keys)
     states = dropout(streams[-1], 2)
     return tf.concat([states, tf.ones_like(states[:, :, :1])], axis=2)
 

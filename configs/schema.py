@@ -204,6 +204,10 @@ class TrackingConfig:
     sample_interval: int = 0
     sample_tokens: int = 50
     sample_prompt: str = ""
+    # Stands before the prompt of each sample, and by default of `generate`; is not
+    # shown. XLNet continues a short prompt badly: give it a text in the prompt's
+    # language.
+    sample_padding_text: str = ""
     # Write histograms of the trained weights at each evaluation interval and after the
     # last step.
     histograms: bool = False

@@ -114,6 +114,7 @@ def names(path: pathlib.Path) -> set[str]:
             r"(TF)?GPT2\w+",
             ["trainer/models/gpt2", "trainer/models/algpt2", "trainer/exporting"],
         ),
+        (r"(TF)?XLNet\w+", ["trainer/models/xlnet"]),
         (r"jax|jaxlib|mlir", ["trainer/planning"]),
         (r"google|api_core", ["tfrecords/storage"]),
     ],

@@ -106,11 +106,17 @@ def _write(trained: Any, tokenizer: Any, folder: pathlib.Path) -> None:
     if FLAGS.format == "peft":
         adapter.save(trained, tokenizer, folder, dtype)
     else:
-        gpt2 = trained.architecture.as_gpt2(trained.model)
+        model = trained.architecture.as_gpt2(trained.model)
         if FLAGS.format == "saved_model":
-            serving.save(gpt2, tokenizer, folder, FLAGS.max_new_tokens)
+            if not model.supports_xla_generation:
+                raise UserError(
+                    "`--format=saved_model` needs a model whose generation can be "
+                    f"compiled. Received: {trained.architecture.name}. Use "
+                    "`--format=huggingface`."
+                )
+            serving.save(model, tokenizer, folder, FLAGS.max_new_tokens)
             return
-        huggingface.save(gpt2, tokenizer, folder, dtype, trained.dropout)
+        huggingface.save(model, tokenizer, folder, dtype, trained.dropout)
     card = model_card.write(
         trained,
         FLAGS.workdir,

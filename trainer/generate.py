@@ -18,6 +18,12 @@ def define_flags() -> None:
     cli.define_model()
     flags.DEFINE_multi_string("prompt", [], "text to continue; can be repeated")
     cli.define_path("prompt_file", "file with a prompt on each line; -: standard input")
+    flags.DEFINE_string(
+        "padding_text",
+        None,
+        "text before each prompt, which is not shown; default: "
+        "tracking.sample_padding_text of the run",
+    )
     flags.DEFINE_integer(
         "max_new_tokens", 50, "tokens to add, at the most", lower_bound=1
     )
@@ -117,12 +123,14 @@ def main() -> None:
     from trainer.models import create
 
     trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
+    padding_text = FLAGS.padding_text
     sampler = Sampler(
         trained.architecture.as_gpt2(trained.model),
         create.load_tokenizer(trained.architecture, trained.tokenizer, trained.model),
         settings,
         batch_size=FLAGS.batch_size,
         start_token=trained.start_token,
+        padding_text=trained.padding_text if padding_text is None else padding_text,
     )
     count = FLAGS.num_return_sequences
     if FLAGS.stream:

@@ -23,6 +23,7 @@ class Evaluation(AtIntervals):
       task: makes figures of the sums.
       between_batches: called between two batches; may end the run.
       patience: evaluations without a lower loss, after which training ends; 0: never.
+      lowest_loss: a lower one is too good to be true; None: not known.
       **intervals: of `AtIntervals`.
     """
 
@@ -34,6 +35,7 @@ class Evaluation(AtIntervals):
         between_batches: Callable[[], None],
         *,
         patience: int,
+        lowest_loss: float | None = None,
         **intervals: int,
     ):
         super().__init__(**intervals)
@@ -42,6 +44,7 @@ class Evaluation(AtIntervals):
         self._task = task
         self._between_batches = between_batches
         self._patience = patience
+        self._lowest_loss = lowest_loss
 
     def _has_acted(self, step: int) -> bool:
         return self._log.has_score(step)
@@ -59,6 +62,10 @@ class Evaluation(AtIntervals):
             )
             self._warn_of_memorization(step, level, figures["loss"])
             values["memorization"] = level
+        if self._lowest_loss is not None:
+            is_too_good = figures["loss"] < self._lowest_loss
+            self._warn_of_leak(step, is_too_good, figures["loss"])
+            values["too_good"] = int(is_too_good)
         self._log.write(step, values)
         if self._patience and self._log.evaluations_since_best >= self._patience:
             logging.info(
@@ -67,6 +74,18 @@ class Evaluation(AtIntervals):
                 extra=EVENT,
             )
             self.model.stop_training = True
+
+    def _warn_of_leak(self, step: int, is_too_good: bool, loss: float) -> None:
+        if is_too_good:
+            logging.error(
+                "step %d: the validation loss of %.3f is too good to be true: the "
+                "text's own bigrams make %.3f plausible. The model may see what it is "
+                "to predict, or the validation text may be part of the training text. "
+                "Look at a sample",
+                step,
+                loss,
+                self._lowest_loss,
+            )
 
     def _warn_of_memorization(self, step: int, level: int, loss: float) -> None:
         if not level:

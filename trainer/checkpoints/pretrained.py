@@ -38,6 +38,7 @@ class Pretrained:
         as "gpt2"; empty: none is known.
       start_token: that the documents of its dataset begin with; empty: none is known.
       dropout: that it was trained with; None: not known.
+      padding_text: that stood before the prompt of its samples.
     """
 
     model: tf_keras.Model
@@ -51,6 +52,7 @@ class Pretrained:
     published_name: str
     start_token: str = ""
     dropout: float | None = None
+    padding_text: str = ""
 
 
 def load(workdir: str, step: int, folder: str) -> Pretrained:
@@ -67,14 +69,13 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
     """
     if folder:
         checkpoint_name = published_name(folder)
-        # A Hugging Face folder of another architecture says so itself: see `load`.
-        architecture = registry.get("gpt2")
+        architecture = registry.of_checkpoint(folder)
         checksums.verify_list(folder)
         model = architecture.load(folder)
         return Pretrained(
             model,
             architecture,
-            "causal_lm",
+            architecture.task,
             folder,
             precision="float32",
             name=folder,
@@ -98,6 +99,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         published_name=published_name(record.config["model"]["initial_checkpoint"]),
         start_token=manifests.load(workdir).start_token if has_manifest else "",
         dropout=record.config["training"]["dropout"],
+        padding_text=record.config["tracking"].get("sample_padding_text", ""),
     )
 
 

@@ -6,22 +6,20 @@ import shutil
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
-from transformers import (
-    GenerationConfig,
-    GPT2Config,
-    GPT2TokenizerFast,
-    TFGPT2LMHeadModel,
+from transformers import GenerationConfig, GPT2TokenizerFast, TFPreTrainedModel
+from transformers.modeling_tf_pytorch_utils import (
+    convert_tf_weight_name_to_pt_weight_name,
 )
 
 from configs.errors import UserError
 from configs.progress import progress
-from trainer.models.gpt2 import weights
 
 _WEIGHTS = "model.safetensors"
+_DROPOUT_RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
 
 
 def save(
-    gpt2: TFGPT2LMHeadModel,
+    model: TFPreTrainedModel,
     tokenizer: GPT2TokenizerFast,
     folder: pathlib.Path,
     dtype: tf.DType,
@@ -30,7 +28,7 @@ def save(
     """Writes weights, configuration and tokenizer as PyTorch's `save_pretrained` does.
 
     Args:
-      gpt2: the model.
+      model: of transformers.
       tokenizer: of the model.
       folder: an existing folder.
       dtype: of the written weights.
@@ -39,21 +37,20 @@ def save(
     Raises:
       UserError: a weight is too large for `dtype`.
     """
-    tensors = _tensors(gpt2, dtype)
+    tensors = _tensors(model, dtype)
     safetensors.numpy.save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
-    end, num_positions = tokenizer.eos_token_id, gpt2.config.n_positions
+    end, num_positions = tokenizer.eos_token_id, model.config.n_positions
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     values = {
-        **gpt2.config.to_dict(),
+        **model.config.to_dict(),
         **ids,
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [type(model).__name__.removeprefix("TF")],
         "dtype": dtype.name,
         "n_ctx": num_positions,  # an old name, by which llama.cpp knows it
     }
     if dropout is not None:
-        rates = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-        values |= dict.fromkeys(rates, dropout)
-    GPT2Config.from_dict(values).save_pretrained(folder)
+        values |= {name: dropout for name in _DROPOUT_RATES if name in values}
+    type(model.config).from_dict(values).save_pretrained(folder)
     GenerationConfig(
         max_new_tokens=default_new_tokens(num_positions), **ids
     ).save_pretrained(folder)
@@ -76,13 +73,18 @@ def default_new_tokens(num_positions: int) -> int:
     return max(1, min(50, num_positions // 2))
 
 
-def _tensors(gpt2: TFGPT2LMHeadModel, dtype: tf.DType) -> dict[str, np.ndarray]:
+def _tensors(model: TFPreTrainedModel, dtype: tf.DType) -> dict[str, np.ndarray]:
     """Returns the weights in `dtype`, by PyTorch's names and in its shapes."""
-    variables = weights.pytorch_weights(gpt2)
+    variables = model.variables
     tensors = {}
     with progress("export", len(variables), "tensor", delay=1, leave=False) as bar:
-        for name, variable in variables.items():
+        for variable in variables:
+            name, transposed = convert_tf_weight_name_to_pt_weight_name(
+                variable.name, tf_weight_shape=variable.shape
+            )
             value = tf.cast(variable, dtype).numpy()
+            if transposed.value == "simple":
+                value = np.ascontiguousarray(value.T)
             if not np.isfinite(value.astype(np.float32)).all():
                 raise UserError(
                     f"`--dtype` must hold every weight. Received: {dtype.name}, in "

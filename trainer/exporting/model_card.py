@@ -61,8 +61,8 @@ def write(
       is_adapter: whether the folder holds LoRA's adapters alone, for PEFT.
     """
     shape = trained.model.config
-    name = "GPT-2"
-    if trained.architecture.name != "gpt2":
+    name = {"gpt2": "GPT-2", "xlnet": "XLNet"}.get(trained.architecture.name)
+    if name is None:
         name = f"GPT-2, written from {trained.architecture.name},"
     count = variables.num_parameters(lora.base(trained.model))
     if is_adapter:
@@ -90,12 +90,20 @@ def write(
     header = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["gpt2", "gpt2-tpu"],
+        tags=["xlnet" if name == "XLNet" else "gpt2", "gpt2-tpu"],
         license=license or _license(source) or "unknown",
         language=list(languages) or None,
         datasets=list(datasets) or None,
         base_model=source if workdir and _HUB_NAME.fullmatch(source) else None,
-        metrics=sorted(set(_METRICS.values())) if evaluations else None,
+        metrics=sorted(
+            {
+                metric
+                for name, metric in _METRICS.items()
+                for result in evaluations
+                if result.get(name) is not None
+            }
+        )
+        or None,
         model_name=PurePosixPath(trained.name).name,
         eval_results=list(_model_index(evaluations, trained.step)) or None,
     )

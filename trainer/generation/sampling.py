@@ -58,6 +58,7 @@ class Sampler:
       batch_size: continuations that are generated at once.
       start_token: that documents of the dataset begin with; empty: end-of-text, which
         stands before them.
+      padding_text: a document that stands before each prompt, and is not shown.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Sampler:
         *,
         batch_size: int = 8,
         start_token: str = "",
+        padding_text: str = "",
     ):
         self._model = model
         self._tokenizer = tokenizer
@@ -77,14 +79,19 @@ class Sampler:
         self._encode_texts = encoding.encoder(
             tokenizer.backend_tokenizer.to_str(), allow_special_tokens=True
         )
+        self._prefix: list[int] = []
+        if padding_text:
+            self._prefix = [*self._encode_texts([padding_text])[0], self._start]
         self._settings = settings
-        self._batch_size = batch_size
+        # XLNet's `generate` takes no padding, and cannot be compiled.
+        self._pads = model.supports_xla_generation
+        self._batch_size = batch_size if self._pads else 1
         # transformers' compiled loop cannot generate a single token.
         self._num_generated = max(settings.max_new_tokens, 2)
         self._max_prompt_tokens = model.config.n_positions - self._num_generated
         # transformers' loop in a graph needs XLA. Without it, nothing is compiled.
         self._generate_tokens = self._generate
-        if strategies.compiles_on_host():
+        if self._pads and strategies.compiles_on_host():
             self._generate_tokens = tf.function(self._generate, jit_compile=True)
 
     def __call__(
@@ -142,7 +149,7 @@ class Sampler:
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        streamer.put(np.array(ids))
+        streamer.put(np.array(ids[len(self._prefix) :] or ids[-1:]))
         stream_tokens = _StreamTokens(streamer, len(ids))
         mask = tf.ones([1, len(ids)], tf.int32)
         processors = decoding.processors(
@@ -159,17 +166,20 @@ class Sampler:
 
     def _encode(self, prompt: str) -> list[int]:
         (ids,) = self._encode_texts([prompt])
-        return ids or [self._start]
+        return [*self._prefix, *ids] or [self._start]
 
     def _bucket(self, ids: list[int]) -> int:
         """Returns the length that a prompt is padded to."""
         if len(ids) > self._max_prompt_tokens:
             raise UserError(
-                "The prompt and the new tokens (`--max_new_tokens`; while training, "
-                "`tracking.sample_tokens`) must fit into the model's "
+                "The prompt, with its padding text, and the new tokens "
+                "(`--max_new_tokens`; while training, `tracking.sample_tokens`) must "
+                "fit into the model's "
                 f"{self._model.config.n_positions} positions. Received: {len(ids)} and "
                 f"{self._settings.max_new_tokens} tokens. Shorten either."
             )
+        if not self._pads:
+            return len(ids)
         bucket = max(_SMALLEST_BUCKET, 1 << (len(ids) - 1).bit_length())
         return min(bucket, self._max_prompt_tokens)
 
@@ -203,7 +213,9 @@ class Sampler:
         new = new[: self._settings.max_new_tokens]
         new = new[: new.index(end)] if end in new else new
         return self._tokenizer.decode(
-            ids + new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ids[len(self._prefix) :] + new,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
 
     def _generate(

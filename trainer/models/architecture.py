@@ -73,8 +73,14 @@ class Architecture:
         of the matrix products alone.
       activation_values: (configuration, T, remat) -> how many values the backward pass
         keeps of each token.
-      as_gpt2: (model, TFGPT2LMHeadModel or None) -> the TFGPT2LMHeadModel that computes
-        the same, which generates and is exported: the second argument, or a new one.
+      as_gpt2: (model, transformers' model or None) -> the model of transformers that
+        computes the same, which generates and is exported: the second argument, or a
+        new one. It is a TFGPT2LMHeadModel, but XLNet's is its own.
+      target_states: (model, int32 [B, T], bool [B, T, T], bool [B, P, T], Options,
+        Dropout) -> `dtype` [B, P, C], the inputs of the output table that predict P
+        targets. The masks say which token must not see which, and where the targets
+        stand. None: the network only predicts each token from those before it.
+      task: that a checkpoint is evaluated by where no run says so.
     """
 
     name: str
@@ -91,6 +97,8 @@ class Architecture:
     step_flops: Callable[[Any, int, int], int]
     activation_values: Callable[[Any, int, str], float]
     as_gpt2: Callable[..., Any]
+    target_states: Callable[..., tf.Tensor] | None = None
+    task: str = "causal_lm"
 
     def configuration_of(self, config: ModelConfig, vocabulary_size: int) -> Any:
         """Returns the configuration of the model that a config asks for."""

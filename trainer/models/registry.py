@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MODULES = {
     "gpt2": "trainer.models.gpt2.architecture",
     "algpt2": "trainer.models.algpt2.architecture",
+    "xlnet": "trainer.models.xlnet.architecture",
 }
 
 
@@ -31,3 +32,14 @@ def get(name: str) -> "Architecture":
     """Returns the architecture of that name; raises as `check` does."""
     check(name)
     return importlib.import_module(MODULES[name]).ARCHITECTURE
+
+
+def of_checkpoint(checkpoint: str) -> "Architecture":
+    """Returns the architecture of a Hugging Face folder or name, by its `model_type`.
+
+    Without one that is known, it is GPT-2, whose loading says what is wrong.
+    """
+    from trainer.models.config_json import read_config
+
+    model_type = read_config(checkpoint, "GPT-2").get("model_type")
+    return get(model_type if model_type in MODULES else "gpt2")

@@ -34,7 +34,10 @@ _METRICS = (
     _Metric("gradient_norm", "Gradient norm", "before clipping"),
     _Metric("update_norm", "Update norm", "of all weights"),
 )
-_NOT_DRAWN = {"step", "tokens", "skipped_updates", "skipped_in_a_row", "memorization"}
+_NOT_DRAWN = {
+    *("step", "tokens", "skipped_updates", "skipped_in_a_row"),
+    *("memorization", "too_good"),
+}
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
@@ -105,6 +108,12 @@ def remarks(runs: Sequence[Run]) -> Iterator[str]:
             yield (
                 f"{name}From step {overfitted[0]:,} on the model memorizes the text: "
                 "its validation loss rises while its training loss is very low."
+            )
+        too_good = [step for step, level in run.points("too_good") if level]
+        if too_good:
+            yield (
+                f"{name}From step {too_good[0]:,} on the validation loss is too good "
+                "to be true: the model may see what it is to predict."
             )
     if _counts_tokens(runs):
         yield "Steps are of different sizes, so the x axis counts tokens."

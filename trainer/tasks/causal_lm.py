@@ -5,6 +5,7 @@ Dimensions: B sequences, T tokens.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -22,6 +23,16 @@ _LARGEST_LOSS = 700.0
 # Bytes from one word to the next, on average, up to which white space separates words.
 # English takes 6, Georgian about 25, Chinese hundreds.
 _LARGEST_WORD_BYTES = 40
+
+
+def predictions(
+    architecture: Architecture, model: tf_keras.Model, batch: Batch, *settings: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the hidden states; each must not depend on later tokens: see `Task`."""
+    hidden = architecture.hidden_states(model, batch["tokens"], *settings)
+    place = tf.range(hidden.shape[1])
+    unseen = place > place[:, None]
+    return hidden, tf.broadcast_to(unseen, [hidden.shape[0], *unseen.shape])
 
 
 def summed_loss(
@@ -148,4 +159,5 @@ TASK = Task(
     figures=figures,
     split_figures=split_figures,
     memorization=memorization.level,
+    predictions=predictions,
 )

@@ -12,7 +12,10 @@ from configs.errors import UserError
 if TYPE_CHECKING:
     from trainer.tasks.task import Task
 
-MODULES = {"causal_lm": "trainer.tasks.causal_lm"}
+MODULES = {
+    "causal_lm": "trainer.tasks.causal_lm",
+    "permutation_lm": "trainer.tasks.permutation_lm",
+}
 
 
 def check(name: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -20,7 +21,9 @@ class Task:
       features: of a record, beside `tokens`, each int32 [B].
       summed_loss: (Architecture, model, Batch, Options, Dropout) -> the loss summed
         over a microbatch and the weight that it is divided by, both float32 []. The
-        step sums both over all microbatches and replicas before it divides.
+        step sums both over all microbatches and replicas before it divides. Of what a
+        task draws by chance, the noise is a hash of the dropout's keys, which depend on
+        (seed, step, row).
       evaluation_sums: (Architecture, model, Batch, Options) -> float32 [] sums over a
         batch of evaluation, which also has the feature `first`, int32 [B]: the first
         token of each row that bears loss.
@@ -28,7 +31,12 @@ class Task:
         which checkpoint is the best.
       split_figures: (sums, manifest's Split) -> figures that `evaluate` prints.
       memorization: (training loss, validation loss, lowest validation loss) -> 0, or
-        the level of the alarm. None: the task cannot tell.
+        the level of the alarm. None: the task cannot tell, since its loss is not that
+        of predicting the text's tokens.
+      predictions: (Architecture, model, Batch, Options, Dropout) -> `dtype` [B, P, C]
+        and bool [B, P, T]: the hidden states whose products with the output table are
+        the predictions, and whether a prediction must not depend on a token. None: the
+        task predicts no tokens that it must not see.
     """
 
     name: str
@@ -36,8 +44,9 @@ class Task:
     summed_loss: Callable[..., tuple[tf.Tensor, tf.Tensor]]
     evaluation_sums: Callable[..., dict[str, tf.Tensor]]
     figures: Callable[[Mapping[str, float]], dict[str, float]]
-    split_figures: Callable[[Mapping[str, float], Split], dict[str, float | None]]
+    split_figures: Callable[[Mapping[str, float], Split], dict[str, Any]]
     memorization: Callable[[float, float, float], int] | None = None
+    predictions: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None
 
     def signature(self, batch_size: int, sequence_length: int) -> dict:
         """Returns the specification of a training batch, `row` included.

@@ -21,6 +21,7 @@ from trainer.generation.settings import Settings
 from trainer.models import create
 from trainer.models.architecture import Architecture
 from trainer.run_dir.metrics import MetricsLog
+from trainer.tasks import plausibility
 from trainer.tasks.create import flops
 from trainer.tasks.step import TrainingStep
 from trainer.training.run import Run
@@ -61,12 +62,21 @@ def measuring(
     )
     yield DivergenceGuard(config.max_skipped_in_a_row, batch_records)
     if "validation" in run.manifest.splits:
+        windows = _validation_windows(run)
         yield Evaluation(
             log,
-            _create_scorer(run, training_step),
+            Scorer(
+                training_step,
+                run.strategy,
+                windows,
+                batch_size=config.microbatch_size,
+            ),
             training_step.task,
             check_preemption,
             patience=config.early_stopping_patience,
+            lowest_loss=plausibility.lowest_loss(windows)
+            if training_step.task.memorization
+            else None,
             interval=config.evaluation_interval,
             num_steps=run.num_steps,
         )
@@ -95,21 +105,15 @@ def displaying(
         )
 
 
-def _create_scorer(run: Run, training_step: TrainingStep) -> Scorer:
-    """Returns the scorer of the validation split, each token in one window."""
+def _validation_windows(run: Run) -> Windows:
+    """Returns the windows of the validation split, each token in one of them."""
     length = run.manifest.sequence_length
-    windows = Windows(
+    return Windows(
         run.data_dir,
         run.manifest,
         split="validation",
         context_length=length,
         stride=length,
-    )
-    return Scorer(
-        training_step,
-        run.strategy,
-        windows,
-        batch_size=run.config.training.microbatch_size,
     )
 
 
@@ -125,6 +129,7 @@ def _create_sampler(
         ),
         Settings(config.tracking.sample_tokens, temperature=0.8, top_k=40),
         start_token=run.manifest.start_token,
+        padding_text=config.tracking.sample_padding_text,
     )
 
     def sample(prompt: str) -> str:

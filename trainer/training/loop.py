@@ -38,6 +38,7 @@ from trainer.run_dir.metrics import MetricsLog
 from trainer.runtime import preemption
 from trainer.runtime import strategy as strategies
 from trainer.runtime.cluster import Cluster
+from trainer.tasks import leaks
 from trainer.tasks.create import create_training_step
 from trainer.tasks.step import TrainingStep
 from trainer.training import callbacks
@@ -84,6 +85,12 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     step, log = _restore(checkpoints, workdir, cluster)
     if _is_finished(run, step, log):
         return
+    leaks.check(
+        training_step.architecture,
+        training_step.task,
+        training_step.model.config,
+        manifest.sequence_length,
+    )
     if cluster.is_chief:
         checkpoints.check_room()
         _describe(run, step, training_step)

@@ -1,16 +1,12 @@
 """The configuration of a GPT-2: from a config's own fields, or from a checkpoint."""
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from transformers import GPT2Config
-from transformers.utils import cached_file
 
-from configs.errors import UserError
 from configs.schema import ModelConfig
-from trainer.models.gpt2.pretrained_weights import one_message
+from trainer.models.config_json import check_config, read_config
 
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 _FRACTIONS = ("layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -26,7 +22,7 @@ _FIXED = {
     "pruned_heads": {},
 }
 # Activations that TensorFlow computes as PyTorch does, and PyTorch's other names.
-_ACTIVATIONS = (
+ACTIVATIONS = (
     *("gelu", "gelu_10", "gelu_fast", "gelu_new", "mish", "quick_gelu"),
     *("relu", "sigmoid", "silu", "swish", "tanh"),
 )
@@ -60,23 +56,18 @@ def load_configuration(checkpoint: str, also: Sequence[str] = ()) -> GPT2Config:
     Raises:
       UserError: it cannot be read, or describes a network that this is not.
     """
-    with one_message(
-        "The checkpoint must be a Hugging Face GPT-2 folder or name, with config.json "
-        f"and weights. Received: {checkpoint!r}."
-    ):
-        path = cached_file(checkpoint, "config.json")
-        if path is None:
-            raise OSError("there is no config.json.")
-        with open(path, encoding="utf-8") as stream:
-            values = json.load(stream)
-        if not isinstance(values, dict):
-            raise ValueError("config.json is not a JSON object.")
+    values = read_config(checkpoint, "GPT-2")
     values = {GPT2Config.attribute_map.get(k, k): v for k, v in values.items()}
-    if problems := list(_config_problems(values)):
-        raise UserError(
-            f"The config.json of {checkpoint} must describe a GPT-2 that can be "
-            f"computed here:\n  " + "\n  ".join(problems)
-        )
+    check_config(
+        values,
+        checkpoint,
+        default=GPT2Config(),
+        kind="GPT-2",
+        fixed=_FIXED,
+        sizes=(*_SIZES, "n_inner"),
+        fractions=_FRACTIONS,
+        choices={"activation_function": (*ACTIVATIONS, *_ALIASES)},
+    )
     activation = values.get("activation_function", "gelu_new")
     is_local = os.path.isdir(checkpoint)
     # Other fields, such as generation settings, would reach transformers' `generate`
@@ -86,33 +77,3 @@ def load_configuration(checkpoint: str, also: Sequence[str] = ()) -> GPT2Config:
         activation_function=_ALIASES.get(activation, activation),
         name_or_path=os.path.abspath(checkpoint) if is_local else checkpoint,
     )
-
-
-def _config_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in _FIXED.items():
-        received = values.get(name, value)
-        if received != value and not (name == "pruned_heads" and not received):
-            yield f"`{name}` must be {value!r}. Received: {received!r}."
-    sizes = {name: values.get(name, getattr(GPT2Config(), name)) for name in _SIZES}
-    if values.get("n_inner") is not None:
-        sizes["n_inner"] = values["n_inner"]
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            yield f"`{name}` must be a positive integer. Received: {size!r}."
-            return
-    if sizes["n_embd"] % sizes["n_head"]:
-        yield (
-            "`n_embd` must be a multiple of `n_head`. Received: "
-            f"{sizes['n_embd']} and {sizes['n_head']}."
-        )
-    for name in _FRACTIONS:
-        number = values.get(name, 0)
-        if type(number) not in (int, float) or not 0 <= number < 1:
-            yield f"`{name}` must be a number from 0 to 1. Received: {number!r}."
-    known = (*_ACTIVATIONS, *_ALIASES)
-    activation = values.get("activation_function", "gelu_new")
-    if activation not in known:
-        yield (
-            f"`activation_function` must be one of {', '.join(known)}. "
-            f"Received: {activation!r}."
-        )

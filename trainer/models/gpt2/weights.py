@@ -17,8 +17,8 @@ from transformers.modeling_tf_pytorch_utils import (
 
 from configs.errors import TryAgainError, UserError
 from tfrecords.storage import files
-from trainer.models import lora
-from trainer.models.gpt2 import configuration, pretrained_weights
+from trainer.models import lora, pretrained_weights
+from trainer.models.gpt2 import configuration
 
 
 def load(checkpoint: str) -> TFGPT2LMHeadModel:
@@ -28,7 +28,13 @@ def load(checkpoint: str) -> TFGPT2LMHeadModel:
       UserError: the checkpoint does not exist, or is not that of a whole GPT-2.
     """
     model = build(configuration.load_configuration(checkpoint))
-    pretrained_weights.assign(pytorch_weights(model), checkpoint)
+    variables = pytorch_weights(model)
+    pretrained_weights.assign(
+        variables,
+        checkpoint,
+        kind="GPT-2",
+        tied=("lm_head.weight", "transformer.wte.weight"),
+    )
     return model
 
 

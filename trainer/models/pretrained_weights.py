@@ -1,16 +1,15 @@
-"""Reads the weights of a Hugging Face GPT-2.
+"""Reads the weights of a Hugging Face checkpoint.
 
 Weights come from one file or from shards, of PyTorch or TensorFlow. Tensor names decide
 how they are read, metadata do not, and every weight and every tensor is accounted for.
 """
 
 import collections
-import contextlib
 import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 import h5py
 import numpy as np
@@ -22,21 +21,31 @@ from transformers.modeling_tf_pytorch_utils import (
 from transformers.utils import cached_file
 
 from configs.errors import UserError
+from trainer.models.config_json import one_message
 
 # Of `torch.compile` and of data parallelism.
 _WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")
-_BASE_MODEL = re.compile(r"(wte|wpe|h|ln_f)\.")
 # The causal mask, which older versions of PyTorch's GPT-2 save.
-_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")
+_MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
 _NUM_NAMES = 8  # that an error lists
 
 
-def assign(variables: Mapping[str, tf.Variable], checkpoint: str) -> None:
+def assign(
+    variables: Mapping[str, tf.Variable],
+    checkpoint: str,
+    *,
+    kind: str,
+    tied: tuple[str, str],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
     """Assigns a checkpoint's weights, one tensor at a time.
 
     Args:
       variables: all of the model, by PyTorch's names; a bias is [1, n] or [n].
       checkpoint: a Hugging Face folder or name.
+      kind: of the model, for messages.
+      tied: names of the output's table, if it is stored, and of its equal.
+      shapes: PyTorch's, by name, where they are not those of the variables.
 
     Raises:
       UserError: the files cannot be read; or a weight is missing, unexpected, of
@@ -46,10 +55,10 @@ def assign(variables: Mapping[str, tf.Variable], checkpoint: str) -> None:
     problems: dict[str, list[str]] = collections.defaultdict(list)
     head = None
     for stored_name, value in _tensors(checkpoint):
-        name = _pytorch_name(stored_name, value.shape)
+        name = _pytorch_name(stored_name, value.shape, variables)
         if _MASK.fullmatch(name):
             continue
-        if name == "lm_head.weight" and head is None:
+        if name == tied[0] and head is None:
             head = value
             continue
         variable = missing.pop(name, None)
@@ -57,7 +66,7 @@ def assign(variables: Mapping[str, tf.Variable], checkpoint: str) -> None:
             kind = "Stored twice" if name in variables else "Unexpected"
             problems[kind].append(stored_name)
             continue
-        shape = tuple(variable.shape)
+        shape = (shapes or {}).get(name, tuple(variable.shape))
         if shape not in (value.shape, (1, *value.shape)):
             what = f"{name} is {list(value.shape)}, not {list(shape)}"
             problems["Of another shape"].append(what)
@@ -67,17 +76,17 @@ def assign(variables: Mapping[str, tf.Variable], checkpoint: str) -> None:
         elif not np.isfinite(value := _float32(value)).all():
             problems["Not finite"].append(name)
         else:
-            variable.assign(value.reshape(shape))
+            variable.assign(value.reshape(variable.shape))
     if missing:
         problems["Missing"] = sorted(missing)
     if head is not None and not problems:
-        table = np.asarray(tf.convert_to_tensor(variables["transformer.wte.weight"]))
+        table = np.asarray(tf.convert_to_tensor(variables[tied[1]]))
         if not np.array_equal(_float32(head), table):
-            problems["Not equal to transformer.wte.weight"] = ["lm_head.weight"]
+            problems[f"Not equal to {tied[1]}"] = [tied[0]]
     if problems:
         kinds = [f"{kind}: {_listed(names)}." for kind, names in problems.items()]
         raise UserError(
-            f"The weights of {checkpoint} must be those of the GPT-2 in its "
+            f"The weights of {checkpoint} must be those of the {kind} in its "
             "config.json, all of them, and finite.\n  " + "\n  ".join(kinds)
         )
 
@@ -93,13 +102,14 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_NUM_NAMES]) + others
 
 
-def _pytorch_name(name: str, shape: tuple[int, ...]) -> str:
-    """Returns the name that PyTorch's GPT2LMHeadModel gives to a stored tensor."""
+def _pytorch_name(name: str, shape: tuple[int, ...], known: Container[str]) -> str:
+    """Returns the name that PyTorch's model with its head gives to a stored tensor."""
     if "/" in name:  # TensorFlow's; in .h5 the model's own name stands before it
         name = f"transformer/{name.rpartition('transformer/')[2]}"
         name = convert_tf_weight_name_to_pt_weight_name(name, tf_weight_shape=shape)[0]
     name = _WRAPPERS.sub("", name)
-    return f"transformer.{name}" if _BASE_MODEL.match(name) else name
+    of_base_model = f"transformer.{name}"
+    return of_base_model if of_base_model in known else name
 
 
 def _tensors(checkpoint: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -190,17 +200,3 @@ _READERS: dict[str, Callable[[str], Iterator[tuple[str, np.ndarray]]]] = {
     "pytorch_model.bin": _read_pytorch,
     "tf_model.h5": _read_h5,
 }
-
-
-@contextlib.contextmanager
-def one_message(rule: str) -> Iterator[None]:
-    """Raises UserError for what reading raises: each library has its own errors."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise UserError(
-            f"{rule} Reading said: {reason.rstrip('.')}. Correct it, or get it anew."
-        ) from error

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.null_text": ("stop", "skip"),
     "data.mode": ("packed", "document", "labelled"),
     "data.padding_side": ("right", "left"),
+    "data.tokenizer_model": ("bpe", "unigram", "wordpiece"),
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": (
         "linear",

@@ -9,7 +9,7 @@ import tensorflow as tf
 from transformers import (
     GenerationConfig,
     GPT2Config,
-    GPT2TokenizerFast,
+    PreTrainedTokenizerFast,
     TFGPT2LMHeadModel,
 )
 
@@ -22,7 +22,7 @@ _WEIGHTS = "model.safetensors"
 
 def save(
     gpt2: TFGPT2LMHeadModel,
-    tokenizer: GPT2TokenizerFast,
+    tokenizer: PreTrainedTokenizerFast,
     folder: pathlib.Path,
     dtype: tf.DType,
     dropout: float | None = None,

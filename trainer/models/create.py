@@ -9,7 +9,7 @@ from absl import logging
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
-from tfrecords import checksums, fingerprints
+from tfrecords import checksums, encoding, fingerprints
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
 from trainer.models import registry
@@ -153,7 +153,7 @@ def check_tokenizer(
     names: set[str] | None = None  # the files of a hub's name are not known
     if files.is_remote(source) or os.path.isdir(source):
         names = set(files.sizes_and_versions(source))
-    if names is not None and not names & {"tokenizer.json", "vocab.json"}:
+    if names is not None and not names & {*encoding.TOKENIZER_FILES}:
         logging.warning(
             "%s has no tokenizer: only the size of its vocabulary is compared.", source
         )
@@ -162,8 +162,9 @@ def check_tokenizer(
     tokenizer.add_tokens(list(manifest.added_tokens), special_tokens=True)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
+        is_same = fingerprints.is_same(manifest.tokenizer_fingerprint, folder)
         fingerprint = fingerprints.of_tokenizer(folder)
-    if fingerprint != manifest.tokenizer_fingerprint:
+    if not is_same:
         raise UserError(
             "The dataset must be tokenized with the model's tokenizer. Received: "
             f"tokenizer {manifest.tokenizer_fingerprint[:12]} in the dataset, "

@@ -1,14 +1,11 @@
 """Builds, initializes and loads TFGPT2LMHeadModel, with Hugging Face's names."""
 
-import os
-import tempfile
-
 import tensorflow as tf
 import tf_keras
 from transformers import (
     GPT2Config,
-    GPT2TokenizerFast,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
     TFGPT2LMHeadModel,
 )
 from transformers.modeling_tf_pytorch_utils import (
@@ -16,7 +13,7 @@ from transformers.modeling_tf_pytorch_utils import (
 )
 
 from configs.errors import TryAgainError, UserError
-from tfrecords.storage import files
+from tfrecords import encoding
 from trainer.models.gpt2 import configuration, pretrained_weights
 
 
@@ -111,8 +108,8 @@ def initialize(model: tf_keras.Model, seed: int) -> None:
         )
 
 
-def load_tokenizer(source: str) -> GPT2TokenizerFast:
-    """Loads the tokenizer of a checkpoint.
+def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """Loads the tokenizer of a checkpoint, of whatever family.
 
     Args:
       source: a folder, a Hugging Face name, or gs://….
@@ -121,23 +118,15 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
       UserError: there is no tokenizer that loads.
     """
     try:
-        if not files.is_remote(source):
-            return GPT2TokenizerFast.from_pretrained(source)
-        # transformers reads no bucket.
-        with tempfile.TemporaryDirectory() as folder:
-            for name in files.sizes_and_versions(source):
-                if name.endswith((".json", ".txt")):
-                    path = files.join(source, name)
-                    files.download(path, os.path.join(folder, name))
-            return GPT2TokenizerFast.from_pretrained(folder)
+        return encoding.load_tokenizer(source)
     except (UserError, TryAgainError):
         raise
     except Exception as error:  # `tokenizers` raises nothing more special
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         if isinstance(error, TypeError):  # a path is None
-            reason = "it has neither. A vocab.txt is another kind of tokenizer."
+            reason = "it has none of them."
         raise UserError(
-            f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
-            f"merges.txt. Copy the tokenizer that the model was trained with. Loading "
-            f"failed: {reason}"
+            f"{source} must hold a tokenizer: tokenizer.json, vocab.json and "
+            "merges.txt, vocab.txt or spiece.model. Copy the tokenizer that the model "
+            f"was trained with. Loading failed: {reason}"
         ) from error

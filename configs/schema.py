@@ -94,6 +94,11 @@ class ModelConfig:
     embedding_size: int = 128
     # Hugging Face folder or name of the initial weights. Empty: random weights.
     initial_checkpoint: str = ""
+    # How the initial weights take tokens that they lack. "resize": the dataset has the
+    # checkpoint's tokenizer, and tokens added to it start as the mean of all rows.
+    # "transplant": it has another tokenizer, and a token's row is the mean of the rows
+    # of the pieces that the checkpoint's tokenizer cuts its text into.
+    vocabulary: str = "resize"
 
 
 @dataclasses.dataclass

@@ -139,6 +139,13 @@ def is_byte_level(settings: dict[str, Any]) -> bool:
     )
 
 
+def unknown_id(model: dict[str, Any]) -> int:
+    """Returns the id of the unknown token of a `tokenizer.json`'s model, or -1."""
+    if model.get("type") == "Unigram":
+        return -1 if model["unk_id"] is None else model["unk_id"]
+    return model["vocab"].get(model.get("unk_token"), -1)
+
+
 def wrap(
     backend: tokenizers.Tokenizer, special_tokens: dict[str, str]
 ) -> "PreTrainedTokenizerFast":

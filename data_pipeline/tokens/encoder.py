@@ -73,7 +73,7 @@ class ReferenceEncoder:
         self._as_text_starts = {token[:2] for token in self._as_text}
         self._tokenizer_json = tokenizer_json
         self._allow_special_tokens = allow_special_tokens
-        self._unknown_id = _unknown_id(settings["model"])
+        self._unknown_id = encoding.unknown_id(settings["model"])
         pattern, decoder = settings["pre_tokenizer"] or {}, settings["decoder"] or {}
         self._is_lossless = (
             encoding.is_byte_level(settings)
@@ -233,13 +233,6 @@ def load(tokenizer: StoredTokenizer, *, allow_special_tokens: bool) -> Reference
     """Loads a job's tokenizer once in each process, because an encoder caches words."""
     content = files.read(tokenizer.path).decode()
     return ENGINES[tokenizer.engine](content, allow_special_tokens=allow_special_tokens)
-
-
-def _unknown_id(model: dict[str, Any]) -> int:
-    """Returns the id of the model's unknown token, or -1."""
-    if model.get("type") == "Unigram":
-        return -1 if model["unk_id"] is None else model["unk_id"]
-    return model["vocab"].get(model.get("unk_token"), -1)
 
 
 def _last_cut(text: bytes, start: int, end: int) -> int:

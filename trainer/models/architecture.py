@@ -5,7 +5,7 @@ only a folder of `trainer/models` knows the network behind it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -62,7 +62,8 @@ class Architecture:
       initialize: (model, seed) assigns random weights that depend on the seed alone.
       load: Hugging Face folder or name -> model with all of its weights. Raises
         UserError.
-      resize_vocabulary: (model, size) -> model with rows for new tokens.
+      resize_vocabulary: (model, rows) -> model of another vocabulary. rows[i] are ids
+        of the old vocabulary, whose rows' mean is row i; none: the mean of all rows.
       load_tokenizer: folder, Hugging Face name or gs://… -> tokenizer. Raises
         UserError.
       hidden_states: (model, int32 [B, T], Options, Dropout) -> `dtype` [B, T, C],
@@ -84,7 +85,9 @@ class Architecture:
     build: Callable[[Any], tf_keras.Model]
     initialize: Callable[[tf_keras.Model, int], None]
     load: Callable[[str], tf_keras.Model]
-    resize_vocabulary: Callable[[tf_keras.Model, int], tf_keras.Model]
+    resize_vocabulary: Callable[
+        [tf_keras.Model, Sequence[Sequence[int]]], tf_keras.Model
+    ]
     load_tokenizer: Callable[[str], Any]
     hidden_states: Callable[..., tf.Tensor]
     output_table: Callable[[tf_keras.Model], tf.Tensor]

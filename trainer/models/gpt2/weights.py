@@ -1,5 +1,8 @@
 """Builds, initializes and loads TFGPT2LMHeadModel, with Hugging Face's names."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from transformers import (
@@ -49,33 +52,39 @@ def build(config: PretrainedConfig) -> TFGPT2LMHeadModel:
     return model
 
 
-def resize_vocabulary(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
-    """Returns a model with embeddings for new tokens, each the mean of the old ones.
+def resize_vocabulary(
+    model: TFGPT2LMHeadModel, rows: Sequence[Sequence[int]]
+) -> TFGPT2LMHeadModel:
+    """Returns a model of another vocabulary; see `Architecture`.
 
-    A new token starts as likely as the average token, and the loss does not jump.
+    A token with the mean row starts as likely as the average token, and the loss does
+    not jump.
     """
     values = model.config.to_dict()
-    extended = build(GPT2Config.from_dict({**values, "vocab_size": size}))
-    copy_with_new_rows(model, extended, extended.transformer.wte.embeddings)
+    extended = build(GPT2Config.from_dict({**values, "vocab_size": len(rows)}))
+    copy_with_new_rows(model, extended, extended.transformer.wte.embeddings, rows)
     return extended
 
 
 def copy_with_new_rows(
-    old: tf_keras.Model, new: tf_keras.Model, table: tf.Variable
+    old: tf_keras.Model,
+    new: tf_keras.Model,
+    table: tf.Variable,
+    rows: Sequence[Sequence[int]],
 ) -> None:
-    """Copies all weights; rows that `table` has more are the mean of the old ones.
+    """Copies all weights; the rows of `table` are means of old rows.
 
     Args:
       old: has the weights.
       new: is assigned to, and has the same variables.
       table: [V, …] of `new`.
+      rows: V lists of old rows; an empty one stands for all.
     """
     for mine, theirs in zip(new.variables, old.variables, strict=True):
         value = tf.convert_to_tensor(theirs)
         if mine is table:
-            mean = tf.reduce_mean(value, axis=0, keepdims=True)
-            rows = tf.repeat(mean, table.shape[0] - value.shape[0], axis=0)
-            value = tf.concat([value, rows], axis=0)
+            mean, old_rows = tf.reduce_mean(value, axis=0).numpy(), value.numpy()
+            value = np.stack([old_rows[i].mean(0) if len(i) else mean for i in rows])
         mine.assign(value)
 
 

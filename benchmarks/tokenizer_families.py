@@ -11,25 +11,18 @@ all documents, is that of one thread for the first run, loading excluded.
 import argparse
 import json
 import pathlib
+import re
 import sys
 import sysconfig
 import time
+import types
+from typing import cast
 
 import numpy as np
 
 from configs.schema import DataConfig
 from data_pipeline.job import Job
 from data_pipeline.tokens import encoder, engine_choice, tokenizer
-
-
-class _Texts(Job):
-    """A job whose training documents are given."""
-
-    texts: list[str]
-
-    def training_texts(self):
-        """Returns the documents."""
-        return iter(self.texts)
 
 
 def read(name: str) -> list[str]:
@@ -40,17 +33,20 @@ def read(name: str) -> list[str]:
     text = pathlib.Path(name).read_text()
     if name.endswith(".jsonl"):
         return [json.loads(line)["text"] for line in text.splitlines()]
-    return text.split("\n\n")
+    return re.split(r"\n\s*\n", text)
 
 
 def measure(family: str, size: int, documents: list[str]) -> dict[str, float]:
     """Trains a tokenizer of a family and returns its figures."""
     held_out = documents[9::10]
-    config = DataConfig(tokenizer="train", tokenizer_model=family, vocab_size=size)
-    job = _Texts(config, 1024, [], [], 0.0, 0)
-    object.__setattr__(job, "texts", [d for i, d in enumerate(documents) if i % 10 < 9])
+    learnt = [text for index, text in enumerate(documents) if index % 10 < 9]
+    job = types.SimpleNamespace(
+        config=DataConfig(tokenizer_model=family, vocab_size=size),
+        n_positions=1024,
+        training_texts=lambda: iter(learnt),
+    )
     start = time.perf_counter()
-    trained = tokenizer._train(job)
+    trained = tokenizer._train(cast(Job, job))
     seconds = time.perf_counter() - start
     tokenizer_json = trained.backend_tokenizer.to_str()
     held_out_bytes = [text.encode() for text in held_out]

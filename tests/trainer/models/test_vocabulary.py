@@ -1,14 +1,18 @@
 """A model takes the vocabulary of another tokenizer."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from transformers import GPT2Config
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
 from configs.validation import validate
-from tests import families
-from tests.conftest import tiny_config
+from tests import families, programs
+from tests.conftest import SMALL, tiny_config, tiny_model
 from tests.data_pipeline.runs import run
 from tfrecords import encoding
 from trainer.exporting import huggingface
@@ -22,6 +26,15 @@ def make(folder, family, size, texts=TEXTS):
     folder.mkdir()
     families.FAMILIES[family](folder, texts, size)
     return encoding.load_tokenizer(str(folder))
+
+
+def run_on_text(folder, tokenizer, **fields):
+    """A dataset of twenty lines, each with a number of its own."""
+    lines = [f"{text} {number}" for number, text in enumerate(TEXTS)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    settings = {"document": "line", "sequence_length": 8, "validation_fraction": 0.2}
+    settings |= {"tokenizer": str(tokenizer), "allow_lossy_tokenizer": True}
+    return run(folder / "text.txt", folder / "data", **settings | fields)
 
 
 @pytest.fixture
@@ -69,17 +82,8 @@ def test_a_checkpoint_takes_another_tokenizer(name, tmp_path, old):
     architecture.initialize(model, 1)
     gpt2 = architecture.as_gpt2(model)
     huggingface.save(gpt2, old, tmp_path / "old", tf.float32)
-    (tmp_path / "text.txt").write_text("\n".join(TEXTS))
     make(tmp_path / "new", "WordPiece", 100)
-    written = run(
-        tmp_path / "text.txt",
-        tmp_path / "data",
-        document="line",
-        sequence_length=8,
-        validation_fraction=0.0,
-        tokenizer=str(tmp_path / "new"),
-        allow_lossy_tokenizer=True,
-    )
+    written = run_on_text(tmp_path, tmp_path / "new")
     config = ModelConfig(architecture=name, initial_checkpoint=str(tmp_path / "old"))
     with pytest.raises(UserError, match=r"model\.vocabulary=transplant"):
         create.create_model(config, written, seed=0)
@@ -103,6 +107,60 @@ def test_a_checkpoint_takes_another_tokenizer(name, tmp_path, old):
         tf.gather(gpt2(np.array([old_ids])).logits, old_ids, axis=-1),
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_checkpoint_of_any_family_is_known_by_its_tokenizer(tmp_path, family):
+    """Files as published, a dataset of them with a new token, and no transplant."""
+    tokenizer = make(tmp_path / "old", family, 300)
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "old")
+    written = run_on_text(
+        tmp_path, tmp_path / "old", start_token="<|new|>", end_token="<|end|>"
+    )
+    config = ModelConfig(initial_checkpoint=str(tmp_path / "old"))
+    model = create.create_model(config, written, seed=0)
+    assert model.config.vocab_size == len(tokenizer) + 2
+    other = tmp_path / "other"
+    make(other, family, 300, [f"zebra {text}" for text in TEXTS])
+    other = run_on_text(other, other, end_token="<|end|>")
+    with pytest.raises(UserError, match="with the model's tokenizer"):
+        create.create_model(config, other, seed=0)
+
+
+@pytest.mark.slow
+def test_a_transplanted_run_resumes_and_is_exported(small_run, tmp_path):
+    """The same bytes, whether or not the run is stopped in between."""
+    old, run = tmp_path / "old", tmp_path / "run"
+    workdir = f"--workdir={run}"
+    succeed("trainer.export", f"--workdir={small_run / 'run'}", f"--output_dir={old}")
+    make(tmp_path / "new", "Unigram", 300)
+    written = run_on_text(tmp_path, tmp_path / "new", sequence_length=128)
+    data = f"--data_dir={tmp_path / 'data'}"
+    train = [
+        *("trainer.train", *SMALL, data, workdir, "--json"),
+        f"--config.model.initial_checkpoint={old}",
+        "--config.model.vocabulary=transplant",
+    ]
+    succeed(*train)
+    last = run / "checkpoints" / "step-00000006" / "state.safetensors"
+    state = last.read_bytes()
+    shutil.rmtree(last.parent)
+    result = json.loads(succeed(*train))
+    assert last.read_bytes() == state
+    exported = tmp_path / "exported"
+    succeed("trainer.export", workdir, f"--output_dir={exported}")
+    shape = GPT2Config.from_pretrained(exported)
+    assert shape.vocab_size == written.vocabulary_size
+    assert shape.eos_token_id == written.end_of_text_id
+    scored = succeed("trainer.evaluate", data, f"--checkpoint={exported}", "--json")
+    loss = json.loads(scored)["loss"]
+    assert loss == pytest.approx(result["validation_loss_after"], rel=1e-5)
+
+
+def succeed(*command):
+    process = programs.run(*command)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_a_transplant_needs_a_checkpoint():

@@ -130,8 +130,9 @@ def compare(trained: tf_keras.Model, old: str, data: str, *, keep: bool) -> str:
     )
     scores["mean"] = nats_per_byte(model, data)
     table = model.transformer.wte.embeddings
-    random = np.random.default_rng(0).normal(0, 0.02, table.shape)
-    table.assign(np.where(np.arange(len(table))[:, None] < kept, table, random))
+    mean_rows = table.numpy()
+    random = np.random.default_rng(0).normal(0, 0.02, mean_rows.shape)
+    table.assign(np.concatenate([mean_rows[:kept], random[kept:]]))
     scores["random"] = nats_per_byte(model, data)
     return ", ".join(f"{way} {score:.3f}" for way, score in scores.items())
 

@@ -107,10 +107,8 @@ def load_tokenizer(
                     path = files.join(source, name)
                     files.download(path, os.path.join(folder, name))
             return load_tokenizer(folder, special_tokens=special_tokens)
-    path = _path(source, "tokenizer.json")
-    if path:
-        settings = _load_json(path)
-        if not is_byte_level(settings):
+    if path := _path(source, "tokenizer.json"):
+        if not is_byte_level(_load_json(path)):
             backend = tokenizers.Tokenizer.from_file(path)
             return wrap(backend, _named_tokens(source) if special_tokens else {})
     elif not _path(source, "merges.txt"):
@@ -122,21 +120,23 @@ def load_tokenizer(
                 return _load_family(source, _SENTENCE_PIECE_TOKENS, backend)
     from transformers import GPT2TokenizerFast
 
-    none = {} if special_tokens else dict.fromkeys(("bos_token", "eos_token"))
-    none |= {} if special_tokens else {"unk_token": None}
-    tokenizer = GPT2TokenizerFast.from_pretrained(source, **none)
+    left_out = [] if special_tokens else ["bos_token", "eos_token", "unk_token"]
+    names: dict[str, Any] = dict.fromkeys(left_out)
+    tokenizer = GPT2TokenizerFast.from_pretrained(source, **names)
     _remove_post_processor(tokenizer.backend_tokenizer)
     return tokenizer
 
 
 def is_byte_level(settings: dict[str, Any]) -> bool:
-    """Returns whether a `tokenizer.json` is a byte-level BPE with all 256 bytes."""
-    model = settings["model"]
-    return (
-        model.get("type", "BPE") == "BPE"
-        and "ByteLevel" in json.dumps(settings["pre_tokenizer"])
-        and set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
-    )
+    """Returns whether a `tokenizer.json` is a byte-level BPE."""
+    is_bpe = settings["model"].get("type", "BPE") == "BPE"
+    return is_bpe and "ByteLevel" in json.dumps(settings["pre_tokenizer"])
+
+
+def has_all_bytes(settings: dict[str, Any]) -> bool:
+    """Returns whether a `tokenizer.json` is a byte-level BPE that knows every text."""
+    letters = set(pre_tokenizers.ByteLevel.alphabet())
+    return is_byte_level(settings) and letters <= settings["model"]["vocab"].keys()
 
 
 def unknown_id(model: dict[str, Any]) -> int:
@@ -158,6 +158,8 @@ def wrap(
     from transformers import PreTrainedTokenizerFast
 
     _remove_post_processor(backend)
+    # Without an unknown token, some fail on the first character that they lack.
+    backend.encode("\U0010ffff")
     settings = json.loads(backend.to_str())["pre_tokenizer"] or {}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -271,13 +273,14 @@ def _load_json(path: str) -> dict[str, Any]:
         return json.load(stream)
 
 
-def _path(source: str, name: str) -> str | None:
-    """Returns the path of a file in a folder or of a Hugging Face name, or None."""
+def _path(source: str, name: str) -> str:
+    """Returns the path of a file in a folder or of a Hugging Face name, or ""."""
     from transformers.utils import cached_file
 
-    return cached_file(
+    path = cached_file(
         source,
         name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
+    return path or ""

@@ -114,8 +114,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
         and value is not False
         and (name != "vocab" or isinstance(value, list))
     }
-    # A byte-level BPE knows every text, and needs no token for others.
-    if encoding.is_byte_level(values):
+    if encoding.has_all_bytes(values):  # no text is unknown
         settings["model"].pop("unk_token", None)
     flags = ["single_word", "lstrip", "rstrip"]
     flags += ["normalized"] if settings["normalizer"] else []

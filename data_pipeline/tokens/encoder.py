@@ -76,7 +76,7 @@ class ReferenceEncoder:
         self._unknown_id = encoding.unknown_id(settings["model"])
         pattern, decoder = settings["pre_tokenizer"] or {}, settings["decoder"] or {}
         self._is_lossless = (
-            encoding.is_byte_level(settings)
+            encoding.has_all_bytes(settings)
             and settings["normalizer"] is None
             and pattern["type"] == decoder.get("type") == "ByteLevel"
         )

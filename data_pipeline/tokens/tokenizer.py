@@ -59,9 +59,7 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
 
 def _load(name: str) -> "PreTrainedTokenizerFast":
     try:
-        tokenizer = encoding.load_tokenizer(name)
-        # Without an unknown token, some fail on the first character that they lack.
-        tokenizer.backend_tokenizer.encode("\U0010ffff")
+        return encoding.load_tokenizer(name)
     except Exception as error:  # tokenizers raises no class of its own
         reason = [*str(error).splitlines(), ""][0]
         if isinstance(error, TypeError):  # a path is None
@@ -71,7 +69,6 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
             "tokenizer.json, vocab.json and merges.txt, vocab.txt or spiece.model, or "
             f"`train`. Received: {name!r}, which fails with: {reason}"
         ) from error
-    return tokenizer
 
 
 def _made_up_tokens(tokenizer: "PreTrainedTokenizerFast", name: str) -> set[str]:

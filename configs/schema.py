@@ -46,12 +46,18 @@ class DataConfig:
     deduplicate: bool = False
     # "wikitext" reverts WikiText's tokenization (" @-@ " becomes "-").
     detokenizer: str = "none"
-    # A Hugging Face name, a folder, or "train": a byte-level BPE of `vocab_size` tokens
+    # A Hugging Face name, a folder, or "train": a tokenizer of `vocab_size` tokens
     # trained on the training documents.
     tokenizer: str = "gpt2"
+    # Family of a new tokenizer: "bpe" (byte-level, loses nothing), "unigram" (as
+    # SentencePiece's) or "wordpiece" (as BERT's).
+    tokenizer_model: str = "bpe"
     vocab_size: int = 50257
     # Maximum amount of text that a new tokenizer is trained on.
     tokenizer_sample_mebibytes: int = 512
+    # Go on where more than 5 % of the tokens are unknown, or of the documents do not
+    # decode to themselves. The manifest counts both.
+    allow_lossy_tokenizer: bool = False
     # True: "<|endoftext|>" in the text becomes the special token. False: it is text.
     allow_special_tokens: bool = False
     # Special tokens before and after each document; unknown ones are added to the
@@ -108,6 +114,11 @@ class ModelConfig:
     embedding_size: int = 128
     # Hugging Face folder or name of the initial weights. Empty: random weights.
     initial_checkpoint: str = ""
+    # How the initial weights take tokens that they lack. "resize": the dataset has the
+    # checkpoint's tokenizer, and tokens added to it start as the mean of all rows.
+    # "transplant": it has another tokenizer, and a token's row is the mean of the rows
+    # of the pieces that the checkpoint's tokenizer cuts its text into.
+    vocabulary: str = "resize"
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
 

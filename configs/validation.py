@@ -19,6 +19,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.null_text": ("stop", "skip"),
     "data.mode": ("packed", "document", "labelled"),
     "data.padding_side": ("right", "left"),
+    "data.tokenizer_model": ("bpe", "unigram", "wordpiece"),
+    "model.vocabulary": ("resize", "transplant"),
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": (
         "linear",
@@ -126,6 +128,11 @@ def _data_problems(config: Config) -> Iterator[str]:
 def _model_problems(config: Config) -> Iterator[str]:
     data, model = config.data, config.model
     if not model.initial_checkpoint:
+        if model.vocabulary == "transplant":
+            yield (
+                "`model.vocabulary` must be resize without a checkpoint, whose rows "
+                "it takes. Received: transplant. Set `model.initial_checkpoint`."
+            )
         if data.sequence_length > model.n_positions:
             yield (
                 "`data.sequence_length` must not exceed `model.n_positions`. Received: "

@@ -28,7 +28,7 @@ _LARGE_CORPUS_BYTES = 100_000_000
 _SAMPLE_CHARACTERS = 1 << 18
 _SAMPLE_CHUNKS = 64
 # Fields that older datasets lack: a manifest does not mention them at their defaults.
-_NEW_FIELDS = ("null_text",)
+_NEW_FIELDS = ("null_text", "tokenizer_model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,14 @@ class Job:
     @functools.cached_property
     def chunks(self) -> list[Chunk]:
         """The whole input in chunks, those of `validation_files` last."""
-        # Names of files, which may be many, do not travel to the workers.
+        # Names of files, which may be many, do not travel to the workers. The last
+        # changes no token: what a run without it has finished is used again.
         config = dataclasses.replace(
-            self.config, input="", validation_input="", tokenizer=""
+            self.config,
+            input="",
+            validation_input="",
+            tokenizer="",
+            allow_lossy_tokenizer=False,
         )
         chunks: list[Chunk] = []
         for files, fraction in (
@@ -115,6 +120,7 @@ class Job:
         """Returns what the manifest records of the job: contents, not paths."""
         config = dataclasses.asdict(self.config)
         del config["input"], config["validation_input"], config["tfds_data_dir"]
+        del config["allow_lossy_tokenizer"]
         config["validation_fraction"] = self.validation_fraction
         config["n_positions"] = self.n_positions
         for name in _NEW_FIELDS:
@@ -200,8 +206,11 @@ def _check_is_many_documents(file: InputFile) -> None:
 
 def _folder_hash(folder: str) -> str:
     """Returns the fingerprint of a tokenizer's files: settings change tokens, too."""
-    files = sorted(pathlib.Path(folder).glob("*.json"))
-    files += sorted(pathlib.Path(folder).glob("merges.txt"))
+    files = [
+        path
+        for pattern in ("*.json", "merges.txt", "vocab.txt", "*.model")
+        for path in sorted(pathlib.Path(folder).glob(pattern))
+    ]
     return finished_work.fingerprint(
         *(part for f in files for part in (f.name, f.read_bytes()))
     )

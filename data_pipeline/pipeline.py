@@ -33,6 +33,9 @@ from tfrecords import checksums, fingerprints, manifest, schema, tfds_metadata
 from tfrecords.manifest import Counts
 from tfrecords.storage import files
 
+# Share of unknown tokens, or of documents that do not decode to themselves.
+_WARNED_LOSS, _ALLOWED_LOSS = 0.001, 0.05
+
 
 def preprocess(
     job: Job, output_dir: str, runner: Runner, *, overwrite: bool = False
@@ -79,6 +82,7 @@ def _make_shards(
     }
     _check_counts(totals, job)
     _warn_of_special_tokens(totals)
+    _check_losses(totals, job)
     items = {
         split: shards.plan(split, work, [count[split] for count in counts], work_dir)
         for split in SPLITS
@@ -183,6 +187,29 @@ def _warn_of_special_tokens(totals: dict[str, Counts]) -> None:
             "they separate documents, set --config.data.allow_special_tokens",
             number,
         )
+
+
+def _check_losses(totals: dict[str, Counts], job: Job) -> None:
+    """Warns of a tokenizer that loses text; raises DataError where it is much."""
+    total = token_files.add_counts(totals.values())
+    unknown, changed = (total.kept.get(name, 0) for name in document.LOSSES)
+    num_tokens = total.tokens + total.truncated_tokens
+    shares = unknown / max(num_tokens, 1), changed / max(total.documents, 1)
+    if max(shares) <= _WARNED_LOSS:
+        return
+    received = (
+        f"{unknown:,} of {num_tokens:,} tokens ({shares[0]:.2%}) are unknown, and "
+        f"{changed:,} of {total.documents:,} documents ({shares[1]:.2%}) do not decode "
+        "to themselves"
+    )
+    if max(shares) > _ALLOWED_LOSS and not job.config.allow_lossy_tokenizer:
+        raise DataError(
+            f"`data.tokenizer` must keep {1 - _ALLOWED_LOSS:.0%} of the text as it is. "
+            f"Received: {job.config.tokenizer!r}, of which {received}. Name another, "
+            "or set --config.data.allow_lossy_tokenizer: what is finished is not done "
+            "again."
+        )
+    logging.warning("the tokenizer loses text: %s", received)
 
 
 def _check_room(items: Sequence[shards.ShardItem], work_dir: str) -> None:

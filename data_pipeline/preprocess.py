@@ -95,7 +95,8 @@ def _print_result(result: "Manifest", *, as_json: bool) -> None:
         changes |= {
             f"kept with {k}": v
             for k, v in split.kept.items()
-            if k != "special_token_as_text"  # no documents; the pipeline warns of them
+            # No documents; the pipeline warns of them.
+            if k not in ("special_token_as_text", "unknown_token")
         }
         changes |= {"truncated": split.truncated_documents}
         for change, count in changes.items():

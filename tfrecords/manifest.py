@@ -53,7 +53,7 @@ class Counts:
       skipped: reason -> documents left out.
       repaired: reason -> documents changed.
       kept: reason -> documents with an irregularity that were left as they are; of
-        "special_token_as_text", the occurrences.
+        "special_token_as_text" and "unknown_token", the occurrences.
       labels: label -> labelled documents.
     """
 

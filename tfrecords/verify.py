@@ -89,12 +89,12 @@ def _verify_fingerprint(data_dir: str, manifest: Manifest) -> None:
     """Checks the tokenizer of a dataset whose manifest lists no other files."""
     folder = files.join(data_dir, TOKENIZER_FOLDER)
     try:
-        fingerprint = fingerprints.of_tokenizer(folder)
+        is_same = fingerprints.is_same(manifest.tokenizer_fingerprint, folder)
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
-        fingerprint = None  # a damaged file
-    if fingerprint != manifest.tokenizer_fingerprint:
+        is_same = False  # a damaged file
+    if not is_same:
         raise DataError(
             f"{folder} must hold the tokenizer that the manifest names. It is missing, "
             f"damaged or another. {REMEDY}"

@@ -106,7 +106,7 @@ def _write(trained: Any, tokenizer: Any, folder: pathlib.Path) -> None:
     if FLAGS.format == "peft":
         adapter.save(trained, tokenizer, folder, dtype)
     else:
-        model = trained.architecture.as_gpt2(trained.model)
+        model = trained.architecture.as_transformers(trained.model)
         if FLAGS.format == "saved_model":
             if not model.supports_xla_generation:
                 raise UserError(

@@ -125,7 +125,7 @@ def main() -> None:
     trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     padding_text = FLAGS.padding_text
     sampler = Sampler(
-        trained.architecture.as_gpt2(trained.model),
+        trained.architecture.as_transformers(trained.model),
         create.load_tokenizer(trained.architecture, trained.tokenizer, trained.model),
         settings,
         batch_size=FLAGS.batch_size,

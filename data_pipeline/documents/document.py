@@ -20,6 +20,8 @@ CRLF, NUL = "crlf", "nul"
 REPAIRED, KEPT = {BYTE_ORDER_MARK, INVALID_UTF8}, {CRLF, NUL}
 # Occurrences, not documents, of "<|endoftext|>" and the like that are kept as text.
 SPECIAL_TOKEN_AS_TEXT = "special_token_as_text"
+# Occurrences of unknown tokens; documents that do not decode to themselves.
+LOSSES = ("unknown_token", "text_changed_by_tokenizer")
 EMPTY, DUPLICATE, NULL = "empty", "duplicate", "null"
 
 NO_ODDITIES: Set[str] = frozenset()

@@ -73,15 +73,21 @@ class ReferenceEncoder:
         self._as_text_starts = {token[:2] for token in self._as_text}
         self._tokenizer_json = tokenizer_json
         self._allow_special_tokens = allow_special_tokens
-        pattern = settings["pre_tokenizer"] or {}
+        self._unknown_id = encoding.unknown_id(settings["model"])
+        pattern, decoder = settings["pre_tokenizer"] or {}, settings["decoder"] or {}
+        self._is_lossless = (
+            encoding.has_all_bytes(settings)
+            and settings["normalizer"] is None
+            and pattern["type"] == decoder.get("type") == "ByteLevel"
+        )
         crosses_spaces = any(
             token["lstrip"] or token["rstrip"] or re.search(r"\s", token["content"])
             for token in active
         )
+        # Others are encoded whole: what stands before a space may change its token.
         self._can_cut = (
             not crosses_spaces
-            and settings["normalizer"] is None
-            and pattern.get("type") == "ByteLevel"
+            and self._is_lossless
             and pattern.get("use_regex", True)
             and not pattern.get("add_prefix_space")
         )
@@ -126,11 +132,35 @@ class ReferenceEncoder:
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         return np.concatenate([np.empty(0, np.uint32), *ids]), offsets
 
+    def count_losses(
+        self, texts: Sequence[bytes], tokens: np.ndarray, offsets: np.ndarray
+    ) -> tuple[int, int]:
+        """Counts what the tokens do not tell of their texts.
+
+        Args:
+          texts: whole documents, unless the tokenizer cannot lose anything.
+          tokens: as `encode` returns them.
+          offsets: as `encode` returns them.
+
+        Returns:
+          The number of unknown tokens, and of texts that do not decode to themselves.
+        """
+        if self._is_lossless:
+            return 0, 0
+        ids = [part.tolist() for part in np.split(tokens, offsets[1:-1])]
+        pairs = zip(texts, self._decode(ids), strict=True)
+        num_changed = sum(text != decoded.encode() for text, decoded in pairs)
+        return int(np.count_nonzero(tokens == self._unknown_id)), num_changed
+
     def count_special_tokens_as_text(self, text: bytes) -> int:
         """Counts the special tokens in a text whose ids are those of plain text."""
         if any(start in text for start in self._as_text_starts):  # else much faster
             return sum(map(text.count, self._as_text))
         return 0
+
+    @functools.cached_property
+    def _decode(self) -> Callable[[Sequence[Sequence[int]]], list[str]]:
+        return encoding.decoder(self._tokenizer_json)
 
     @functools.cached_property
     def _encode_texts(self) -> Callable[[Sequence[str]], list[list[int]]]:

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from data_pipeline.tokens.encoder import ENGINES, FAST, REFERENCE
+from tfrecords import encoding
 
 # Texts with properties that a sample of the input may lack.
 _HARD_TEXTS = (
@@ -39,6 +40,8 @@ def choose(
       sample: texts of the job's own input.
       allow_special_tokens: as for `ReferenceEncoder`.
     """
+    if not encoding.is_byte_level(json.loads(tokenizer_json)):
+        return _slower("gigatoken is for byte-level BPE")
     unsupported = _unsupported_tokens(
         tokenizer_json, allow_special_tokens=allow_special_tokens
     )

@@ -199,6 +199,10 @@ class _SplitWriter:
     def _encode(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns all tokens, with start and end tokens, and where documents end."""
         tokens, offsets = self._encoder.encode(self._texts)
+        losses = self._encoder.count_losses(self._texts, tokens, offsets)
+        for name, count in zip(documents.LOSSES, losses, strict=True):
+            if count:
+                _count(self.counts.kept, {name: count})
         tokens = tokens.astype(self._dtype)
         special_ids = [self._vocabulary.start_id, self._vocabulary.end_id]
         finished = np.array(self._finished)

@@ -1,32 +1,38 @@
-"""Loads, trains or extends the byte-level BPE of a job."""
+"""Loads, trains or extends the tokenizer of a job."""
 
 import dataclasses
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 if TYPE_CHECKING:
-    from transformers import GPT2TokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline import finished_work
 from data_pipeline.job import Job
 from data_pipeline.tokens.encoder import Vocabulary
+from tfrecords import encoding
 from tfrecords.storage import files
 
 END_OF_TEXT = "<|endoftext|>"
+# BERT's, which ends a document where a tokenizer has no end-of-text token.
+_SEPARATOR = "[SEP]"
 FILE_NAME = "tokenizer.json"
+# A tokenizer, what trains it, and its special tokens by their names in transformers.
+_Untrained = tuple[tokenizers.Tokenizer, Any, dict[str, str]]
 
 
 def load_or_train(job: Job, folder: str) -> Vocabulary:
     """Stores the job's tokenizer in `folder`, unless that is done.
 
     Args:
-      job: with `config.tokenizer` a Hugging Face name, a folder (tokenizer.json, or
-        vocab.json and merges.txt), or "train", which learns one from the training
+      job: with `config.tokenizer` a Hugging Face name, a folder (see
+        `encoding.load_tokenizer`), or "train", which learns one from the training
         documents.
       folder: in the folder of unfinished work, where a run that continues looks first.
 
@@ -51,49 +57,68 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
     return Vocabulary(**{**values, "added_tokens": tuple(values["added_tokens"])})
 
 
-def _load(name: str) -> "GPT2TokenizerFast":
-    from transformers import GPT2TokenizerFast
-
+def _load(name: str) -> "PreTrainedTokenizerFast":
     try:
-        tokenizer = GPT2TokenizerFast.from_pretrained(name)
+        return encoding.load_tokenizer(name)
     except Exception as error:  # tokenizers raises no class of its own
         reason = [*str(error).splitlines(), ""][0]
         if isinstance(error, TypeError):  # a path is None
-            reason = "it has neither. A vocab.txt is another kind of tokenizer."
+            reason = "it has none of them."
         raise DataError(
             "`data.tokenizer` must be a Hugging Face name, a folder with "
-            "tokenizer.json or with vocab.json and merges.txt, or `train`. Received: "
-            f"{name!r}, which fails with: {reason}"
+            "tokenizer.json, vocab.json and merges.txt, vocab.txt or spiece.model, or "
+            f"`train`. Received: {name!r}, which fails with: {reason}"
         ) from error
-    missing = set(_bytes_as_letters()) - set(tokenizer.get_vocab())
-    is_bpe = isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE)
-    if missing or not is_bpe:
-        raise DataError(
-            "`data.tokenizer` must be a byte-level BPE with all 256 bytes, as GPT-2's "
-            f"is: text would be lost. Received: {name!r}, in which {len(missing)} "
-            "bytes are missing. Name another."
-        )
-    return tokenizer
 
 
-def _made_up_tokens(tokenizer: "GPT2TokenizerFast", name: str) -> set[str]:
-    """Returns special tokens that the files lack: transformers adds them with new ids.
+def _made_up_tokens(tokenizer: "PreTrainedTokenizerFast", name: str) -> set[str]:
+    """Returns special tokens that the vocabulary lacks: they are added with new ids.
 
     Args:
-      tokenizer: as transformers loads it.
+      tokenizer: as it is loaded.
       name: that it was loaded from.
     """
     size = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
     if max(tokenizer.get_vocab().values()) < size:
         return set()
-    stored = type(tokenizer).from_pretrained(
-        name, bos_token=None, eos_token=None, unk_token=None
-    )
+    stored = encoding.load_tokenizer(name, special_tokens=False)
     return set(tokenizer.get_vocab()) - set(stored.get_vocab())
 
 
+def _end_token(
+    tokenizer: "PreTrainedTokenizerFast", config: DataConfig, made_up: set[str]
+) -> str | None:
+    """Returns the token after each document; "": none stands there.
+
+    Args:
+      tokenizer: whose `eos_token` is replaced where it is made up, or missing.
+      config: names the token, if the tokenizer's own is not to be used.
+      made_up: see `_made_up_tokens`.
+
+    Raises:
+      DataError: the config does not name one, and the tokenizer has none.
+    """
+    if tokenizer.eos_token in made_up:
+        tokenizer.eos_token = None
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.eos_token is None and _SEPARATOR in vocabulary:
+        tokenizer.eos_token = _SEPARATOR
+    end_token = tokenizer.eos_token if config.end_token is None else config.end_token
+    if not end_token and tokenizer.eos_token is None:
+        added = tokenizer.added_tokens_decoder.values()
+        special = [token.content for token in added if token.special]
+        raise DataError(
+            "`data.tokenizer` must have an end-of-text token (eos_token, or "
+            f"{_SEPARATOR}), which separates documents. Received: "
+            f"{config.tokenizer!r}, which has none. Name one with "
+            "`--config.data.end_token`; its special tokens are: "
+            f"{', '.join(special) or 'none'}."
+        )
+    return end_token
+
+
 def _extend(
-    tokenizer: "GPT2TokenizerFast", config: DataConfig, made_up: set[str]
+    tokenizer: "PreTrainedTokenizerFast", config: DataConfig, made_up: set[str]
 ) -> Vocabulary:
     """Adds the start and end tokens that are new, and returns all special ids.
 
@@ -103,15 +128,7 @@ def _extend(
       made_up: see `_made_up_tokens`. They are new tokens, which a model has no rows
         for, and none of them is taken for the end of a text unless the config names it.
     """
-    if tokenizer.eos_token in made_up:
-        tokenizer.eos_token = None
-    end_token = tokenizer.eos_token if config.end_token is None else config.end_token
-    if not end_token and tokenizer.eos_token is None:
-        raise DataError(
-            "`data.tokenizer` must have an end-of-text token (eos_token), which "
-            f"separates documents. Received: {config.tokenizer!r}, which has none. "
-            "Name one with `--config.data.end_token`."
-        )
+    end_token = _end_token(tokenizer, config, made_up)
     special = [token for token in (config.start_token, end_token) if token]
     before = tokenizer.get_vocab()
     tokenizer.add_tokens(
@@ -134,9 +151,38 @@ def _extend(
     )
 
 
-def _train(job: Job) -> "GPT2TokenizerFast":
-    from transformers import GPT2TokenizerFast
+def _train(job: Job) -> "PreTrainedTokenizerFast":
+    """Trains a tokenizer of the family `data.tokenizer_model` on the training text.
 
+    Raises:
+      DataError: `vocab_size` is too small for it.
+    """
+    backend, trainer, special_tokens = _FAMILIES[job.config.tokenizer_model](job)
+    try:
+        backend.train_from_iterator(job.training_texts(), trainer)
+    except Exception as error:  # tokenizers raises no class of its own
+        if "not large enough" not in str(error):
+            raise
+        raise DataError(
+            "`data.vocab_size` must be larger than the number of different characters, "
+            f"each of which is a token of a {job.config.tokenizer_model} tokenizer. "
+            f"Received: {job.config.vocab_size}. Raise it, or set "
+            "--config.data.tokenizer_model=bpe."
+        ) from error
+    if job.config.tokenizer_model == "bpe":
+        from transformers import GPT2TokenizerFast
+
+        return GPT2TokenizerFast(
+            tokenizer_object=backend,
+            model_max_length=job.n_positions,
+            **special_tokens,
+        )
+    tokenizer = encoding.wrap(backend, special_tokens)
+    tokenizer.model_max_length = job.n_positions
+    return tokenizer
+
+
+def _byte_level_bpe(job: Job) -> _Untrained:
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
@@ -144,18 +190,46 @@ def _train(job: Job) -> "GPT2TokenizerFast":
         vocab_size=job.config.vocab_size,
         special_tokens=[END_OF_TEXT],
         # With all 256 bytes it can encode every text.
-        initial_alphabet=_bytes_as_letters(),
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(job.training_texts(), trainer)
-    return GPT2TokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        model_max_length=job.n_positions,
+    names = ("bos_token", "eos_token", "unk_token")
+    return bpe, trainer, dict.fromkeys(names, END_OF_TEXT)
+
+
+def _unigram(job: Job) -> _Untrained:
+    """As SentencePiece: words begin with a space, and nothing is normalized."""
+    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    unigram.decoder = tokenizers.decoders.Metaspace()
+    special_tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=job.config.vocab_size,
+        special_tokens=list(special_tokens.values()),
+        unk_token="<unk>",
+        show_progress=False,
     )
+    return unigram, trainer, special_tokens
 
 
-def _bytes_as_letters() -> list[str]:
-    return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+def _word_piece(job: Job) -> _Untrained:
+    """As BERT's multilingual one: each Chinese character is a word; case stays."""
+    word_piece = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    word_piece.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
+    word_piece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    word_piece.decoder = encoding.word_piece_decoder()
+    special_tokens = encoding.BERT_TOKENS
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=job.config.vocab_size,
+        special_tokens=list(special_tokens.values()),
+        limit_alphabet=job.config.vocab_size - len(special_tokens),
+        show_progress=False,
+    )
+    return word_piece, trainer, special_tokens
+
+
+_FAMILIES: dict[str, Callable[[Job], _Untrained]] = {
+    "bpe": _byte_level_bpe,
+    "unigram": _unigram,
+    "wordpiece": _word_piece,
+}

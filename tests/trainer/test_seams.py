@@ -98,7 +98,7 @@ ARCHITECTURE = Architecture(
     output_table=output_table,
     step_flops=step_flops,
     activation_values=activation_values,
-    as_gpt2=not_needed,
+    as_transformers=not_needed,
 )
 
 

@@ -44,13 +44,13 @@ class Samples(AtIntervals):
         self._log = log
         self._prompt = prompt
         with strategies.on_host():
-            gpt2 = architecture.as_gpt2(architecture.build(model.config))
+            gpt2 = architecture.as_transformers(architecture.build(model.config))
             self._sample = create_sampler(gpt2)
 
         # One function: each variable read by itself would wait for the device.
         @functools.partial(tf.function, autograph=False)
         def copy_weights() -> None:
-            architecture.as_gpt2(model, gpt2)
+            architecture.as_transformers(model, gpt2)
 
         self._copy_weights = copy_weights
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
-from transformers import GenerationConfig, GPT2TokenizerFast, TFPreTrainedModel
+from transformers import GenerationConfig, PreTrainedTokenizerFast, TFPreTrainedModel
 from transformers.modeling_tf_pytorch_utils import (
     convert_tf_weight_name_to_pt_weight_name,
 )
@@ -20,7 +20,7 @@ _DROPOUT_RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
 
 def save(
     model: TFPreTrainedModel,
-    tokenizer: GPT2TokenizerFast,
+    tokenizer: PreTrainedTokenizerFast,
     folder: pathlib.Path,
     dtype: tf.DType,
     dropout: float | None = None,
@@ -60,7 +60,7 @@ def save(
 
 
 def save_tokenizer(
-    tokenizer: GPT2TokenizerFast, folder: pathlib.Path, num_positions: int
+    tokenizer: PreTrainedTokenizerFast, folder: pathlib.Path, num_positions: int
 ) -> None:
     """Writes the tokenizer of a model with that many positions."""
     tokenizer.model_max_length = num_positions

@@ -8,7 +8,11 @@ result does not depend on the other rows.
 import pathlib
 
 import tensorflow as tf
-from transformers import GPT2TokenizerFast, TFGPT2LMHeadModel, TFLogitsProcessorList
+from transformers import (
+    PreTrainedTokenizerFast,
+    TFGPT2LMHeadModel,
+    TFLogitsProcessorList,
+)
 
 from trainer.generation.decoding import KeepLikely, Noise
 
@@ -164,7 +168,7 @@ def _require(condition: tf.Tensor, rule: str, received: tf.Tensor) -> tf.Operati
 
 def save(
     gpt2: TFGPT2LMHeadModel,
-    tokenizer: GPT2TokenizerFast,
+    tokenizer: PreTrainedTokenizerFast,
     folder: pathlib.Path,
     max_new_tokens: int,
 ) -> None:

@@ -5,7 +5,7 @@ only a folder of `trainer/models` knows the network behind it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -62,7 +62,8 @@ class Architecture:
       initialize: (model, seed) assigns random weights that depend on the seed alone.
       load: Hugging Face folder or name -> model with all of its weights. Raises
         UserError.
-      resize_vocabulary: (model, size) -> model with rows for new tokens.
+      resize_vocabulary: (model, rows) -> model of another vocabulary. rows[i] are ids
+        of the old vocabulary, whose rows' mean is row i; none: the mean of all rows.
       load_tokenizer: folder, Hugging Face name or gs://… -> tokenizer. Raises
         UserError.
       hidden_states: (model, int32 [B, T], Options, Dropout) -> `dtype` [B, T, C],
@@ -73,7 +74,7 @@ class Architecture:
         of the matrix products alone.
       activation_values: (configuration, T, remat) -> how many values the backward pass
         keeps of each token.
-      as_gpt2: (model, transformers' model or None) -> the model of transformers that
+      as_transformers: (model, transformers' model or None) -> the model of transformers that
         computes the same, which generates and is exported: the second argument, or a
         new one. It is a TFGPT2LMHeadModel, but XLNet's is its own.
       target_states: (model, int32 [B, T], bool [B, T, T], bool [B, P, T], Options,
@@ -90,13 +91,15 @@ class Architecture:
     build: Callable[[Any], tf_keras.Model]
     initialize: Callable[[tf_keras.Model, int], None]
     load: Callable[[str], tf_keras.Model]
-    resize_vocabulary: Callable[[tf_keras.Model, int], tf_keras.Model]
+    resize_vocabulary: Callable[
+        [tf_keras.Model, Sequence[Sequence[int]]], tf_keras.Model
+    ]
     load_tokenizer: Callable[[str], Any]
     hidden_states: Callable[..., tf.Tensor]
     output_table: Callable[[tf_keras.Model], tf.Tensor]
     step_flops: Callable[[Any, int, int], int]
     activation_values: Callable[[Any, int, str], float]
-    as_gpt2: Callable[..., Any]
+    as_transformers: Callable[..., Any]
     target_states: Callable[..., tf.Tensor] | None = None
     task: str = "causal_lm"
 

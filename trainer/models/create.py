@@ -9,10 +9,10 @@ from absl import logging
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
-from tfrecords import checksums, fingerprints
+from tfrecords import checksums, encoding, fingerprints
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
-from trainer.models import lora, registry
+from trainer.models import lora, registry, vocabulary
 from trainer.models.architecture import Architecture
 
 _ADD_ROWS = (
@@ -23,13 +23,16 @@ _ADD_ROWS = (
 )
 
 
-def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras.Model:
+def create_model(
+    config: ModelConfig, manifest: Manifest, seed: int, tokenizer: str = ""
+) -> tf_keras.Model:
     """Builds the model, under the strategy's scope, for a dataset.
 
     Args:
       config: a shape, or `initial_checkpoint`, which brings shape and weights.
       manifest: vocabulary, tokenizer and sequence length of the data.
       seed: of random weights.
+      tokenizer: the dataset's folder of it; `model.vocabulary=transplant` reads it.
 
     Raises:
       UserError: model and data do not fit together, or LoRA does not fit the model.
@@ -38,6 +41,11 @@ def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras
     if config.initial_checkpoint:
         checksums.verify_list(config.initial_checkpoint)
         model = architecture.load(config.initial_checkpoint)
+        if config.vocabulary == "transplant":
+            tokenizers = (config.initial_checkpoint, tokenizer)
+            model = vocabulary.transplant(architecture, model, tokenizers)
+            check_fits(model, manifest)
+            return model
         is_same = check_tokenizer(architecture, config.initial_checkpoint, manifest)
         missing = manifest.vocabulary_size - model.config.vocab_size
         if missing > 0 and (is_same or manifest.added_tokens):
@@ -48,7 +56,8 @@ def create_model(config: ModelConfig, manifest: Manifest, seed: int) -> tf_keras
                 missing,
                 config.initial_checkpoint,
             )
-            model = architecture.resize_vocabulary(model, manifest.vocabulary_size)
+            rows = [[index] for index in range(model.config.vocab_size)]
+            model = architecture.resize_vocabulary(model, rows + [[]] * missing)
     else:
         configuration = architecture.configure(
             config,
@@ -72,8 +81,8 @@ def model_configuration(config: ModelConfig, manifest: Manifest) -> Any:
     architecture = registry.get(config.architecture)
     configuration = architecture.configuration_of(config, manifest.vocabulary_size)
     if config.initial_checkpoint:
-        size = max(configuration.vocab_size, manifest.vocabulary_size)
-        configuration.vocab_size = size
+        size = configuration.vocab_size if config.vocabulary == "resize" else 0
+        configuration.vocab_size = max(size, manifest.vocabulary_size)
     return configuration
 
 
@@ -154,7 +163,7 @@ def check_tokenizer(
     names: set[str] | None = None  # the files of a hub's name are not known
     if files.is_remote(source) or os.path.isdir(source):
         names = set(files.sizes_and_versions(source))
-    if names is not None and not names & {"tokenizer.json", "vocab.json"}:
+    if names is not None and not names & {*encoding.TOKENIZER_FILES}:
         logging.warning(
             "%s has no tokenizer: only the size of its vocabulary is compared.", source
         )
@@ -163,12 +172,14 @@ def check_tokenizer(
     tokenizer.add_tokens(list(manifest.added_tokens), special_tokens=True)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
+        is_same = fingerprints.is_same(manifest.tokenizer_fingerprint, folder)
         fingerprint = fingerprints.of_tokenizer(folder)
-    if fingerprint != manifest.tokenizer_fingerprint:
+    if not is_same:
         raise UserError(
             "The dataset must be tokenized with the model's tokenizer. Received: "
             f"tokenizer {manifest.tokenizer_fingerprint[:12]} in the dataset, "
             f"{str(fingerprint)[:12]} in {source}. Preprocess with "
-            f"`--config.data.tokenizer={source}`."
+            f"`--config.data.tokenizer={source}`, or give the model the rows of the "
+            "dataset's tokenizer: `--config.model.vocabulary=transplant`."
         )
     return True

@@ -5,6 +5,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from configs.errors import UserError
@@ -20,6 +21,17 @@ def num_bytes(variables: Iterable[tf.Variable]) -> int:
     return sum(
         variable.shape.num_elements() * variable.dtype.size for variable in variables
     )
+
+
+def means_of_rows(table: tf.Tensor, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns a table for a new vocabulary, each row the mean of old rows.
+
+    Args:
+      table: [V, …].
+      rows: for each new row, the old ones; an empty list stands for all.
+    """
+    values, mean = table.numpy(), tf.reduce_mean(table, axis=0).numpy()
+    return np.stack([values[i].mean(0) if len(i) else mean for i in rows])
 
 
 def name_of(variable: tf.Variable) -> str:

@@ -26,6 +26,7 @@ def create_training_step(
     manifest: Manifest,
     strategy: tf.distribute.Strategy,
     num_steps: int,
+    tokenizer: str = "",
 ) -> TrainingStep:
     """Builds model, optimizer and step of a run, compiled for Keras `fit`.
 
@@ -34,6 +35,7 @@ def create_training_step(
       manifest: of its dataset.
       strategy: whose scope this is called in.
       num_steps: of the whole run.
+      tokenizer: the dataset's folder of it.
 
     Raises:
       UserError: batch sizes do not divide, or model and data do not fit together.
@@ -43,7 +45,7 @@ def create_training_step(
         settings, strategy.num_replicas_in_sync
     )
     architecture = architectures.get(config.model.architecture)
-    model = create_model(config.model, manifest, settings.seed)
+    model = create_model(config.model, manifest, settings.seed, tokenizer)
     if strategies.detect_hardware(strategy).kind == "CPU":
         num_replicas = strategy.num_replicas_in_sync // strategies.machines(strategy)[0]
         num_bytes = host_memory.estimate(

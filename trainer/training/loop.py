@@ -71,7 +71,11 @@ def train(config: Config, data_dir: str, workdir: str, cluster: Cluster) -> None
     run = _resolve_run(config, data_dir, workdir, manifest, cluster)
     with run.strategy.scope():
         training_step = create_training_step(
-            run.config, manifest, run.strategy, run.num_steps
+            run.config,
+            manifest,
+            run.strategy,
+            run.num_steps,
+            files.join(data_dir, manifests.TOKENIZER_FOLDER),
         )
 
     # -- continue where the workdir stands

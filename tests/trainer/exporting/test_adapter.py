@@ -68,7 +68,7 @@ def test_peft_has_the_same_logits(adapted, tokenizer, tmp_path):
     assert values["base_model_name_or_path"] == str(tmp_path / "base")
     theirs, active = in_peft(tmp_path / "base", folder)
     assert len(active) == 2 * 5
-    ours = GPT2.as_gpt2(adapted)(tf.constant(TOKENS, tf.int32)).logits
+    ours = GPT2.as_transformers(adapted)(tf.constant(TOKENS, tf.int32)).logits
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert np.abs(theirs - tiny_model()(tf.constant(TOKENS)).logits).max() > 0.1
 
@@ -82,7 +82,9 @@ def refusal(model, architecture=GPT2):
 def test_what_peft_could_not_open_is_refused(adapted):
     assert "Received: a model without LoRA" in refusal(tiny_model())
     assert "adapters of algpt2" in refusal(adapted, registry.get("algpt2"))
-    resized = weights.resize_vocabulary(weights.load(adapted.config.name_or_path), 99)
+    base = weights.load(adapted.config.name_or_path)
+    rows = [[row] for row in range(base.config.vocab_size)]
+    resized = weights.resize_vocabulary(base, [*rows, [], []])
     lora.attach(resized, LoraConfig(2), 0)
     assert "a vocabulary of 99, where" in refusal(resized)
     random = tiny_model()

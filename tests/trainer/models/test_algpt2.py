@@ -61,7 +61,7 @@ def test_parameters_of_the_small_shape():
 def test_it_computes_what_its_gpt2_computes(model, remat):
     tokens = tf.random.uniform([2, 32], 0, 90, tf.int32, seed=1)
     mine = logits(ALGPT2, model, tokens, Options(remat=remat))
-    theirs = ALGPT2.as_gpt2(model)(tokens).logits
+    theirs = ALGPT2.as_transformers(model)(tokens).logits
     np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
@@ -70,7 +70,7 @@ def test_the_gradient_is_the_sum_over_the_layers(model):
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(logits(ALGPT2, model, tokens)))
     mine = tape.gradient(loss, model.block.variables)
-    gpt2 = ALGPT2.as_gpt2(model)
+    gpt2 = ALGPT2.as_transformers(model)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(logits(gpt2_forward, gpt2, tokens)))
     layers = [layer.variables for layer in gpt2.transformer.h]
@@ -87,7 +87,7 @@ def test_each_layer_has_the_dropout_of_gpt2(model):
     tokens = tf.random.uniform([2, 32], 0, 90, tf.int32, seed=1)
     dropout = Dropout(0.5, tf.constant([1, 2], tf.uint32))
     mine = logits(ALGPT2, model, tokens, dropout=dropout)
-    gpt2 = ALGPT2.as_gpt2(model)
+    gpt2 = ALGPT2.as_transformers(model)
     theirs = logits(gpt2_forward, gpt2, tokens, dropout=dropout)
     np.testing.assert_allclose(mine, theirs, atol=1e-4)
     assert not np.allclose(mine, logits(ALGPT2, model, tokens), atol=0.1)
@@ -97,7 +97,7 @@ def test_pytorch_opens_the_export(model, tokenizer, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import GPT2LMHeadModel
 
-    huggingface.save(ALGPT2.as_gpt2(model), tokenizer, tmp_path, tf.float32)
+    huggingface.save(ALGPT2.as_transformers(model), tokenizer, tmp_path, tf.float32)
     judge = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     tokens = tf.random.uniform([2, 32], 0, 90, tf.int32, seed=1)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_pytorch_opens_the_export(model, tokenizer, tmp_path):
 
 
 def test_an_export_comes_back(model, tokenizer, tmp_path):
-    huggingface.save(ALGPT2.as_gpt2(model), tokenizer, tmp_path, tf.float32)
+    huggingface.save(ALGPT2.as_transformers(model), tokenizer, tmp_path, tf.float32)
     loaded = ALGPT2.load(str(tmp_path))
     tokens = tf.random.uniform([2, 32], 0, 90, tf.int32, seed=1)
     np.testing.assert_allclose(
@@ -115,7 +115,7 @@ def test_an_export_comes_back(model, tokenizer, tmp_path):
 
 
 def test_a_gpt2_with_layers_of_its_own_is_refused(model, tokenizer, tmp_path):
-    gpt2 = ALGPT2.as_gpt2(model)
+    gpt2 = ALGPT2.as_transformers(model)
     gpt2.transformer.h[2].ln_1.beta.assign_add(tf.ones([160]))
     huggingface.save(gpt2, tokenizer, tmp_path, tf.float32)
     with pytest.raises(UserError, match=r"layers of .* must be equal"):
@@ -130,7 +130,7 @@ def test_a_gpt2_that_was_never_an_algpt2_is_refused(tokenizer, tmp_path):
 
 
 def test_an_embedding_of_full_rank_is_refused(model, tokenizer, tmp_path):
-    gpt2 = ALGPT2.as_gpt2(model)
+    gpt2 = ALGPT2.as_transformers(model)
     embedding = gpt2.transformer.wte.embeddings
     embedding.assign(tf.random.stateless_normal(embedding.shape, [1, 2]))
     huggingface.save(gpt2, tokenizer, tmp_path, tf.float32)
@@ -140,7 +140,8 @@ def test_an_embedding_of_full_rank_is_refused(model, tokenizer, tmp_path):
 
 def test_new_tokens_begin_as_the_mean(model):
     size = model.config.vocab_size
-    extended = ALGPT2.resize_vocabulary(model, size + 2)
+    rows = [[index] for index in range(size)]
+    extended = ALGPT2.resize_vocabulary(model, [*rows, [], []])
     mean = np.mean(model.table, axis=0)
     np.testing.assert_allclose(extended.table[size:], [mean] * 2, atol=1e-6)
     np.testing.assert_array_equal(extended.table[:size], model.table)

@@ -66,7 +66,7 @@ def test_gradients_are_those_of_the_merged_weights(remat):
         tape.watch(variables)
         loss = tf.reduce_sum(tf.square(logits(model, Options(remat=remat))))
     mine = tape.gradient(loss, variables)
-    merged = GPT2.as_gpt2(model)
+    merged = GPT2.as_transformers(model)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(logits(merged)))
     layers = lora.projections(model)
@@ -86,12 +86,12 @@ def test_gradients_are_those_of_the_merged_weights(remat):
 def test_its_gpt2_computes_the_same_by_plain_weights():
     model = adapted()
     before = [variable.numpy() for variable in model.variables]
-    gpt2 = GPT2.as_gpt2(model)
+    gpt2 = GPT2.as_transformers(model)
     np.testing.assert_allclose(logits(model), gpt2(TOKENS).logits, atol=1e-5)
     assert len(gpt2.variables) == len(lora.base(model))
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
-    assert GPT2.as_gpt2(tiny_model()).built
+    assert GPT2.as_transformers(tiny_model()).built
 
 
 def test_algpt2_has_adapters_too():
@@ -102,7 +102,7 @@ def test_algpt2_has_adapters_too():
     lora.attach(model, LoraConfig(2, targets=EVERYWHERE), seed=5)
     for variable in lora.adapters(model):
         variable.assign_add(tf.fill(variable.shape, 0.05))
-    theirs = algpt2.as_gpt2(model)(TOKENS).logits
+    theirs = algpt2.as_transformers(model)(TOKENS).logits
     np.testing.assert_allclose(logits(model, architecture=algpt2), theirs, atol=2e-5)
 
 
@@ -118,7 +118,7 @@ def test_dropout_of_the_adapters_is_a_function_of_the_row():
     np.testing.assert_allclose(both[1:], alone, atol=1e-5)
     plain = logits(model)
     assert np.abs(both - plain).max() > 0.05
-    np.testing.assert_allclose(plain, logits(GPT2.as_gpt2(model)), atol=1e-5)
+    np.testing.assert_allclose(plain, logits(GPT2.as_transformers(model)), atol=1e-5)
     other = logits(
         model, dropout=Dropout(0.0, row_keys(0, tf.constant(4), tf.range(2)))
     )

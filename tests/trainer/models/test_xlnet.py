@@ -173,7 +173,7 @@ def test_an_export_is_opened_by_pytorch_and_comes_back(model, tokenizer, tmp_pat
     pytest.importorskip("torch", reason="needs the extra `parity`")
     from transformers import XLNetLMHeadModel
 
-    huggingface.save(XLNET.as_gpt2(model), tokenizer, tmp_path, tf.float32, 0.1)
+    huggingface.save(XLNET.as_transformers(model), tokenizer, tmp_path, tf.float32, 0.1)
     opened = XLNetLMHeadModel.from_pretrained(tmp_path).eval()
     assert opened.config.dropout == 0.1
     unseen, targets = draw_masks()
@@ -191,7 +191,7 @@ def test_greedy_text_is_that_of_pytorch_whatever_stands_beside_it(
 
     settings = Settings(max_new_tokens=6, temperature=0.0)
     padding = "w9 w8 w7 w6 w5 w4 w3"
-    sampler = Sampler(XLNET.as_gpt2(model), tokenizer, settings, padding_text=padding)
+    sampler = Sampler(XLNET.as_transformers(model), tokenizer, settings, padding_text=padding)
     prompts = ["w1 w2 w3", "w11", "w60 w2 w17 w5 w4"]
     for prompt, (text,) in zip(prompts, sampler(prompts), strict=True):
         ids = tokenizer(f"{padding} <|endoftext|> {prompt}", return_tensors="pt")
@@ -233,11 +233,13 @@ def test_another_network_is_refused_in_one_message(folder, tmp_path, change, mes
 
 
 def test_new_tokens_begin_as_the_mean(model):
-    extended = XLNET.resize_vocabulary(model, 63)
+    rows = [[row] for row in range(61)]
+    extended = XLNET.resize_vocabulary(model, [*rows, [], [3, 4]])
     assert extended.config.vocab_size == 63
-    table, bias = XLNET.output_table(model), XLNET.output_table(extended)
-    np.testing.assert_array_equal(bias[:61], table)
-    np.testing.assert_allclose(bias[61:], [np.mean(table, axis=0)] * 2, atol=1e-6)
+    for name in (weights.TABLE, weights.BIAS):
+        old, new = model.by_name[name].numpy(), extended.by_name[name].numpy()
+        np.testing.assert_array_equal(new[:61], old)
+        np.testing.assert_allclose(new[61:], [old.mean(0), old[3:5].mean(0)], atol=1e-6)
 
 
 def test_shapes_and_flops_of_the_base_model():

@@ -28,5 +28,5 @@ ARCHITECTURE = Architecture(
     output_table=forward.output_table,
     step_flops=costs.step_flops,
     activation_values=activation_values,
-    as_gpt2=weights.as_gpt2,
+    as_transformers=weights.as_transformers,
 )

@@ -3,6 +3,8 @@
 Dimensions: C channels, V ids of the vocabulary, E columns of the token embedding.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -56,15 +58,15 @@ def initialize(model: ALGPT2, seed: int) -> None:
     model.projection.assign(model.projection * gain)
 
 
-def resize_vocabulary(model: ALGPT2, size: int) -> ALGPT2:
-    """Returns a model with embeddings for new tokens, each the mean of the old ones."""
+def resize_vocabulary(model: ALGPT2, rows: Sequence[Sequence[int]]) -> ALGPT2:
+    """Returns a model of another vocabulary; see `Architecture`."""
     values = model.config.to_dict()
-    extended = ALGPT2(ALGPT2Config.from_dict({**values, "vocab_size": size}))
-    gpt2_weights.copy_with_new_rows(model, extended, extended.table)
+    extended = ALGPT2(ALGPT2Config.from_dict({**values, "vocab_size": len(rows)}))
+    gpt2_weights.copy_with_new_rows(model, extended, extended.table, rows)
     return extended
 
 
-def as_gpt2(model: ALGPT2, into: TFGPT2LMHeadModel | None = None) -> TFGPT2LMHeadModel:
+def as_transformers(model: ALGPT2, into: TFGPT2LMHeadModel | None = None) -> TFGPT2LMHeadModel:
     """Returns the GPT-2 that computes the same: every layer has a copy of the block.
 
     Args:

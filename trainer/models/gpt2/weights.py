@@ -1,14 +1,13 @@
 """Builds, initializes and loads TFGPT2LMHeadModel, with Hugging Face's names."""
 
-import os
-import tempfile
+from collections.abc import Sequence
 
 import tensorflow as tf
 import tf_keras
 from transformers import (
     GPT2Config,
-    GPT2TokenizerFast,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
     TFGPT2LMHeadModel,
 )
 from transformers.modeling_tf_pytorch_utils import (
@@ -16,8 +15,8 @@ from transformers.modeling_tf_pytorch_utils import (
 )
 
 from configs.errors import TryAgainError, UserError
-from tfrecords.storage import files
-from trainer.models import lora, pretrained_weights
+from tfrecords import encoding
+from trainer.models import lora, pretrained_weights, variables
 from trainer.models.gpt2 import configuration
 
 
@@ -59,37 +58,42 @@ def build(config: PretrainedConfig) -> TFGPT2LMHeadModel:
     return model
 
 
-def resize_vocabulary(model: TFGPT2LMHeadModel, size: int) -> TFGPT2LMHeadModel:
-    """Returns a model with embeddings for new tokens, each the mean of the old ones.
+def resize_vocabulary(
+    model: TFGPT2LMHeadModel, rows: Sequence[Sequence[int]]
+) -> TFGPT2LMHeadModel:
+    """Returns a model of another vocabulary; see `Architecture`.
 
-    A new token starts as likely as the average token, and the loss does not jump.
+    A token with the mean row starts as likely as the average token, and the loss does
+    not jump.
     """
     values = model.config.to_dict()
-    extended = build(GPT2Config.from_dict({**values, "vocab_size": size}))
-    copy_with_new_rows(model, extended, extended.transformer.wte.embeddings)
+    extended = build(GPT2Config.from_dict({**values, "vocab_size": len(rows)}))
+    copy_with_new_rows(model, extended, extended.transformer.wte.embeddings, rows)
     return extended
 
 
 def copy_with_new_rows(
-    old: tf_keras.Model, new: tf_keras.Model, table: tf.Variable
+    old: tf_keras.Model,
+    new: tf_keras.Model,
+    table: tf.Variable,
+    rows: Sequence[Sequence[int]],
 ) -> None:
-    """Copies all weights; rows that `table` has more are the mean of the old ones.
+    """Copies all weights; the rows of `table` are means of old rows.
 
     Args:
       old: has the weights.
       new: is assigned to, and has the same variables.
       table: [V, …] of `new`.
+      rows: V lists of old rows; an empty one stands for all.
     """
     for mine, theirs in zip(new.variables, old.variables, strict=True):
         value = tf.convert_to_tensor(theirs)
         if mine is table:
-            mean = tf.reduce_mean(value, axis=0, keepdims=True)
-            rows = tf.repeat(mean, table.shape[0] - value.shape[0], axis=0)
-            value = tf.concat([value, rows], axis=0)
+            value = variables.means_of_rows(value, rows)
         mine.assign(value)
 
 
-def as_gpt2(
+def as_transformers(
     model: TFGPT2LMHeadModel, into: TFGPT2LMHeadModel | None = None
 ) -> TFGPT2LMHeadModel:
     """Returns the model itself, or `into` with its weights, adapters merged."""
@@ -119,8 +123,8 @@ def initialize(model: tf_keras.Model, seed: int) -> None:
         )
 
 
-def load_tokenizer(source: str) -> GPT2TokenizerFast:
-    """Loads the tokenizer of a checkpoint.
+def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """Loads the tokenizer of a checkpoint, of whatever family.
 
     Args:
       source: a folder, a Hugging Face name, or gs://….
@@ -129,23 +133,15 @@ def load_tokenizer(source: str) -> GPT2TokenizerFast:
       UserError: there is no tokenizer that loads.
     """
     try:
-        if not files.is_remote(source):
-            return GPT2TokenizerFast.from_pretrained(source)
-        # transformers reads no bucket.
-        with tempfile.TemporaryDirectory() as folder:
-            for name in files.sizes_and_versions(source):
-                if name.endswith((".json", ".txt")):
-                    path = files.join(source, name)
-                    files.download(path, os.path.join(folder, name))
-            return GPT2TokenizerFast.from_pretrained(folder)
+        return encoding.load_tokenizer(source)
     except (UserError, TryAgainError):
         raise
     except Exception as error:  # `tokenizers` raises nothing more special
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         if isinstance(error, TypeError):  # a path is None
-            reason = "it has neither. A vocab.txt is another kind of tokenizer."
+            reason = "it has none of them."
         raise UserError(
-            f"{source} must hold a tokenizer: tokenizer.json, or vocab.json and "
-            f"merges.txt. Copy the tokenizer that the model was trained with. Loading "
-            f"failed: {reason}"
+            f"{source} must hold a tokenizer: tokenizer.json, vocab.json and "
+            "merges.txt, vocab.txt or spiece.model. Copy the tokenizer that the model "
+            f"was trained with. Loading failed: {reason}"
         ) from error

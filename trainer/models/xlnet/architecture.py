@@ -18,7 +18,7 @@ ARCHITECTURE = Architecture(
     output_table=forward.output_table,
     step_flops=costs.step_flops,
     activation_values=costs.activation_values,
-    as_gpt2=weights.as_transformers,
+    as_transformers=weights.as_transformers,
     target_states=forward.target_states,
     task="permutation_lm",
 )

@@ -5,6 +5,7 @@ channels.
 """
 
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 import tf_keras
@@ -13,7 +14,7 @@ from transformers.modeling_tf_pytorch_utils import (
     convert_tf_weight_name_to_pt_weight_name,
 )
 
-from trainer.models import pretrained_weights
+from trainer.models import pretrained_weights, variables
 from trainer.models.xlnet import configuration
 
 TABLE = "transformer.word_embedding.weight"
@@ -119,17 +120,14 @@ def load(checkpoint: str) -> XLNet:
     return model
 
 
-def resize_vocabulary(model: XLNet, size: int) -> XLNet:
-    """Returns a model with rows for new tokens, each the mean of the old ones."""
-    values = model.config.to_dict()
-    extended = XLNet(
-        configuration.LimitedXLNetConfig.from_dict({**values, "vocab_size": size})
-    )
+def resize_vocabulary(model: XLNet, rows: Sequence[Sequence[int]]) -> XLNet:
+    """Returns a model of another vocabulary; see `Architecture`."""
+    values = {**model.config.to_dict(), "vocab_size": len(rows)}
+    extended = XLNet(configuration.LimitedXLNetConfig.from_dict(values))
     for name, variable in extended.by_name.items():
         value = tf.convert_to_tensor(model.by_name[name])
-        if num_new := variable.shape[0] - value.shape[0]:
-            mean = tf.reduce_mean(value, axis=0, keepdims=True)
-            value = tf.concat([value, tf.repeat(mean, num_new, axis=0)], axis=0)
+        if name in (TABLE, BIAS):
+            value = variables.means_of_rows(value, rows)
         variable.assign(value)
     return extended
 

@@ -14,17 +14,26 @@ class Generation:
         program that did not fit (`tests/trainer/planning/test_planner.py` checks it).
       peak_flops: bfloat16 FLOP/s of a replica.
       bandwidth: bytes/s of a replica's HBM.
+      clock: cycles/s of a replica.
+      link: bytes/s of one of a chip's links to its neighbors, in one direction.
       replicas_per_chip: 2 if each core of a chip is a device, 1 if each chip is.
       chips_in_name: whether the number in a type's name counts chips instead of cores.
       topologies: number of chips -> their arrangement, as the compiler names it.
       compiler_options: options of the compiler's topology.
 
-    Source of the peaks: cloud.google.com/tpu/docs/system-architecture-tpu-vm.
+    Source of the peaks: cloud.google.com/tpu/docs/system-architecture-tpu-vm. Clocks:
+    Jouppi et al., "Ten Lessons From Three Generations Shaped Google's TPUv4i", 2021
+    (v2, v3, v4). Those of v5e, v5p and v6e follow from the peak: 2 FLOPs for each of
+    4 x 128 x 128 multipliers a cycle, twice that in v5p, and 4 x 256 x 256 in v6e.
+    Links: jax-ml.github.io/scaling-book/tpus; of v2, Jouppi et al., "A Domain-Specific
+    Supercomputer for Training Deep Neural Networks", 2020.
     """
 
     hbm_bytes: int
     peak_flops: float
     bandwidth: float
+    clock: float
+    link: float
     replicas_per_chip: int
     chips_in_name: bool
     topologies: dict[int, str]
@@ -52,20 +61,26 @@ _CUBIC = {
 }
 _SMALL = {1: "1x1", 4: "2x2", 8: "2x4", **_FLAT}
 GENERATIONS = {
-    "v2": Generation(int(7.48 * _GIB), 23e12, 350e9, 2, False, _FLAT),
-    "v3": Generation(int(15.48 * _GIB), 61.5e12, 450e9, 2, False, _FLAT),
+    "v2": Generation(int(7.48 * _GIB), 23e12, 350e9, 0.70e9, 62e9, 2, False, _FLAT),
+    "v3": Generation(int(15.48 * _GIB), 61.5e12, 450e9, 0.94e9, 100e9, 2, False, _FLAT),
     "v4": Generation(
         int(30.75 * _GIB),
         275e12,
         1228e9,
+        1.05e9,
+        45e9,
         1,
         False,
         _CUBIC,
         {"chip_config_name": "megacore"},
     ),
-    "v5e": Generation(int(15.75 * _GIB), 197e12, 819e9, 1, True, _SMALL),
-    "v5p": Generation(int(95.73 * _GIB), 459e12, 2765e9, 1, False, _CUBIC),
-    "v6e": Generation(int(31.24 * _GIB), 918e12, 1640e9, 1, True, _SMALL),
+    "v5e": Generation(int(15.75 * _GIB), 197e12, 819e9, 1.5e9, 50e9, 1, True, _SMALL),
+    "v5p": Generation(
+        int(95.73 * _GIB), 459e12, 2765e9, 1.75e9, 100e9, 1, False, _CUBIC
+    ),
+    "v6e": Generation(
+        int(31.24 * _GIB), 918e12, 1640e9, 1.75e9, 100e9, 1, True, _SMALL
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from configs.errors import DataError, UserError
-from tfrecords import checksums, fingerprints, schema
+from tfrecords import checksums, schema
 from tfrecords.manifest import TOKENIZER_FOLDER, Manifest, Shard, num_windows
 from tfrecords.storage import files
 
@@ -89,6 +89,8 @@ def _verify_fingerprint(data_dir: str, manifest: Manifest) -> None:
     """Checks the tokenizer of a dataset whose manifest lists no other files."""
     folder = files.join(data_dir, TOKENIZER_FOLDER)
     try:
+        from tfrecords import fingerprints  # flags are checked without `tokenizers`
+
         is_same = fingerprints.is_same(manifest.tokenizer_fingerprint, folder)
     except UserError:
         raise

@@ -88,6 +88,7 @@ def _rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "  seconds, at least", f"{plan['step_seconds_lower_bound']:.3g} (a bound)"
     tokens_per_second = f"{plan['tokens_per_second_upper_bound']:,.0f} (a bound)"
     yield "tokens/s, at most", tokens_per_second
+    yield from _estimate_rows(plan)
     if plan["num_steps"]:
         hours = f"{plan['hours_lower_bound']:.3g} (a bound)"
         yield f"hours of {plan['num_steps']:,} steps, at least", hours
@@ -100,6 +101,19 @@ def _rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if size:
         num_steps = plan["global_batch_size"] // replicas // size
         yield "  for this global batch", f"{size} x {num_steps} accumulation steps"
+
+
+def _estimate_rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields how fast the compiler's own cycles say that the step is."""
+    if plan["step_seconds_estimate"] is None:
+        if plan["fits"]:
+            yield "tokens/s, estimated", "not available: the program cannot be read"
+        return
+    low, high = plan["tokens_per_second_estimate"]
+    yield "tokens/s, estimated", f"{low:,.0f} to {high:,.0f} (by the compiler's cycles)"
+    total = sum(plan["step_parts"].values())
+    for part, seconds in plan["step_parts"].items():
+        yield f"  {part}", f"{seconds / total:.0%} of a step"
 
 
 def run() -> None:

@@ -74,9 +74,9 @@ class Architecture:
         of the matrix products alone.
       activation_values: (configuration, T, remat) -> how many values the backward pass
         keeps of each token.
-      as_transformers: (model, transformers' model or None) -> the model of transformers that
-        computes the same, which generates and is exported: the second argument, or a
-        new one. It is a TFGPT2LMHeadModel, but XLNet's is its own.
+      as_transformers: (model, transformers' model or None) -> the model of
+        transformers that computes the same, which generates and is exported: the second
+        argument, or a new one. It is a TFGPT2LMHeadModel, but XLNet's is its own.
       target_states: (model, int32 [B, T], bool [B, T, T], bool [B, P, T], Options,
         Dropout) -> `dtype` [B, P, C], the inputs of the output table that predict P
         targets. The masks say which token must not see which, and where the targets

@@ -100,6 +100,7 @@ def make(
             num_tokens=settings.global_batch_size * length,
             num_steps=num_steps,
         ),
+        **_estimate(compiled, tpu_type, settings.global_batch_size * length),
         "warnings": [
             *assumptions,
             *warnings(config, manifest, tpu_type, compiled["trained_parameter_count"]),
@@ -211,6 +212,31 @@ def _bounds(
         "num_steps": num_steps or None,
         "hours_lower_bound": num_steps * seconds / 3600 if num_steps else None,
     }
+
+
+def _estimate(
+    compiled: dict[str, Any], tpu_type: tpu.TpuType, num_tokens: int
+) -> dict[str, Any]:
+    """Returns the compiler's own estimate of the speed; None where it gives none.
+
+    The sum over the replicas is added by a model, since the compiler leaves it out: a
+    ring through all chips, which send in both directions at once.
+
+    Args:
+      compiled: result of `compilation.compile_run`.
+      tpu_type: to plan for.
+      num_tokens: of a step.
+    """
+    step_time, chips = compiled.get("step_time"), tpu_type.num_chips
+    names = ("step_seconds_estimate", "tokens_per_second_estimate", "step_parts")
+    if step_time is None:
+        return dict.fromkeys(names)
+    moved = 2 * (chips - 1) / chips * 4 * compiled["parameter_count"]
+    all_reduce = moved / (2 * tpu_type.facts.link)
+    seconds = [step_time[name] + all_reduce for name in ("seconds_low", "seconds_high")]
+    parts = {**step_time["parts"], "all-reduce": all_reduce}
+    speeds = [num_tokens / value for value in reversed(seconds)]
+    return dict(zip(names, (seconds, speeds, parts), strict=True))
 
 
 def largest_microbatch(

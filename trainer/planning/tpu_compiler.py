@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from configs import tpu
+from trainer.planning import step_time
 
 # libtpu would otherwise ask the machine, or guess; the last allows other processes.
 _ENVIRONMENT = {
@@ -34,8 +35,9 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
     Returns:
       `fits`, `message` (of the compiler, where it refused) and `compile_seconds`. Where
       it fits, also bytes of a replica: `argument_bytes`, `output_bytes`,
-      `temporary_bytes`, `generated_code_bytes`, `peak_bytes`, `bytes_accessed`; and
-      `replicas_added_up`, the replicas of the smallest all-reduce.
+      `temporary_bytes`, `generated_code_bytes`, `peak_bytes`, `bytes_accessed`;
+      `replicas_added_up`, the replicas of the smallest all-reduce; and `step_time`, see
+      `step_time.estimate`, None where the compiler does not show its program (v6e).
     """
     import numpy as np
     from jax._src import compiler
@@ -81,6 +83,7 @@ def compile_step(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
         "message": "",
         "compile_seconds": time.perf_counter() - start,
         "replicas_added_up": replicas_added_up,
+        "step_time": _step_time(executable, tpu_type.generation),
         **_bytes(executable),
     }
 
@@ -101,6 +104,14 @@ def _bytes(executable: Any) -> dict[str, int]:
         + memory.generated_code_size_in_bytes,
         "bytes_accessed": int(executable.cost_analysis()["bytes accessed"]),
     }
+
+
+def _step_time(executable: Any, generation: str) -> dict[str, Any] | None:
+    try:
+        (module,) = executable.hlo_modules()
+    except Exception:  # of several classes, by the compiler's version
+        return None
+    return step_time.estimate(module.to_string(), generation)
 
 
 def _replicas_added_up(step: str) -> int:

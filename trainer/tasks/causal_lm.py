@@ -57,7 +57,8 @@ def summed_loss(
     hidden = architecture.hidden_states(model, batch["tokens"], options, dropout)
     labels, weights = _shift(batch["tokens"], batch["length"])
     table = architecture.output_table(model)
-    loss = cross_entropy.summed_loss(hidden, table, labels, weights)
+    with tf.name_scope("cross_entropy"):
+        loss = cross_entropy.summed_loss(hidden, table, labels, weights)
     return loss, tf.reduce_sum(weights)
 
 

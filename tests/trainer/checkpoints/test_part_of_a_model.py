@@ -132,7 +132,9 @@ def test_adapters_alone_are_saved(whole):
     logged = metrics.load(str(folder / "run"))[-1]["validation_loss"]
     assert validation_loss(dataset, loaded) == pytest.approx(logged, rel=1e-6)
     loaded = run_checkpoints.LoadedModel(
-        loaded.architecture.as_transformers(loaded.model), loaded.architecture, loaded.record
+        loaded.architecture.as_transformers(loaded.model),
+        loaded.architecture,
+        loaded.record,
     )
     assert validation_loss(dataset, loaded) == pytest.approx(logged, rel=1e-5)
     record = json_files.read(str(folder / "run" / "run.json"))

@@ -66,7 +66,9 @@ def resize_vocabulary(model: ALGPT2, rows: Sequence[Sequence[int]]) -> ALGPT2:
     return extended
 
 
-def as_transformers(model: ALGPT2, into: TFGPT2LMHeadModel | None = None) -> TFGPT2LMHeadModel:
+def as_transformers(
+    model: ALGPT2, into: TFGPT2LMHeadModel | None = None
+) -> TFGPT2LMHeadModel:
     """Returns the GPT-2 that computes the same: every layer has a copy of the block.
 
     Args:

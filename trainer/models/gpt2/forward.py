@@ -67,7 +67,8 @@ def hidden_states(
       `dtype` [B, T, C].
     """
     transformer = model.transformer
-    x = embed(output_table(model), tokens)  # (B, T, C)
+    with tf.name_scope("embedding"):  # these names are parts of a plan
+        x = embed(output_table(model), tokens)  # (B, T, C)
     x += transformer.wpe.embeddings[: tokens.shape[1]]
     return run_layers(x, transformer.h, transformer.ln_f, options, dropout)
 
@@ -187,19 +188,20 @@ def _block(
     # product is not.
     cheap = functools.partial(rematerialize, compiled=options.compiled)
     query, key, value = cheap(query_key_value, x, weights.norm_1, weights.attention_in)
-    mixed = attention(
-        query,
-        key,
-        value,
-        drop=lambda weights, first: dropout(
-            weights, site + 2, whole=(heads, length, length), begin=(0, first, 0)
-        ),
-        keep=options.remat != "attention",
-        compiled=options.compiled,
-        # A rematerialized block has each kernel twice. With smaller query blocks, the
-        # program of XL would itself take gigabytes.
-        query_block=QUERY_BLOCK * (2 if options.remat == "block" else 1),
-    )
+    with tf.name_scope("attention"):
+        mixed = attention(
+            query,
+            key,
+            value,
+            drop=lambda weights, first: dropout(
+                weights, site + 2, whole=(heads, length, length), begin=(0, first, 0)
+            ),
+            keep=options.remat != "attention",
+            compiled=options.compiled,
+            # A rematerialized block has each kernel twice. With smaller query blocks,
+            # the program of XL would itself take gigabytes.
+            query_block=QUERY_BLOCK * (2 if options.remat == "block" else 1),
+        )
     mixed = tf.reshape(mixed, [batch, channels, length])
     mixed = _project(
         mixed, weights.attention_out, "bct,cd->btd", drop(layer.attn.c_proj, 1)
@@ -250,7 +252,8 @@ def _project(
 
 
 def _layer_norm(x: tf.Tensor, weights: Affine, epsilon: float) -> tf.Tensor:
-    x32 = tf.cast(x, tf.float32)
-    mean, variance = tf.nn.moments(x32, -1, keepdims=True)
-    normal = (x32 - mean) * tf.math.rsqrt(variance + epsilon)
-    return tf.cast(normal * weights.weight + weights.bias, x.dtype)
+    with tf.name_scope("layer_norm"):
+        x32 = tf.cast(x, tf.float32)
+        mean, variance = tf.nn.moments(x32, -1, keepdims=True)
+        normal = (x32 - mean) * tf.math.rsqrt(variance + epsilon)
+        return tf.cast(normal * weights.weight + weights.bias, x.dtype)

@@ -73,7 +73,7 @@ def estimate(program: str, generation: str) -> dict[str, object]:
     facts = tpu.GENERATIONS[generation]
     computations, entry = _parse(program)
     high = 0.0
-    parts: collections.Counter[str] = collections.Counter()
+    parts: dict[str, float] = collections.defaultdict(float)
     for instruction, scope, times in _executed(computations, entry):
         cycles = int(instruction.attribute(r'"estimated_cycles":"(-?\d+)"') or 0)
         moved = _size(instruction.shape)
@@ -93,7 +93,7 @@ def estimate(program: str, generation: str) -> dict[str, object]:
     return {
         "seconds_low": sum(parts.values()),
         "seconds_high": high,
-        "parts": dict(parts.most_common()),
+        "parts": dict(sorted(parts.items(), key=lambda part: -part[1])),
     }
 
 

@@ -138,7 +138,7 @@ def test_a_config_trains(name, data_dir, tmp_path, monkeypatch):
     assert np.isfinite(list(losses.values())).all()
     assert scores == {0, num_steps}
     samples = read(tmp_path / "samples.jsonl")
-    assert [line["step"] for line in samples] == [num_steps]
+    assert samples[-1]["step"] == num_steps
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from trainer.checkpoints import folders, lora_base, tensor_file
 from trainer.models import registry, variables
 from trainer.models.architecture import Architecture
 from trainer.models.create import create_model
-from trainer.run_dir import json_files
+from trainer.run_dir import json_files, layout
 from trainer.tasks.step import TrainingStep
 
 # Fields that may differ on a resume: they do not change what the run computes.
@@ -274,7 +274,10 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
     if record.base_sha256:
         config = schema.from_dict(record.config)
         model = create_model(
-            config.model, manifests.load(workdir), config.training.seed
+            config.model,
+            manifests.load(workdir),
+            config.training.seed,
+            files.join(workdir, layout.TOKENIZER),
         )
         lora_base.check(record, lora_base.sha256_of(model))
     else:

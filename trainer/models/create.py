@@ -44,20 +44,8 @@ def create_model(
         if config.vocabulary == "transplant":
             tokenizers = (config.initial_checkpoint, tokenizer)
             model = vocabulary.transplant(architecture, model, tokenizers)
-            check_fits(model, manifest)
-            return model
-        is_same = check_tokenizer(architecture, config.initial_checkpoint, manifest)
-        missing = manifest.vocabulary_size - model.config.vocab_size
-        if missing > 0 and (is_same or manifest.added_tokens):
-            # Tokens that preprocessing added, or that the checkpoint's own tokenizer
-            # has without a row of the model.
-            logging.warning(
-                "the model gets %d rows for tokens that %s lacks",
-                missing,
-                config.initial_checkpoint,
-            )
-            rows = [[index] for index in range(model.config.vocab_size)]
-            model = architecture.resize_vocabulary(model, rows + [[]] * missing)
+        else:
+            model = _add_rows(architecture, model, config.initial_checkpoint, manifest)
     else:
         configuration = architecture.configure(
             config,
@@ -70,6 +58,27 @@ def create_model(
     check_fits(model, manifest)
     lora.attach(model, config.lora, seed)
     return model
+
+
+def _add_rows(
+    architecture: Architecture,
+    model: tf_keras.Model,
+    checkpoint: str,
+    manifest: Manifest,
+) -> tf_keras.Model:
+    """Adds rows for tokens of the checkpoint's tokenizer that its model lacks.
+
+    Those that preprocessing added, or that the tokenizer has without a row.
+    """
+    is_same = check_tokenizer(architecture, checkpoint, manifest)
+    missing = manifest.vocabulary_size - model.config.vocab_size
+    if missing <= 0 or not (is_same or manifest.added_tokens):
+        return model
+    logging.warning(
+        "the model gets %d rows for tokens that %s lacks", missing, checkpoint
+    )
+    rows = [[index] for index in range(model.config.vocab_size)]
+    return architecture.resize_vocabulary(model, rows + [[]] * missing)
 
 
 def model_configuration(config: ModelConfig, manifest: Manifest) -> Any:

@@ -90,7 +90,10 @@ def check(config: Config, hardware: DetectedHardware) -> bool:
 def plan_key(config: Config, model_config: Any, sequence_length: int) -> dict[str, Any]:
     """Returns what a plan depends on besides the TPU type and the batch sizes."""
     lora = config.model.lora
-    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+    names = (
+        *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"),
+        "embedding_size",
+    )
     return {
         "format_version": PLAN_FORMAT_VERSION,
         **{name: getattr(model_config, name, None) for name in names},
@@ -101,9 +104,15 @@ def plan_key(config: Config, model_config: Any, sequence_length: int) -> dict[st
         "precision": config.training.precision,
         "remat": config.training.remat,
         # None for what older plans do not have.
+        "architecture": _unless("gpt2", config.model.architecture),
+        "task": _unless("causal_lm", config.training.task),
         "trainable": config.training.trainable or None,
         "lora": dataclasses.asdict(lora) if lora.rank else None,
     }
+
+
+def _unless(default: str, value: str) -> str | None:
+    return None if value == default else value
 
 
 def largest_dividing_microbatch(

@@ -231,7 +231,8 @@ def _estimate(
     names = ("step_seconds_estimate", "tokens_per_second_estimate", "step_parts")
     if step_time is None:
         return dict.fromkeys(names)
-    moved = 2 * (chips - 1) / chips * 4 * compiled["parameter_count"]
+    num_bytes = 4 * compiled["trained_parameter_count"]  # gradients in float32
+    moved = 2 * (chips - 1) / chips * num_bytes
     all_reduce = moved / (2 * tpu_type.facts.link)
     seconds = [step_time[name] + all_reduce for name in ("seconds_low", "seconds_high")]
     parts = {**step_time["parts"], "all-reduce": all_reduce}

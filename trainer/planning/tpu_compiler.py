@@ -107,9 +107,11 @@ def _bytes(executable: Any) -> dict[str, int]:
 
 
 def _step_time(executable: Any, generation: str) -> dict[str, Any] | None:
+    from jax.errors import JaxRuntimeError
+
     try:
         (module,) = executable.hlo_modules()
-    except Exception:  # of several classes, by the compiler's version
+    except JaxRuntimeError:
         return None
     return step_time.estimate(module.to_string(), generation)
 

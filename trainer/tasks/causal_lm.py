@@ -57,7 +57,7 @@ def summed_loss(
     hidden = architecture.hidden_states(model, batch["tokens"], options, dropout)
     labels, weights = _shift(batch["tokens"], batch["length"])
     table = architecture.output_table(model)
-    with tf.name_scope("cross_entropy"):
+    with tf.name_scope("cross_entropy"):  # a part of a plan
         loss = cross_entropy.summed_loss(hidden, table, labels, weights)
     return loss, tf.reduce_sum(weights)
 

@@ -153,7 +153,8 @@ def summed_loss(
     states = _states(architecture, model, batch, drawn, options, dropout)
     labels, weights = _labels(batch["tokens"], drawn.targets)
     table = architecture.output_table(model)
-    loss = cross_entropy.summed_loss(states, table, labels, weights)
+    with tf.name_scope("cross_entropy"):  # a part of a plan
+        loss = cross_entropy.summed_loss(states, table, labels, weights)
     return loss, tf.reduce_sum(weights)
 
 

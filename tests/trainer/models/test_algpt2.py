@@ -1,5 +1,6 @@
 """ALGPT2: one block for all layers, against the GPT-2 that it is exported as."""
 
+import dataclasses
 import json
 import shutil
 
@@ -120,6 +121,12 @@ def test_a_gpt2_with_layers_of_its_own_is_refused(model, tokenizer, tmp_path):
     huggingface.save(gpt2, tokenizer, tmp_path, tf.float32)
     with pytest.raises(UserError, match=r"layers of .* must be equal"):
         ALGPT2.load(str(tmp_path))
+
+
+def test_an_embedding_wider_than_the_model_is_refused():
+    wide = dataclasses.replace(SHAPE, embedding_size=161)
+    with pytest.raises(UserError, match=r"at most `model\.n_embd`. Received: 161"):
+        ALGPT2.configure(wide, 300)
 
 
 def test_a_gpt2_that_was_never_an_algpt2_is_refused(tokenizer, tmp_path):

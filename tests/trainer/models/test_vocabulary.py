@@ -9,14 +9,14 @@ import tensorflow as tf
 from transformers import GPT2Config
 
 from configs.errors import UserError
-from configs.schema import ModelConfig
+from configs.schema import LoraConfig, ModelConfig
 from configs.validation import validate
 from tests import families, programs
 from tests.conftest import SMALL, tiny_config, tiny_model
 from tests.data_pipeline.runs import run
 from tfrecords import encoding
 from trainer.exporting import huggingface
-from trainer.models import create, registry, vocabulary
+from trainer.models import create, lora, registry, vocabulary
 
 TEXTS = ["the house and the tree, the houses 12 樹和房子 Größe"] * 20
 SPACES = {"Metaspace BPE": "▁", "Unigram": "▁", "WordPiece": ""}
@@ -94,6 +94,8 @@ def test_a_checkpoint_takes_another_tokenizer(name, tmp_path, old):
     assert taken.config.vocab_size == written.vocabulary_size == len(new)
     assert create.model_configuration(config, written).vocab_size == len(new)
     assert taken.config.eos_token_id == written.end_of_text_id
+    config.lora = LoraConfig(rank=2)
+    assert lora.adapters(create.create_model(config, written, 0, folder))
     taken = architecture.as_transformers(taken)
     before = gpt2.transformer.wte.embeddings.numpy()
     table = taken.transformer.wte.embeddings.numpy()

@@ -130,6 +130,15 @@ def test_a_plan_without_accumulation_is_not_one_with(tmp_path):
         resolve(made, V3, tmp_path)
 
 
+def test_a_plan_of_another_architecture_is_not_taken(tmp_path):
+    made = config(remat="auto")
+    save_plan(tmp_path, made, "v3-8")
+    other = copy.deepcopy(made)
+    other.model.architecture = "algpt2"
+    with pytest.raises(UserError, match="architecture None, not algpt2"):
+        resolve(other, V3, tmp_path)
+
+
 def test_adapting_stops_where_nothing_fits(tmp_path):
     made = config()
     made.hardware.on_mismatch = "adapt"

@@ -207,3 +207,7 @@ def test_the_plan_shows_what_freezing_saves():
     for smaller in (part, adapters):
         assert whole["temporary_bytes"] - smaller["temporary_bytes"] > 0.9 * weights
         assert smaller["planned_for"] != whole["planned_for"]
+        # Only the gradients of what is trained are added up over the replicas.
+        share = smaller["trained_parameter_count"] / whole["parameter_count"]
+        seconds = whole["step_parts"]["all-reduce"] * share
+        assert smaller["step_parts"]["all-reduce"] == pytest.approx(seconds)

@@ -25,7 +25,17 @@ class ALGPT2Config(GPT2Config):
 
 
 def configure(config: ModelConfig, vocabulary_size: int, **ids: int) -> ALGPT2Config:
-    """Returns the shape that a config's own fields describe."""
+    """Returns the shape that a config's own fields describe.
+
+    Raises:
+      UserError: the token embedding is wider than the model, which saves nothing.
+    """
+    if config.embedding_size > config.n_embd:
+        raise UserError(
+            "`model.embedding_size` must be at most `model.n_embd`. Received: "
+            f"{config.embedding_size} and {config.n_embd}. Lower the first, or use "
+            "`model.architecture=gpt2`."
+        )
     shape = configuration.configure(config, vocabulary_size, **ids)
     return ALGPT2Config(config.embedding_size, **_own(shape))
 

@@ -231,17 +231,19 @@ def _attention(
     """
     batch, length, num_heads, depth = query.shape
     query, key = tf.cast(query, tf.float32), tf.cast(key, tf.float32)
-    scores = tf.einsum("bqhd,bkhd->bhqk", query + biases[0], key)
-    distances = tf.einsum("bqhd,mhd->bhqm", query + biases[1], relative)
-    # Of query q and key k the distance q - k has the index T - q + k of 2T. With a row
-    # less, in rows that are shorter by one, it is at k.
-    distances = tf.reshape(distances, [batch, num_heads, 2 * length, length])[:, :, 1:]
-    distances = tf.reshape(distances, [batch, num_heads, length, 2 * length - 1])
-    scores = (scores + distances[..., :length]) * depth**-0.5
-    attended = tf.nn.softmax(tf.where(unseen[:, None], -1e9, scores))
-    dropout = Dropout(rate, keys, options.compiled)
-    attended = dropout(tf.cast(attended, value.dtype), site)
-    return tf.einsum("bhqk,bkhd->bqhd", attended, value)
+    with tf.name_scope("attention"):  # a part of a plan
+        scores = tf.einsum("bqhd,bkhd->bhqk", query + biases[0], key)
+        distances = tf.einsum("bqhd,mhd->bhqm", query + biases[1], relative)
+        # Of query q and key k the distance q - k has the index T - q + k of 2T. With a
+        # row less, in rows that are shorter by one, it is at k.
+        shape = [batch, num_heads, 2 * length, length]
+        distances = tf.reshape(distances, shape)[:, :, 1:]
+        distances = tf.reshape(distances, [batch, num_heads, length, 2 * length - 1])
+        scores = (scores + distances[..., :length]) * depth**-0.5
+        attended = tf.nn.softmax(tf.where(unseen[:, None], -1e9, scores))
+        dropout = Dropout(rate, keys, options.compiled)
+        attended = dropout(tf.cast(attended, value.dtype), site)
+        return tf.einsum("bhqk,bkhd->bqhd", attended, value)
 
 
 def _affine(x: tf.Tensor, weights: Weights, name: str) -> tf.Tensor:
@@ -253,8 +255,10 @@ def _affine(x: tf.Tensor, weights: Weights, name: str) -> tf.Tensor:
 def _layer_norm(
     x: tf.Tensor, weights: Weights, part: str, config: LimitedXLNetConfig
 ) -> tf.Tensor:
-    x32 = tf.cast(x, tf.float32)
-    mean, variance = tf.nn.moments(x32, -1, keepdims=True)
-    scale, shift = (weights[f"{part}.layer_norm.{name}"] for name in ("weight", "bias"))
-    normal = (x32 - mean) * tf.math.rsqrt(variance + config.layer_norm_eps)
-    return tf.cast(normal * scale + shift, x.dtype)
+    with tf.name_scope("layer_norm"):
+        x32 = tf.cast(x, tf.float32)
+        mean, variance = tf.nn.moments(x32, -1, keepdims=True)
+        scale = weights[f"{part}.layer_norm.weight"]
+        shift = weights[f"{part}.layer_norm.bias"]
+        normal = (x32 - mean) * tf.math.rsqrt(variance + config.layer_norm_eps)
+        return tf.cast(normal * scale + shift, x.dtype)

@@ -8,7 +8,7 @@ import pathlib
 
 import safetensors.numpy
 import tensorflow as tf
-from transformers import GPT2TokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from configs.errors import UserError
 from trainer.checkpoints.pretrained import Pretrained
@@ -44,7 +44,7 @@ def check(trained: Pretrained) -> None:
 
 def save(
     trained: Pretrained,
-    tokenizer: GPT2TokenizerFast,
+    tokenizer: PreTrainedTokenizerFast,
     folder: pathlib.Path,
     dtype: tf.DType,
 ) -> None:

@@ -130,7 +130,8 @@ def test_a_checkpoint_of_any_family_is_known_by_its_tokenizer(tmp_path, family):
 
 
 @pytest.mark.slow
-def test_a_transplanted_run_resumes_and_is_exported(small_run, tmp_path):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_transplanted_run_resumes_and_is_exported(small_run, tmp_path, rank):
     """The same bytes, whether or not the run is stopped in between."""
     old, run = tmp_path / "old", tmp_path / "run"
     workdir = f"--workdir={run}"
@@ -142,6 +143,7 @@ def test_a_transplanted_run_resumes_and_is_exported(small_run, tmp_path):
         *("trainer.train", *SMALL, data, workdir, "--json"),
         f"--config.model.initial_checkpoint={old}",
         "--config.model.vocabulary=transplant",
+        f"--config.model.lora.rank={rank}",
     ]
     succeed(*train)
     last = run / "checkpoints" / "step-00000006" / "state.safetensors"

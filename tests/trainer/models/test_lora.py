@@ -96,7 +96,9 @@ def test_its_gpt2_computes_the_same_by_plain_weights():
 
 def test_algpt2_has_adapters_too():
     algpt2 = registry.get("algpt2")
-    shape = ModelConfig(n_layer=3, n_head=2, n_embd=16, n_positions=16)
+    shape = ModelConfig(
+        n_layer=3, n_head=2, n_embd=16, n_positions=16, embedding_size=8
+    )
     model = algpt2.build(algpt2.configure(shape, 97))
     algpt2.initialize(model, 1)
     lora.attach(model, LoraConfig(2, targets=EVERYWHERE), seed=5)

@@ -18,7 +18,7 @@ from trainer.tasks import causal_lm, leaks, permutation_lm
 from trainer.tasks import registry as tasks
 from trainer.training.loop import train
 
-SHAPE = ModelConfig(n_layer=3, n_head=2, n_embd=16, n_positions=32)
+SHAPE = ModelConfig(n_layer=3, n_head=2, n_embd=16, n_positions=32, embedding_size=8)
 
 
 def check(architecture, task):

@@ -184,8 +184,9 @@ def test_the_estimate_of_memory_counts_what_is_trained():
 
 @needs_compiler
 @pytest.mark.slow
-def test_the_plan_shows_what_freezing_saves():
+def test_the_plan_shows_what_freezing_saves(monkeypatch):
     """By the TPU's compiler: a whole set of gradients."""
+    monkeypatch.setenv("USE_TORCH", "0")  # of the process that lowers, as programs do
 
     def plan(**fields):
         config = tiny_config(

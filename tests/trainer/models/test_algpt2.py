@@ -169,6 +169,7 @@ def test_it_trains_resumes_samples_and_is_exported(small_run, tmp_path):
     train = [
         *("trainer.train", *SMALL, data, f"--workdir={run}"),
         "--config.model.architecture=algpt2",
+        "--config.model.embedding_size=16",
         "--config.model.n_layer=2",
         "--config.tracking.sample_interval=6",
         "--config.tracking.sample_tokens=4",

@@ -207,10 +207,10 @@ def test_the_other_bridge_trains_the_same(tpu, small_run, folder):
 
 
 @pytest.mark.usefixtures("eight")
-def test_a_remote_tpu_trains_the_same(
+def test_two_remote_hosts_train_the_same(
     tpu, tpu_environment, small_run, folder, store, bucket, monkeypatch
 ):
-    """By gRPC, with data and run in a bucket."""
+    """A pod: each host has four of the eight cores; data and run are in a bucket."""
     for path in (small_run / "data").rglob("*"):
         if path.is_file():
             name = path.relative_to(small_run).as_posix()
@@ -218,9 +218,10 @@ def test_a_remote_tpu_trains_the_same(
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     arguments = (*SETTINGS, f"--data_dir={bucket}/data", f"--workdir={bucket}/run")
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    remote = {"TPU_NAME": f"grpc://{address}", "TPU_LOAD_LIBRARY": "1"}
-    with tpu.serving(address, cores=8, **store.environment) as host:
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    name = ",".join(f"grpc://{address}" for address in addresses)
+    remote = {"TPU_NAME": name, "TPU_LOAD_LIBRARY": "1"}
+    with tpu.serving(addresses, cores=4, **store.environment) as hosts:
         # A new process, which would load its own TPU, as on a TPU VM, if it could.
         process = subprocess.run(
             [tpu_environment.venv / "bin/python", "-m", "trainer.train", *arguments],
@@ -230,7 +231,7 @@ def test_a_remote_tpu_trains_the_same(
             text=True,
         )
     succeed(process)
-    assert (host / "log.jsonl").read_text().count('"compile"') == 2
+    assert (hosts / "log.jsonl").read_text().count('"compile"') == 2
     workdir = folder / "remote"
     workdir.mkdir()
     metrics = files.read(f"{bucket}/run/metrics.jsonl")

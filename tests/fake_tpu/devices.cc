@@ -20,6 +20,11 @@ namespace tensorflow::fake_tpu {
 
 int NumCores() { return std::atoi(std::getenv("FAKE_TPU_CORES")); }
 
+int NumHosts() {
+  const char* number = std::getenv("FAKE_TPU_HOSTS");
+  return number ? std::atoi(number) : 1;
+}
+
 std::string Path(const std::string& name) {
   return absl::StrCat(std::getenv("FAKE_TPU_FOLDER"), "/", name);
 }

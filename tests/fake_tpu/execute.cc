@@ -58,7 +58,8 @@ class Execute : public AsyncOpKernel {
     const Tensor& key = context->input(context->num_inputs() - 1);
     auto program = Program::Find(key.vec<tstring>()(0));
     if (!program) return absl::NotFoundError("the program is not of this host");
-    int replica = context->device()->parsed_name().id;
+    const auto& device = context->device()->parsed_name();
+    int replica = device.task * NumCores() + device.id;
     Variables variables;
     std::vector<Tensor> values;
     TF_RETURN_IF_ERROR(ReadInputs(context, &variables, &values));

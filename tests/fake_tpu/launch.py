@@ -54,10 +54,10 @@ def run(request: dict[str, Any]) -> None:
     importlib.import_module(module).run()
 
 
-def serve(address: str) -> None:
-    """Is the host of a remote TPU, until it is killed."""
-    cluster = {"worker": [address]}
-    tf.distribute.Server(cluster, job_name="worker", task_index=0).join()
+def serve(*addresses: str) -> None:
+    """Is the hosts of a remote TPU, each as `scripts/tpu_server.py`, until killed."""
+    servers = [tf.distribute.Server({"worker": [a]}, "worker", 0) for a in addresses]
+    servers[0].join()
 
 
 def main() -> None:

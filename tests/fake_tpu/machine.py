@@ -134,12 +134,20 @@ class Machine:
 
     @contextlib.contextmanager
     def serving(
-        self, address: str, *, cores: int, **environment: str
+        self, addresses: Sequence[str], *, cores: int, **environment: str
     ) -> Iterator[pathlib.Path]:
-        """Serves this machine's TPU at HOST:PORT; yields the folder of its log."""
-        process, folder = self._start(
-            "worker", [address], cores, FAKE_TPU_JIT="XLA_CPU_JIT", **environment
-        )
+        """Serves a TPU with a host at each HOST:PORT; yields the folder of its log.
+
+        Args:
+          addresses: of the hosts, all in one process, whose XLA adds up over all cores.
+          cores: of each host.
+          **environment: of the process.
+        """
+        environment |= {
+            "FAKE_TPU_JIT": "XLA_CPU_JIT",
+            "FAKE_TPU_HOSTS": f"{len(addresses)}",
+        }
+        process, folder = self._start("worker", addresses, cores, **environment)
         try:
             yield folder
         finally:

@@ -25,7 +25,7 @@ xla::PjRtClient* Client() {
   static xla::PjRtClient* client = [] {
     xla::CpuClientOptions options;
     options.asynchronous = false;
-    options.cpu_device_count = NumCores();
+    options.cpu_device_count = NumHosts() * NumCores();
     return xla::GetXlaPjrtCpuClient(options).value().release();
   }();
   return client;

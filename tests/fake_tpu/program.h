@@ -14,7 +14,7 @@ namespace tensorflow::fake_tpu {
 
 using Buffers = std::vector<std::unique_ptr<xla::PjRtBuffer>>;
 
-// Returns XLA's CPU client, which has a device for each core.
+// Returns XLA's CPU client, which has a device for each core of all hosts.
 xla::PjRtClient* Client();
 
 class Program {

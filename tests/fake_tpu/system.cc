@@ -15,13 +15,17 @@ tpu::TopologyProto Topology() {
   int width = chips == 4 ? 2 : 1;
   int cores_per_chip = NumCores() / chips;
   tpu::TopologyProto topology;
-  for (int size : {width, width, 1, cores_per_chip}) topology.add_mesh_shape(size);
-  topology.set_num_tasks(1);
+  for (int size : {width, width * NumHosts(), 1, cores_per_chip}) {
+    topology.add_mesh_shape(size);
+  }
+  topology.set_num_tasks(NumHosts());
   topology.set_num_tpu_devices_per_task(NumCores());
-  for (int x = 0; x < width; ++x) {
-    for (int y = 0; y < width; ++y) {
-      for (int core = 0; core < cores_per_chip; ++core) {
-        for (int place : {x, y, 0, core}) topology.add_device_coordinates(place);
+  for (int host = 0; host < NumHosts(); ++host) {
+    for (int x = 0; x < width; ++x) {
+      for (int y = host * width; y < (host + 1) * width; ++y) {
+        for (int core = 0; core < cores_per_chip; ++core) {
+          for (int place : {x, y, 0, core}) topology.add_device_coordinates(place);
+        }
       }
     }
   }
@@ -44,7 +48,7 @@ std::vector<Core>& Cores() {
   static auto* cores = [] {
     auto* result = new std::vector<Core>;
     tpu::TopologyProto topology = Topology();
-    for (int id = 0; id < NumCores(); ++id) {
+    for (int id = 0; id < NumHosts() * NumCores(); ++id) {
       auto place = [&](int axis) { return topology.device_coordinates(4 * id + axis); };
       result->push_back({place(0), place(1), place(2), place(3), id});
     }
@@ -68,7 +72,7 @@ void AnswerAboutTopology(TfTpu_ExecutorApiFn* api) {
   using Type = TpuCoreTypeEnum;
   using Of = const SE_TpuTopology*;
   api->TpuTopology_VersionFn = [](Of) { return kTpuV3; };
-  api->TpuTopology_HostCountFn = [](Of) { return 1; };
+  api->TpuTopology_HostCountFn = [](Of) { return NumHosts(); };
   api->TpuTopology_IdForHostFn = [](Of, int, int, int) { return 0; };
   api->TpuTopology_LogicalDevicesPerHostFn = [](Of, Type) { return NumCores(); };
   api->TpuTopology_LogicalDevicesPerChipFn = [](Of, Type) { return MeshSize(3); };
@@ -136,7 +140,8 @@ class Configure : public OpKernel {
       context->set_output(0, topology);
     } else if (type_string() == "_InitializeHostForDistributedTPU") {
       Tensor ids(DT_INT32, TensorShape({NumCores()}));
-      for (int id = 0; id < NumCores(); ++id) ids.vec<int32_t>()(id) = id;
+      int first = context->device()->parsed_name().task * NumCores();
+      for (int id = 0; id < NumCores(); ++id) ids.vec<int32_t>()(id) = first + id;
       context->set_output(0, ids);
     } else {  // _DisconnectHostFromDistributedTPUSystem
       Tensor chips(DT_INT32, TensorShape({}));

@@ -225,7 +225,10 @@ def _tpu(name: str) -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
+        if len(resolver.cluster_spec().as_dict().get("worker", ())) > 1:
+            _initialize_hosts(resolver)
+        else:
+            tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(
             "`--tpu`, or TPU_NAME of the environment, "
@@ -234,6 +237,28 @@ def _tpu(name: str) -> tf.distribute.Strategy:
             "`--tpu=none` to train on this machine's CPU or GPUs."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def _initialize_hosts(
+    resolver: tf.distribute.cluster_resolver.TPUClusterResolver,
+) -> None:
+    """Initializes a TPU of several hosts, which TensorFlow 2.20's own function cannot.
+
+    That function's graph is cut at the edges between hosts, and the ends of an edge are
+    named by its source and a number. Each remote host cuts its part again, since 2.20
+    registers `_HostSend` for a TPU's host without saying that its input is in host
+    memory. It counts from 1 again: "Node 'disconnect_tpu_host/_2/_1' is not unique". An
+    operation that all hosts wait for takes the first numbers in the whole graph.
+    """
+
+    @tf.function(autograph=False)
+    def initialize() -> tf.Tensor:
+        with tf.device("/job:worker/task:0/device:CPU:0"):
+            operation = tf.timestamp()
+        with tf.control_dependencies([operation]):
+            return tf.tpu.experimental.initialize_tpu_system(resolver)
+
+    resolver.set_tpu_topology(initialize().numpy())
 
 
 def _several_machines(num_virtual_devices: int) -> tf.distribute.Strategy:

@@ -56,6 +56,7 @@ class Windows:
         self._check(manifest, split)
         self.count = self._count(manifest, split)
 
+    @tf.autograph.experimental.do_not_convert  # it would read the code of each function
     def batches(
         self,
         *,
@@ -123,6 +124,7 @@ class Windows:
                     f"that are {stored_stride} apart. Score another split."
                 )
 
+    @tf.autograph.experimental.do_not_convert
     def _count(self, manifest: Manifest, split: str) -> int:
         context_length, stride = self._context_length, self._stride
         counts = manifest.split(split)

@@ -16,7 +16,7 @@ object_store = pytest.importorskip("tests.object_store")
 
 SHAPE = ("n_layer=1", "n_head=2", "n_embd=16", "n_positions=32")
 TRAINING = (
-    *("global_batch_size=4", "microbatch_size=2", "num_steps=60", "dropout=0.1"),
+    *("global_batch_size=4", "microbatch_size=2", "num_steps=40", "dropout=0.1"),
     *("precision=bfloat16", "steps_per_execution=2", "checkpoint_interval=10"),
     "evaluation_interval=20",
 )
@@ -102,7 +102,7 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
         succeed(store, preprocess(text, data))
         if folder == "bucket":
             process = start(store, train(data, run))
-            while not any("step-00000030" in request for request in store.requests):
+            while not any("step-00000020" in request for request in store.requests):
                 assert process.poll() is None, process.finish()
                 time.sleep(0.05)
             process.kill()
@@ -123,7 +123,7 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
     found = contents(store, "gs://corpus/run")
     samples = (tmp_path / "run" / "samples.jsonl").read_bytes()
     assert found["samples.jsonl"] == samples
-    assert samples.count(b"\n") == 4  # of steps 0, 20, 40 and 60
+    assert samples.count(b"\n") == 3  # of steps 0, 20 and 40
     (name,) = (path.name for path in (tmp_path / "run" / "evaluations").iterdir())
     assert json.loads(found[f"evaluations/{name}"])["loss"] == figures["loss"]
     # Nothing is left of the program that was killed.
@@ -134,7 +134,7 @@ def test_the_whole_job_equals_the_one_on_a_disk(store, text, tmp_path):
     for step in steps:
         assert f"checkpoints/{step}/checkpoint.json" in found
     assert not [name for name in found if name.endswith((".writer", ".partial"))]
-    name = "checkpoints/step-00000060/state.safetensors"
+    name = "checkpoints/step-00000040/state.safetensors"
     a = safetensors.numpy.load(found[name])
     b = safetensors.numpy.load((tmp_path / "run" / name).read_bytes())
     assert a.keys() == b.keys()

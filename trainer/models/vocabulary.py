@@ -72,11 +72,13 @@ def _texts(tokenizer: Any) -> dict[int, str]:
     decode = encoding.decoder(tokenizer.backend_tokenizer.to_str())
     tokens = {index: token for token, index in tokenizer.get_vocab().items()}
     alone = dict(zip(tokens, decode([[index] for index in tokens]), strict=True))
-    # After a word: a space that begins the token is dropped at the start of a text.
-    word = min(index for index, text in alone.items() if text.isalnum())
-    both = decode([[word, index] for index in tokens])
+    # After a word, if there is one: a space that begins the token is dropped at the
+    # start of a text.
+    word = [index for index, text in sorted(alone.items()) if text.isalnum()][:1]
+    both = decode([[*word, index] for index in tokens])
+    before = "".join(alone[index] for index in word)
     texts = {
-        index: text.removeprefix(alone[word])
+        index: text.removeprefix(before)
         for index, text in zip(tokens, both, strict=True)
     }
     for index, text in texts.items():

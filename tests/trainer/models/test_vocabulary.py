@@ -60,6 +60,14 @@ def test_a_token_has_the_pieces_of_its_text(old, tmp_path, family):
     assert len(pieces) == max(ids.values()) + 1
 
 
+def test_a_tokenizer_without_words(old, tmp_path):
+    new = make(tmp_path / "new", "WordPiece", 60, ["! ?", "? !"])
+    new.eos_token = new.eos_token or "[SEP]"
+    assert not any(token.isalnum() for token in new.get_vocab())
+    pieces = vocabulary.pieces(old, new)
+    assert pieces[new.get_vocab()["!"]] == [old.get_vocab()["!"]]
+
+
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_same_tokenizer_with_a_new_token_keeps_all_rows(tmp_path, family):
     same = make(tmp_path / "same", family, 300)

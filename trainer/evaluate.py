@@ -3,16 +3,20 @@
 Every token of the split is scored once, with a context of `--context_length` tokens
 that moves on by `--stride`, from float32 losses summed over all of them. Each result
 states its protocol. Results of a run are kept in `WORKDIR/evaluations/`.
+
+`--benchmark=…` measures the model by a standard benchmark instead of a dataset.
 """
 
+import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
 
 from configs import cli
 from configs.errors import UserError
+from trainer.evaluation import benchmarks
 
 FLAGS = flags.FLAGS
 
@@ -21,7 +25,7 @@ def define_flags() -> None:
     """Defines the program's flags."""
     cli.define_model()
     cli.define_hardware()
-    cli.define_path("data_dir", "folder of the dataset")
+    cli.define_path("data_dir", "folder of the dataset; not read with --benchmark")
     flags.DEFINE_string("split", "validation", "split to score")
     flags.DEFINE_list(
         "context_length",
@@ -40,6 +44,12 @@ def define_flags() -> None:
         ["", "float32", "bfloat16"],
         "of the matrix products; default: as trained, float32 of a --checkpoint",
     )
+    flags.DEFINE_enum(
+        "benchmark", "", ["", *benchmarks.BENCHMARKS], "measure by a standard benchmark"
+    )
+    cli.define_path(
+        "benchmark_file", "the benchmark's file, as published; default: from TFDS"
+    )
     flags.DEFINE_integer(
         "batch_size", 8, "windows that a device scores at once", lower_bound=1
     )
@@ -49,15 +59,9 @@ def main() -> None:
     """Runs the program."""
     cli.check_model(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
     cli.check_hardware(FLAGS.tpu, FLAGS.num_virtual_devices)
-    cli.check_folder("data_dir", FLAGS.data_dir, cli.tpu_name())
-    context_lengths = _numbers("context_length", FLAGS.context_length)
-
-    from tfrecords import manifest as manifests
-
-    manifests.load(FLAGS.data_dir).split(FLAGS.split)  # a wrong name is known at once
+    make_results = _of_benchmark() if FLAGS.benchmark else _of_dataset()
 
     from trainer.checkpoints import pretrained
-    from trainer.evaluation.evaluator import evaluate
     from trainer.run_dir import results as stored_results
     from trainer.runtime import preemption
     from trainer.runtime import strategy as strategies
@@ -66,16 +70,7 @@ def main() -> None:
         strategy = strategies.create(cli.tpu_name(), FLAGS.num_virtual_devices)
         with strategy.scope():
             trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
-        results: Iterable[dict[str, Any]] = evaluate(
-            trained,
-            strategy,
-            FLAGS.data_dir,
-            split=FLAGS.split,
-            context_lengths=context_lengths,
-            stride=FLAGS.stride,
-            precision=FLAGS.precision,
-            batch_size=FLAGS.batch_size,
-        )
+        results = make_results(trained, strategy)
         if FLAGS.json:
             all_results = list(results)
             several = len(all_results) > 1
@@ -90,6 +85,60 @@ def main() -> None:
             sys.stdout.flush()
             if FLAGS.workdir:
                 stored_results.save(FLAGS.workdir, result)
+
+
+def _of_dataset() -> Callable[..., Iterable[dict[str, Any]]]:
+    """Returns what scores a split; a mistake in a flag is known at once."""
+    cli.check_folder("data_dir", FLAGS.data_dir, cli.tpu_name())
+    context_lengths = _numbers("context_length", FLAGS.context_length)
+    if FLAGS.benchmark_file:
+        names = ", ".join(benchmarks.BENCHMARKS)
+        raise UserError(
+            f"`--benchmark_file` belongs to `--benchmark`, one of {names}. Received: "
+            f"{FLAGS.benchmark_file} alone. Name the benchmark."
+        )
+
+    from tfrecords import manifest as manifests
+
+    manifests.load(FLAGS.data_dir).split(FLAGS.split)
+
+    from trainer.evaluation.evaluator import evaluate
+
+    return functools.partial(
+        evaluate,
+        data_dir=FLAGS.data_dir,
+        split=FLAGS.split,
+        context_lengths=context_lengths,
+        stride=FLAGS.stride,
+        precision=FLAGS.precision,
+        batch_size=FLAGS.batch_size,
+    )
+
+
+def _of_benchmark() -> Callable[..., Iterable[dict[str, Any]]]:
+    """Returns what measures by a benchmark; a mistake in its file is known at once."""
+    for flag in ("split", "stride", "context_length"):
+        if FLAGS[flag].present:
+            raise UserError(
+                f"`--benchmark` excludes `--{flag}`: the benchmark says how it is "
+                f"scored. Received: {FLAGS[flag].value}. Leave either out."
+            )
+
+    examples = benchmarks.load(FLAGS.benchmark, FLAGS.benchmark_file)
+
+    from trainer.evaluation import standard
+
+    def measure(*trained_and_strategy: Any) -> Iterable[dict[str, Any]]:
+        yield standard.evaluate(
+            *trained_and_strategy,
+            FLAGS.benchmark,
+            examples,
+            source=FLAGS.benchmark_file,
+            precision=FLAGS.precision,
+            batch_size=FLAGS.batch_size,
+        )
+
+    return measure
 
 
 def _numbers(flag: str, values: list[str]) -> list[int]:
@@ -110,7 +159,7 @@ def _print(result: dict[str, Any]) -> None:
     cli.print_result(rows, as_json=False)
     for study in studies:
         values = ", ".join(
-            f"{name.replace('_', ' ')} {value:.2f}"
+            f"{name.replace('_', ' ')} {value:.4g}"
             for name, value in study["figures"].items()
         )
         print(f"published: {study['study']}: {values}")

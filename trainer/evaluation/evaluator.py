@@ -12,12 +12,9 @@ from tfrecords import reader, verify
 from tfrecords.windows import Windows
 from trainer.checkpoints.pretrained import Pretrained
 from trainer.evaluation import published
-from trainer.evaluation.scoring import Scorer
+from trainer.evaluation.scoring import Scorer, scoring_step
 from trainer.models import create
-from trainer.models.architecture import Options
-from trainer.runtime import strategy as strategies
 from trainer.tasks import registry as tasks
-from trainer.tasks.step import TrainingStep
 
 
 def protocol(
@@ -93,7 +90,7 @@ def evaluate(
         )
         for length in lengths
     ]
-    step = _scoring_step(trained, strategy, precision)
+    step = scoring_step(trained, strategy, precision, tasks.get(trained.task))
     # All scorers before the first runs for long: a later one may be impossible.
     scorers = []
     for stamp in stamps:
@@ -103,24 +100,9 @@ def evaluate(
     for stamp, scorer in zip(stamps, scorers, strict=True):
         with reader.translate_data_loss_errors(data_dir, manifest):
             sums = scorer()
-        _check_finite(sums, trained.name)
+        check_finite(sums, trained.name)
         figures = step.task.split_figures(sums, manifest.split(split))
         yield _result(trained, figures, stamp)
-
-
-def _scoring_step(
-    trained: Pretrained, strategy: tf.distribute.Strategy, precision: str
-) -> TrainingStep:
-    with strategy.scope():
-        return TrainingStep(
-            trained.model,
-            trained.architecture,
-            tasks.get(trained.task),
-            options=Options(
-                precision, compiled=strategies.compiles_everything(strategy)
-            ),
-            compile_local=strategies.compiles_local_work(strategy, precision),
-        )
 
 
 def _result(
@@ -140,7 +122,8 @@ def _result(
     return result
 
 
-def _check_finite(sums: dict[str, float], name: str) -> None:
+def check_finite(sums: dict[str, float], name: str) -> None:
+    """Raises DataError where a sum over a model's scores is not finite."""
     if not all(map(math.isfinite, sums.values())):
         received = ", ".join(f"{key} {value}" for key, value in sums.items())
         raise DataError(

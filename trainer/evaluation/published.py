@@ -24,8 +24,8 @@ class Study:
     Attributes:
       name: for people.
       source: a repository or page.
-      text: the split that was scored: `name`, and `words` and UTF-8 `bytes` of the
-        original.
+      text: the split that was scored: `name`, and counts of it, by names of a result:
+        `words` and UTF-8 `bytes` of the original, or `examples` of a benchmark.
       protocol: how it was scored, by names of a result's protocol.
       weights: that were scored; see `pretrained.Pretrained.origin`.
       figures: checkpoint name -> name of a result's figure -> value.
@@ -51,6 +51,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Returns the published figures of a checkpoint on a text of as many words.
 
+    Of a benchmark, those of the same one.
+
     Args:
       result: of `trainer.evaluate`.
       checkpoint: name of the published checkpoint that the weights started from, such
@@ -68,25 +70,34 @@ def compare(
             "differences": list(_differences(study, result, weights, checkpoint)),
         }
         for study in studies()
-        if result["words"] == study.text["words"] and checkpoint in study.figures
+        if _is_of(study, result) and checkpoint in study.figures
     ]
+
+
+def _is_of(study: Study, result: dict[str, Any]) -> bool:
+    benchmark = study.protocol.get("benchmark")
+    if benchmark != result["protocol"].get("benchmark"):
+        return False
+    return bool(benchmark) or result["words"] == study.text["words"]
 
 
 def _differences(
     study: Study, result: dict[str, Any], weights: str, checkpoint: str
 ) -> Iterator[str]:
-    if result["bytes"] != study.text["bytes"]:
-        yield (
-            f"it is of {study.text['name']}, {study.text['bytes']:,} bytes: this text "
-            f"has {result['bytes']:,}"
-        )
+    for unit in ("bytes", "examples"):
+        count = study.text.get(unit, result.get(unit))
+        if result.get(unit) != count:
+            yield (
+                f"it is of {study.text['name']}, {count:,} {unit}: this text has "
+                f"{result[unit]:,}"
+            )
     for name, value in study.protocol.items():
         if result["protocol"][name] != value:
             yield f"{name} {value} there, {result['protocol'][name]} here"
     if weights != study.weights:
         yield f"weights {study.weights} there, {weights} here"
     figures = study.figures[checkpoint]
-    if "word_perplexity" in figures:
+    if {"word_perplexity", "token_perplexity"} <= figures.keys():
         theirs = math.log(figures["word_perplexity"])
         theirs /= math.log(figures["token_perplexity"])
         ours = result["tokens"] / result["words"]

@@ -3,14 +3,51 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from configs.progress import progress
-from tfrecords.windows import Windows
+from trainer.checkpoints.pretrained import Pretrained
+from trainer.models.architecture import Options
 from trainer.runtime import distributed_input
+from trainer.runtime import strategy as strategies
 from trainer.tasks.step import TrainingStep
+from trainer.tasks.task import Task
+
+
+class Windows(Protocol):
+    """What is scored: `tfrecords.windows.Windows`, or the like."""
+
+    count: int
+
+    def batches(
+        self,
+        *,
+        global_batch_size: int,
+        batch_size: int,
+        host_index: int,
+        num_hosts: int,
+    ) -> tf.data.Dataset:
+        """Returns one host's batches, all of the same shape."""
+
+
+def scoring_step(
+    trained: Pretrained, strategy: tf.distribute.Strategy, precision: str, task: Task
+) -> TrainingStep:
+    """Returns a step that evaluates a model by a task."""
+    with strategy.scope():
+        return TrainingStep(
+            trained.model,
+            trained.architecture,
+            task,
+            options=Options(
+                precision, compiled=strategies.compiles_everything(strategy)
+            ),
+            compile_local=strategies.compiles_local_work(strategy, precision),
+        )
 
 
 class Scorer:
@@ -54,10 +91,10 @@ class Scorer:
         self._num_batches = math.ceil(windows.count / global_batch_size)
         self._batches = distributed_input.distribute(strategy, batches)
 
-    def __call__(
+    def batches(
         self, between_batches: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
-        """Returns the task's sums over the whole split.
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the task's sums of each batch, when all batches are scored.
 
         Args:
           between_batches: called before each batch.
@@ -74,6 +111,15 @@ class Scorer:
                 between_batches()
                 sums.append(self._score_batch(batch))
                 bar.update()
-        # float32 sums of a batch, added up in Python's float64; not before the end, so
-        # that the device does not wait for the host after each batch.
+        # Not before the end, so that the device does not wait for the host after each
+        # batch.
+        for batch in sums:
+            yield {name: value.numpy() for name, value in batch.items()}
+
+    def __call__(
+        self, between_batches: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Returns the task's sums over the whole split; see `batches`."""
+        # float32 sums of a batch, added up in Python's float64.
+        sums = list(self.batches(between_batches))
         return {name: sum(float(batch[name]) for batch in sums) for name in sums[0]}

@@ -132,7 +132,7 @@ def published(runs: Sequence[Run]) -> list[str]:
     results = (result for run in runs for result in run.evaluations)
     sentences = []
     for study in (study for result in results for study in result.get("published", [])):
-        figures = ", ".join(f"{label(k)} {v:.2f}" for k, v in study["figures"].items())
+        figures = ", ".join(f"{label(k)} {v:.4g}" for k, v in study["figures"].items())
         differences = "; ".join(study["differences"]) or "the same protocol"
         sentences.append(f"{study['study']}: {figures} ({differences}).")
     return list(dict.fromkeys(sentences))

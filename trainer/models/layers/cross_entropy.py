@@ -34,6 +34,36 @@ def token_losses(hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor) -> tf.T
     return _out_of_chunks(losses, labels.shape)
 
 
+def token_scores(
+    hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the loss of each token, and whether it is the likeliest.
+
+    Args:
+      hidden: [B, T, C].
+      table: float32 [V, C].
+      labels: int32 [B, T].
+
+    Returns:
+      float32 [B, T], in nats, and bool [B, T].
+    """
+
+    def score(chunk: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        logits = _logits(chunk[0], table)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(chunk[1], logits)
+        likeliest = tf.argmax(logits, axis=1, output_type=tf.int32)
+        return losses, likeliest == chunk[1]
+
+    columns = tf.map_fn(
+        score,
+        (_in_chunks(hidden, hidden.shape[2:]), _in_chunks(labels)),
+        fn_output_signature=(tf.float32, tf.bool),
+        parallel_iterations=1,
+    )
+    losses, is_likeliest = (_out_of_chunks(c, labels.shape) for c in columns)
+    return losses, is_likeliest
+
+
 @tf.custom_gradient
 def summed_loss(
     hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
@@ -107,15 +137,19 @@ def summed_loss(
 def _losses(
     hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns float32 losses [N] and their gradients with respect to the logits [N, V].
+    """Returns float32 losses [N], and their gradients in the logits [N, V]."""
+    return tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
+        features=_logits(hidden, table), labels=labels
+    )
+
+
+def _logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+    """Returns float32 [N, V].
 
     The product is float32: in bfloat16, neighboring values near -100 are 0.5 apart. On
     a TPU it costs no more, since the TPU multiplies in bfloat16 anyway.
     """
-    logits = tf.matmul(tf.cast(hidden, tf.float32), table, transpose_b=True)
-    return tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
-        features=logits, labels=labels
-    )
+    return tf.matmul(tf.cast(hidden, tf.float32), table, transpose_b=True)
 
 
 def _in_chunks(values: tf.Tensor, inner: Sequence[int] = ()) -> tf.Tensor:

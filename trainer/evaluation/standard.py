@@ -1,0 +1,94 @@
+"""Evaluates a trained model by a standard benchmark."""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from configs.errors import UserError
+from tfrecords import encoding, fingerprints
+from trainer.checkpoints.pretrained import Pretrained
+from trainer.evaluation import completions, published
+from trainer.evaluation.benchmark_files import Example
+from trainer.evaluation.benchmarks import BENCHMARKS
+from trainer.evaluation.evaluator import check_finite
+from trainer.evaluation.rows import RowMaker
+from trainer.models import create
+
+
+def evaluate(
+    trained: Pretrained,
+    strategy: tf.distribute.Strategy,
+    name: str,
+    examples: Sequence[Example],
+    *,
+    source: str = "",
+    precision: str = "",
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Scores the examples of a benchmark; returns a result as `evaluator.evaluate`.
+
+    Args:
+      trained: the model, built under `strategy`.
+      strategy: that scores.
+      name: of the benchmark.
+      examples: from `benchmarks.load`.
+      source: the file that they are from; empty: TFDS.
+      precision: of the matrix products; empty: that of the training.
+      batch_size: rows that a replica scores at once.
+
+    Raises:
+      UserError: the model does not predict the next token, or has no tokenizer.
+      DataError: an example does not fit, or a score is not finite.
+    """
+    if trained.task != "causal_lm":
+        raise UserError(
+            "`--benchmark` needs a model that predicts the next token, of "
+            f"training.task=causal_lm. Received: {trained.task}."
+        )
+    benchmark = BENCHMARKS[name]
+    precision = precision or trained.precision
+    tokenizer = create.load_tokenizer(
+        trained.architecture, trained.tokenizer, trained.model
+    )
+    tokenizer_json = tokenizer.backend_tokenizer.to_str()
+    encode = encoding.encoder(tokenizer_json, allow_special_tokens=True)
+    num_positions = trained.model.config.n_positions
+    maker = RowMaker(
+        lambda text: encode([text])[0], tokenizer.eos_token_id, num_positions
+    )
+    rows = [benchmark.rows(example, maker) for example in examples]
+    scores = iter(
+        completions.score(
+            trained,
+            strategy,
+            list(itertools.chain(*rows)),
+            precision=precision,
+            batch_size=batch_size,
+        )
+    )
+    by_example = [list(itertools.islice(scores, len(part))) for part in rows]
+    nats = sum(score.total for part in by_example for score in part)
+    check_finite({"log_likelihood": nats}, trained.name)
+    digest = hashlib.sha256(json.dumps(list(examples)).encode()).hexdigest()
+    result: dict[str, Any] = {
+        "model": trained.name,
+        "step": trained.step,
+        "examples": len(examples),
+        **benchmark.figures(examples, by_example),
+        "protocol": {
+            "benchmark": name,
+            "split": os.path.basename(source) or f"tfds:{benchmark.tfds}",
+            "dataset": digest[:16],
+            "tokenizer": fingerprints.of_tokenizer_json(tokenizer_json)[:16],
+            **benchmark.describe(examples),
+            "context_length": num_positions,
+            "precision": precision,
+        },
+    }
+    studies = published.compare(result, trained.published_name, trained.origin)
+    return {**result, "published": studies}

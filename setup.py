@@ -49,6 +49,8 @@ setup(
         # needs Python 3.11.
         "plan": ["jax>=0.10,<0.11", "jaxlib>=0.10,<0.11", "libtpu>=0.0.51,<0.1"],
         "beam": ["apache-beam>=2.77,<3"],
+        # `--input=hf:…`
+        "datasets": ["datasets>=4,<5"],
         # What `make benchmark` compares with.
         "benchmark": ["datasets>=4,<5"],
         "hub": ["huggingface-hub>=0.36,<1"],
@@ -68,6 +70,7 @@ setup(
         # Independent judges of the numerics.
         "parity": [
             "accelerate==1.15.0",  # which PEFT asks for
+            "lm-eval==0.4.13",
             "optax==0.2.8",
             "peft==0.21.2",
             "torch==2.13.0",

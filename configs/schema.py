@@ -18,9 +18,9 @@ class DataConfig:
 
     # Files, folders or globs, on a disk or in a bucket (gs://…), separated by commas
     # (a path that exists may hold commas) or line ends;
-    # `tfds:NAME[:VERSION]/SPLIT`; or `builtin:python_docs`. Formats by file extension:
-    # .jsonl, .csv and .tsv, .parquet; all others are plain text. Text formats may be
-    # compressed (.gz, .bz2, .zst).
+    # `hf:NAME[:CONFIG]/SPLIT`; `tfds:NAME[:VERSION]/SPLIT`; or `builtin:python_docs`.
+    # Formats by file extension: .jsonl, .csv and .tsv, .parquet, .arrow; all others are
+    # plain text. Text formats may be compressed (.gz, .bz2, .zst).
     input: str = ""
     # Source of the validation split. Empty: held-out documents of `input`.
     validation_input: str = ""

@@ -1,4 +1,4 @@
-"""What the user names -> files: local, in buckets, of TFDS, or built in."""
+"""What the user names -> files: local, in buckets, by name, or built in."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ from absl import logging
 
 from configs.errors import DataError
 from configs.schema import DataConfig
+from data_pipeline.sources import hugging_face
 from data_pipeline.sources.input_files import COMPRESSIONS, InputFile
 from data_pipeline.sources.registry import FORMATS, PLAIN_TEXT
 from tfrecords import checksums
@@ -24,7 +25,6 @@ _REFUSED_ENDINGS = {
     ".tgz": "unpack it",
     ".pdf": "extract its text",
     ".tfrecord": "name the text that it was made from, or use tfds:",
-    ".arrow": "save it as Parquet",
 }
 
 
@@ -99,7 +99,8 @@ def _expand(name: str, config: DataConfig, hidden: set[str]) -> dict[str, str]:
         matches = name.startswith(prefix) if prefix[-1:] == ":" else name == prefix
         if format_.list_files and matches:
             return dict.fromkeys(format_.list_files(name, config), format_name)
-    return {path: _format_of(path) for path in files.expand(name, hidden)}
+    paths = hugging_face.select_saved(files.expand(name, hidden))
+    return {path: _format_of(path) for path in paths}
 
 
 def _format_of(path: str) -> str:

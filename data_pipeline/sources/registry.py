@@ -11,7 +11,13 @@ from typing import BinaryIO
 
 from configs.schema import DataConfig
 from data_pipeline.documents.document import Document
-from data_pipeline.sources import plain_text, python_docs, rows, tfds
+from data_pipeline.sources import (
+    hugging_face,
+    plain_text,
+    python_docs,
+    rows,
+    tfds,
+)
 from data_pipeline.sources.input_files import InputFile, Piece
 
 
@@ -70,6 +76,13 @@ FORMATS = {
     "csv": _table(".csv", ","),
     "tsv": _table(".tsv", "\t"),
     "parquet": Format(read=rows.read_parquet, endings=(".parquet",), has_fields=True),
+    "arrow": Format(read=rows.read_arrow, endings=(".arrow",), has_fields=True),
+    "hf": Format(
+        read=rows.read_arrow,
+        prefix="hf:",
+        list_files=hugging_face.list_files,
+        has_fields=True,
+    ),
     "tfds": Format(
         read=tfds.read, prefix="tfds:", list_files=tfds.list_files, has_fields=True
     ),

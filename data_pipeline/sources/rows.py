@@ -1,10 +1,12 @@
-"""Formats in which a document is a line or row of named fields: JSONL, CSV, Parquet."""
+"""Formats in which a document is a line or row of named fields: JSONL, Parquet, …."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import json
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
@@ -17,6 +19,10 @@ from data_pipeline.sources import input_files
 from data_pipeline.sources.input_files import InputFile, Piece
 from tfrecords.storage import files
 
+# How a file of Arrow begins, and how a stream of Arrow ends.
+_ARROW_FILE = b"ARROW1"
+_ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
+_BATCH_ROWS = 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -99,29 +105,75 @@ def read_parquet(piece: Piece, config: DataConfig) -> Iterator[Document]:
     import pyarrow.parquet
 
     path = piece.file.path
-    with files.open_read(path) as stream:
-        try:
-            table = pyarrow.parquet.ParquetFile(stream)
-            names = columns(config, table.schema_arrow.names, path)
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=names):
-                # Strings are read as bytes: files hold some that are not UTF-8.
-                fields = [
-                    column.cast(pyarrow.large_binary())
-                    if str(column.type) in ("string", "large_string")
-                    else column
-                    for column in batch.columns
-                ]
-                binary = pyarrow.RecordBatch.from_arrays(fields, batch.schema.names)
-                for values in binary.to_pylist():
-                    number += 1
-                    name_row = f"{path}, row {number}".__str__
-                    yield to_document(values, name_row, config)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(
-                f"{path} must be a whole Parquet file. Received: "
-                f"{str(error).splitlines()[0]} Copy it again."
-            ) from error
+    with files.open_read(path) as stream, _arrow_errors(path, "Parquet"):
+        table = pyarrow.parquet.ParquetFile(stream)
+        names = columns(config, table.schema_arrow.names, path)
+        batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names)
+        yield from _documents(batches, path, config)
+
+
+def read_arrow(piece: Piece, config: DataConfig) -> Iterator[Document]:
+    """Yields the documents of Arrow: a stream, as `datasets` writes it, or a file.
+
+    The batches of rows in which it was written bound the memory.
+    """
+    import pyarrow
+
+    path = piece.file.path
+    with files.open_read(path) as stream, _arrow_errors(path, "Arrow"):
+        is_file = stream.read(len(_ARROW_FILE)) == _ARROW_FILE
+        stream.seek(-len(_ARROW_STREAM_END), os.SEEK_END)
+        if not is_file and stream.read() != _ARROW_STREAM_END:
+            # Without it, a reader takes a truncated stream for a whole one.
+            raise pyarrow.ArrowInvalid("no mark of its end.")
+        stream.seek(0)
+        if is_file:
+            reader = pyarrow.ipc.open_file(stream)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            batches = reader = pyarrow.ipc.open_stream(stream)
+        names = columns(config, reader.schema.names, path)
+        parts = (
+            batch.select(names).slice(start, _BATCH_ROWS)
+            for batch in batches
+            for start in range(0, batch.num_rows, _BATCH_ROWS)
+        )
+        yield from _documents(parts, path, config)
+
+
+@contextlib.contextmanager
+def _arrow_errors(path: str, kind: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} must be a whole {kind} file. Received: "
+            f"{str(error).splitlines()[0]} Copy it again."
+        ) from error
+
+
+def _documents(
+    batches: Iterable[Any], path: str, config: DataConfig
+) -> Iterator[Document]:
+    """Yields the documents of pyarrow's record batches."""
+    import pyarrow
+
+    number = 0
+    for batch in batches:
+        # Strings are read as bytes: files hold some that are not UTF-8.
+        fields = [
+            column.cast(pyarrow.large_binary())
+            if str(column.type) in ("string", "large_string")
+            else column
+            for column in batch.columns
+        ]
+        binary = pyarrow.RecordBatch.from_arrays(fields, batch.schema.names)
+        for values in binary.to_pylist():
+            number += 1
+            name_row = f"{path}, row {number}".__str__
+            yield to_document(values, name_row, config)
 
 
 def columns(config: DataConfig, known: Iterable[str], path: str) -> list[str]:

@@ -55,14 +55,14 @@ def score(
     for length, indices in sorted(by_length.items()):
         table = _Rows([rows[index] for index in indices], length)
         scorer = Scorer(step, strategy, table, batch_size=batch_size)
-        columns = {
-            name: np.concatenate([batch[name] for batch in scorer.batches()])
+        batches = list(scorer.batches())
+        losses, is_likeliest = (
+            np.concatenate([batch[name] for batch in batches])
             for name in ("losses", "is_likeliest")
-        }
+        )
         for place, index in enumerate(indices):
             end = len(rows[index].tokens) - 1
             part = (place, slice(end - rows[index].num_scored, end))
-            losses, is_likeliest = columns["losses"], columns["is_likeliest"]
             scores[index] = Score(-losses[part], is_likeliest[part] > 0)
     return [scores[index] for index in range(len(rows))]
 

@@ -80,10 +80,11 @@ class RowMaker:
 
     def _row(self, tokens: list[int], num_scored: int) -> Row:
         """Drops tokens from the left of the context, where there are too many."""
-        if num_scored > self.num_positions:
+        if not 1 <= num_scored <= self.num_positions:
             raise DataError(
-                "A continuation must have at most as many tokens as the model has "
-                f"positions, {self.num_positions}. Received: {num_scored}. Shorten it, "
-                "or evaluate a model of a longer context."
+                "What a benchmark scores must have from 1 token to as many as the "
+                f"model has positions, {self.num_positions}. Received: {num_scored}, "
+                "by the model's tokenizer. Leave the example out, or evaluate a model "
+                "with another tokenizer or a longer context."
             )
         return Row(tokens[-(self.num_positions + 1) :], num_scored)

@@ -29,6 +29,13 @@ _METRICS = {
     "token_perplexity": "perplexity",
     "word_perplexity": "perplexity",
     "bits_per_byte": "bits_per_byte",
+    # Of benchmarks.
+    **dict.fromkeys(("perplexity", "last_token_perplexity"), "perplexity"),
+    **dict.fromkeys(
+        [f"{kind}accuracy" for kind in ("", "last_token_", "normalized_")]
+        + [f"{kind}completion_accuracy" for kind in ("", "normalized_")],
+        "accuracy",
+    ),
 }
 _SNIPPET = """```python
 from transformers import pipeline
@@ -132,12 +139,13 @@ def _model_index(
             continue
         protocol = dict(result["protocol"])
         dataset, split = protocol.pop("dataset"), protocol.pop("split")
+        name_of_data = protocol.get("benchmark", f"gpt2-tpu dataset {dataset}")
         for name, metric in _METRICS.items():
             if result.get(name) is not None:
                 yield EvalResult(
                     task_type="text-generation",
                     dataset_type="text",
-                    dataset_name=f"gpt2-tpu dataset {dataset}",
+                    dataset_name=name_of_data,
                     dataset_split=split,
                     dataset_revision=dataset,
                     metric_type=metric,
@@ -202,23 +210,39 @@ def _of_results(all_results: list[dict[str, Any]]) -> Iterator[str]:
         return
     yield "## Results"
     yield "Only rows of the same protocol are comparable."
-    head = (
-        "| step | split | context | stride | loss | token perplexity | "
-        "word perplexity | bits per byte | protocol |"
-    )
-    rows = []
+    rows, rows_of_benchmarks = [], []
     for result in all_results:
         stamp = dict(result["protocol"])
+        if "benchmark" in stamp:
+            figures = ", ".join(
+                f"{name.replace('_', ' ')} {result[name]:.4g}"
+                for name in _METRICS
+                if result.get(name) is not None
+            )
+            cells = [result["step"], stamp.pop("benchmark"), figures, _join(stamp)]
+            rows_of_benchmarks.append(f"| {' | '.join(map(str, cells))} |")
+            continue
         shown = [stamp.pop(name) for name in ("split", "context_length", "stride")]
-        rest = ", ".join(f"{name} {value}" for name, value in stamp.items())
         rows.append(
             f"| {result['step']} | {' | '.join(map(str, shown))} | "
             f"{result['loss']:.4f} | {_number(result.get('token_perplexity'))} | "
             f"{_number(result.get('word_perplexity'))} | "
             f"{_number(result.get('bits_per_byte'), 4)} | "
-            f"{rest} |"
+            f"{_join(stamp)} |"
         )
-    yield "\n".join([head, "|---:|---|" + "---:|" * 6 + "---|", *rows])
+    if rows:
+        head = (
+            "| step | split | context | stride | loss | token perplexity | "
+            "word perplexity | bits per byte | protocol |"
+        )
+        yield "\n".join([head, "|---:|---|" + "---:|" * 6 + "---|", *rows])
+    if rows_of_benchmarks:
+        head = "| step | benchmark | figures | protocol |"
+        yield "\n".join([head, "|---:|---|---|---|", *rows_of_benchmarks])
+
+
+def _join(stamp: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in stamp.items())
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -1,0 +1,208 @@
+"""Standard benchmarks: rows, countings, files, and lm-eval as the judge of all."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from configs.errors import DataError, UserError
+from tests.conftest import shared, tiny_model
+from trainer.checkpoints.pretrained import Pretrained
+from trainer.evaluation import completions, published
+from trainer.evaluation.benchmarks import BENCHMARKS, load
+from trainer.evaluation.rows import Row, RowMaker, Score
+from trainer.models.gpt2.architecture import ARCHITECTURE
+from trainer.runtime.strategy import mirror_cpu
+
+START = 0
+WORDS = {"The": 1, " fox": 2, " jumps": 3, " over": 4, " ": 5, " jumpsover": 6}
+
+
+def encode(text):
+    """Takes the longest word of the vocabulary at each place."""
+    tokens = []
+    while text:
+        word = max(filter(text.startswith, WORDS), key=len)
+        tokens.append(WORDS[word])
+        text = text[len(word) :]
+    return tokens
+
+
+MAKE = RowMaker(encode, START, num_positions=4)
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "row"),
+    [
+        ("The fox", " jumps over", Row([1, 2, 3, 4], 2)),
+        # White space belongs to what follows it.
+        ("The fox ", "jumps", Row([1, 2, 3], 1)),
+        # The context alone has other tokens: as many are left out as it has.
+        ("The jumps", "over fox", Row([1, 6, 2], 1)),
+        ("", "The fox", Row([START, 1, 2], 2)),
+        ("The fox jumps over fox", " jumps", Row([2, 3, 4, 2, 3], 1)),
+    ],
+)
+def test_a_continuation_is_scored_after_its_context(context, continuation, row):
+    assert MAKE.joint(context, continuation) == row
+
+
+def test_the_parts_of_a_completion_are_encoded_apart():
+    assert MAKE.separate("The", " jumps over") == Row([1, 3, 4], 2)
+    for continuation, number in ((" fox" * 5, 5), ("", 0)):
+        with pytest.raises(DataError, match=f"positions, 4\\. Received: {number}"):
+            MAKE.separate("The", continuation)
+
+
+@pytest.mark.parametrize("num_words", [1, 3, 4, 5, 8, 9, 10])
+def test_a_rolling_text_is_scored_once_with_full_windows(num_words):
+    tokens = [START, *np.random.default_rng(0).integers(1, 5, num_words).tolist()]
+    words = {token: word for word, token in WORDS.items()}
+    rows = MAKE.rolling("".join(words[token] for token in tokens[1:]))
+    scored = [token for row in rows for token in row.tokens[-row.num_scored :]]
+    assert scored == tokens[1:]
+    assert all(len(row.tokens) == min(5, len(tokens)) for row in rows)
+
+
+def scores(*rows):
+    """Makes scores of lists of (log-likelihood, is the likeliest)."""
+    return [Score(*(np.array(c) for c in zip(*row, strict=True))) for row in rows]
+
+
+def test_lambada_counts_words_and_last_tokens():
+    rows = [
+        scores([(-1.0, True), (-2.0, True)]),
+        scores([(-3.0, False), (-4.0, True)]),
+    ]
+    assert BENCHMARKS["lambada"].figures([{}, {}], rows) == {
+        "accuracy": 0.5,
+        "perplexity": pytest.approx(math.exp(5)),
+        "last_token_accuracy": 1.0,
+        "last_token_perplexity": pytest.approx(math.exp(3)),
+    }
+
+
+def test_hellaswag_normalizes_by_tokens_or_by_characters():
+    example = {"endings": ["ab", "abcdef", "abc", "abcd"], "label": "1"}
+    bad, long = [(-9.0, True)], [(-1.0, True)] * 5
+    completions = scores([(-4.0, True)], long, bad, bad)
+    harness = scores([(-4.0, True)], long, [(-1.5, True)], bad)
+    figures = BENCHMARKS["hellaswag"].figures([example], [completions + harness])
+    assert figures == {
+        "accuracy": 0.0,
+        "completion_accuracy": 0.0,
+        "normalized_accuracy": 0.0,  # -5/6 < -1.5/3
+        "normalized_completion_accuracy": 1.0,
+    }
+    # Of TFDS, there is no harness's.
+    figures = BENCHMARKS["hellaswag"].figures([example], [completions])
+    assert sorted(figures) == ["completion_accuracy", "normalized_completion_accuracy"]
+    with pytest.raises(DataError, match="Received: ''"):
+        BENCHMARKS["hellaswag"].figures([{**example, "label": ""}], [completions])
+
+
+def test_rows_of_all_lengths_are_scored_on_replicas_as_alone():
+    """The judge is transformers' forward, row by row."""
+    generator = np.random.default_rng(0)
+    gpt2 = tiny_model(n_positions=80)
+    rows = []
+    for length in (2, 5, 65, 81, 30, 70, 3):
+        tokens = generator.integers(0, 97, length).tolist()
+        rows.append(Row(tokens, int(generator.integers(1, length))))
+    strategy = mirror_cpu(2)
+    with strategy.scope():
+        model = tiny_model(n_positions=80)
+    trained = Pretrained(
+        model, ARCHITECTURE, "causal_lm", "", "float32", "tiny", None, "", ""
+    )
+    found = completions.score(
+        trained, strategy, rows, precision="float32", batch_size=2
+    )
+    for row, score in zip(rows, found, strict=True):
+        logits = gpt2(tf.constant([row.tokens[:-1]])).logits[0, -row.num_scored :]
+        likelihoods = tf.nn.log_softmax(logits).numpy()
+        labels = row.tokens[-row.num_scored :]
+        expected = likelihoods[np.arange(row.num_scored), labels]
+        np.testing.assert_allclose(score.log_likelihoods, expected, rtol=1e-4)
+        assert list(score.is_likeliest) == list(likelihoods.argmax(1) == labels)
+
+
+def test_the_pages_of_wikitext_begin_at_titles(tmp_path):
+    text = (
+        " \n = Robert = \n \n He . \n = = Life = = \n Long . \n = Du Fu = \n Poet . \n"
+    )
+    (tmp_path / "wiki.test.raw").write_text(text)
+    pages = load("wikitext", str(tmp_path / "wiki.test.raw"))
+    robert, du_fu = text.split(" = Du Fu")
+    assert [page["page"] for page in pages] == [
+        robert.removeprefix(" \n").removesuffix("\n"),
+        f" = Du Fu{du_fu}",
+    ]
+
+
+def test_wikitexts_pages_are_those_that_the_harness_scores():
+    """Its published data has 62 pages, and its figure is of these bytes."""
+    pages = load("wikitext", shared("wikitext-2/wiki.test.raw"))
+    figures = BENCHMARKS["wikitext"].figures(pages, [[]])
+    assert (len(pages), figures["words"], figures["bytes"]) == (62, 241_335, 1_290_527)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("lambada", '{"text": "A fox"}\n{"txt": "A"}\n', r"x\.jsonl:2: .* fields text"),
+        ("lambada", '{"text": "A fox"}\n["text"]\n', r"x\.jsonl:2: "),
+        ("hellaswag", '{"ctx": "A", "endings": ["b"], "label": 0}\n', "activity_label"),
+        ("blimp", "\n\n", "which has none"),
+        ("wikitext", b"\xff", "UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_the_benchmarks_is_one_message(
+    tmp_path, name, content, message
+):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises((DataError, UserError), match=message):
+        load(name, str(path))
+
+
+def test_without_a_file_the_examples_are_those_of_tfds(monkeypatch):
+    """By the names of the published file; the text's line end is not part of it."""
+    import tensorflow_datasets
+
+    examples = {
+        "lambada": {"passage": np.array(b"a clear stone\n", object)},
+        "hellaswag": {
+            "context": np.array(b"A fox", object),
+            "endings": np.array([b"b", b"c"], object),
+            "label": np.int32(1),
+        },
+    }
+
+    def tfds_load(name, **_):
+        columns = {key: value[None] for key, value in examples[name].items()}
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    monkeypatch.setattr(tensorflow_datasets, "load", tfds_load)
+    assert load("lambada", "") == [{"text": "a clear stone"}]
+    assert load("hellaswag", "") == [
+        {"ctx": "A fox", "endings": ["b", "c"], "label": 1}
+    ]
+    with pytest.raises(UserError, match="needs `--benchmark_file`"):
+        load("wikitext", "")
+
+
+def test_published_figures_stand_beside_those_of_the_same_benchmark():
+    protocol = {"benchmark": "lambada", "edition": "OpenAI's", "context_length": 1024}
+    result = {"examples": 5153, "protocol": protocol}
+    harness, openai = published.compare(result, "gpt2", "as published")
+    assert harness["figures"] == {"accuracy": 0.3256, "perplexity": 40.06}
+    assert openai["figures"]["last_token_accuracy"] == 0.4599
+    assert not harness["differences"] + openai["differences"]
+    other = {"examples": 12, "protocol": {**protocol, "edition": "the original"}}
+    (differences, _) = published.compare(other, "gpt2", "as published")
+    assert differences["differences"] == [
+        "it is of LAMBADA's test split, 5,153 examples: this text has 12",
+        "edition OpenAI's there, the original here",
+    ]

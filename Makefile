@@ -42,8 +42,8 @@ INSTALLER = PYTHON=$(call typed,PYTHON) CONSTRAINTS=$(call typed,CONSTRAINTS)
 unexport TPU_LIBRARY_PATH MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-tpu quickstart preprocess inspect plan doctor train \
-        train-forever evaluate generate export report test test-slow lint format \
+.PHONY: help install install-tpu quickstart preprocess inspect advise plan doctor \
+        train train-forever evaluate generate export report test test-slow lint format \
         check benchmark benchmark-tpu clean
 
 help:  ## print this list
@@ -85,6 +85,9 @@ preprocess: $(VENV)/.base  ## write a dataset from text: CONFIG= INPUT= DATA=
 
 inspect: $(VENV)/.base  ## verify every record of a dataset, print examples: DATA=
 	$(RUN) tfrecords.inspect --data_dir=$(data) $(args)
+
+advise: $(VENV)/.plan  ## say how to train on a dataset, and what it costs: DATA= TPU=v5e-8
+	$(RUN) trainer.advise --data_dir=$(data) $(call flag,tpu_type,TPU) $(args)
 
 plan: $(VENV)/.plan  ## compile the step for a TPU: does it fit? CONFIG= TPU=v3-8
 	$(RUN) trainer.plan --config=$(config) --workdir=$(workdir) \

@@ -80,6 +80,7 @@ setup(
         "console_scripts": [
             "gpt2-tpu-preprocess = data_pipeline.preprocess:run",
             "gpt2-tpu-inspect = tfrecords.inspect:run",
+            "gpt2-tpu-advise = trainer.advise:run",
             "gpt2-tpu-plan = trainer.plan:run",
             "gpt2-tpu-doctor = trainer.doctor:run",
             "gpt2-tpu-train = trainer.train:run",

@@ -11,14 +11,19 @@ beside another test, and run alone. Three more configs have no case of their own
 import gc
 import importlib
 import json
+import re
 
 import numpy as np
 import pytest
 import tf_keras
 
+from configs import schema, tpu
 from configs.validation import validate
-from tests.conftest import write_dataset
-from trainer.runtime import preemption
+from data_pipeline import pipeline
+from data_pipeline.job import plan_job
+from tests.conftest import ROOT, write_dataset
+from tests.data_pipeline.runs import in_process
+from trainer.runtime import preemption, strategy
 from trainer.runtime.cluster import Cluster
 from trainer.runtime.strategy import mirror_cpu
 from trainer.tasks.step import TrainingStep
@@ -37,6 +42,12 @@ GLOBAL_BATCH_SIZES = {
 
 
 LARGE = ("gpt2_large", "gpt2_xl")
+
+# What people use GPT-2 for; their docstrings name a TPU and a trap.
+RECIPES = (
+    *("wikitext2", "wikitext103", "distilgpt2", "cooking", "jokes", "tiny_corpus"),
+    *("chinese_gpt2", "gpt2_small_pretrain"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +169,60 @@ def test_the_whole_of_gpt2_small_trains(data_dir, tmp_path, monkeypatch):
     losses = [line["loss"] for line in metrics if "loss" in line]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_short_and_divides_over_its_tpu(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    lines = (ROOT / "configs" / f"{name}.py").read_text().splitlines()
+    (code,) = [n for n, line in enumerate(lines) if line.startswith("def ")]
+    assert len(lines) - code <= 30
+    assert "\nCost " in module.__doc__
+    assert "\nTrap " in module.__doc__
+    hardware = re.search(
+        r"^Hardware +(v\w+-\d+): (\d+) replicas? x microbatch (\d+)",
+        module.__doc__,
+        re.M,
+    )
+    tpu_type = tpu.parse(hardware[1])
+    settings = config.training
+    assert (tpu_type.num_replicas, settings.microbatch_size) == (
+        int(hardware[2]),
+        int(hardware[3]),
+    )
+    assert strategy.accumulation_steps(settings, tpu_type.num_replicas) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_five_shrunk_steps(name, tmp_path):
+    """From its own kind of records: only the sizes are cut, and the weights random."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    field, line = config.data.text_field, "beef , salt @-@ and pepper {0} times {0}\n"
+    rows = [{field: line.format(number) * (number % 5 + 1)} for number in range(60)]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config.data.input = str(tmp_path / "text.jsonl")
+    config.data.tokenizer, config.data.vocab_size = "train", 320
+    config.data.sequence_length = min(config.data.sequence_length // 16, 16)
+    config.data.num_shards = 1
+    config.model = schema.ModelConfig(
+        n_layer=1, n_head=2, n_embd=16, n_positions=16, lora=config.model.lora
+    )
+    training = config.training
+    training.global_batch_size, training.microbatch_size = 4, 2
+    training.num_steps, training.steps_per_execution = 5, 5
+    training.evaluation_interval = training.checkpoint_interval = 5
+    config.tracking.sample_interval = 0
+    config.hardware.tpu_type = ""
+    validate(config)
+    data = str(tmp_path / "data")
+    pipeline.preprocess(plan_job(config), data, in_process, overwrite=False)
+    train(config, data, str(tmp_path / "run"), Cluster(mirror_cpu(2)))
+    (losses, *_) = [
+        line["loss"]
+        for line in read(tmp_path / "run" / "metrics.jsonl")
+        if "loss" in line
+    ]
+    assert np.isfinite(losses)
+    tf_keras.backend.clear_session()

@@ -128,9 +128,10 @@ def _of_benchmark() -> Callable[..., Iterable[dict[str, Any]]]:
 
     from trainer.evaluation import standard
 
-    def measure(*trained_and_strategy: Any) -> Iterable[dict[str, Any]]:
+    def measure(trained: Any, strategy: Any) -> Iterable[dict[str, Any]]:
         yield standard.evaluate(
-            *trained_and_strategy,
+            trained,
+            strategy,
             FLAGS.benchmark,
             examples,
             source=FLAGS.benchmark_file,

@@ -18,7 +18,7 @@ PAGE = " = {} = \n \n The fox , quick @-@ witted , jumps ( 3 @.@ 5 metres ) . \n
 # In the published formats; no real example.
 EXAMPLES = {
     "lambada": [
-        {"text": f"{FOX}. {number} times it did so, and so did the dog"}
+        {"text": f"{FOX}. {number} times it did {'so' if number % 2 else 'jump'}"}
         for number in range(8)
     ]
     + [{"text": "fox " * count + "fox"} for count in (1, 3, 60, 200)]
@@ -78,10 +78,12 @@ def evaluate(*arguments):
 
 @pytest.fixture(scope="module")
 def checkpoint(small_run, tmp_path_factory) -> pathlib.Path:
-    """An exported model with random weights, which predicts what stood before."""
+    """An exported model with random weights, to which " so" is the likeliest word."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = weights.load_tokenizer(str(small_run / "data" / "tokenizer"))
     gpt2 = tiny_model(vocab_size=400, n_embd=64, n_positions=80)
+    (so,) = tokenizer.encode(" so")
+    gpt2.transformer.ln_f.beta.assign(4 * gpt2.transformer.wte.weight[so])
     huggingface.save(gpt2, tokenizer, folder, tf.float32)
     return folder
 

@@ -30,7 +30,7 @@ def load(
       DataError: an example lacks a field, or there are none.
     """
     try:
-        text = files.read(path).decode()
+        text = files.read(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             "`--benchmark_file` must be a file of UTF-8 text. Received: "
@@ -93,8 +93,10 @@ def _example(
 ) -> Example:
     try:
         values = json.loads(line)
+        json.dumps(values, ensure_ascii=False).encode()  # refuses half of a surrogate
         ok = all(isinstance(values[name], kind) for name, kind in fields.items())
-    except (ValueError, LookupError, TypeError):
+        ok = ok and all(isinstance(ending, str) for ending in values.get("endings", ()))
+    except (ValueError, LookupError, TypeError, AttributeError):
         ok = False
     if not ok:
         raise DataError(

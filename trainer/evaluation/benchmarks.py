@@ -78,6 +78,7 @@ def _hellaswag_rows(example: Example, make: RowMaker) -> list[Row]:
 
     TFDS has the context as one text only: the harness's cannot be made of it.
     """
+    _label(example)  # refuses a split without labels before it is scored
     rows = [make.separate(example["ctx"], f" {text}") for text in example["endings"]]
     if "ctx_a" in example:
         context = f"{example['ctx_a']} {example['ctx_b'].capitalize()}"
@@ -133,7 +134,7 @@ def _plain_wikihow(text: str) -> str:
 
 # How the harness undoes WikiText's tokenization, in this order. Its figures are of the
 # result, oddities included: "N" as a word becomes 1.
-_HARNESS_DETOKENIZER = [
+_HARNESS_DETOKENIZER: list[tuple[str | re.Pattern[str], str]] = [
     ("s '", "s'"),
     *((f" @{mark}@ ", mark) for mark in "-,."),
     *((f" {mark} ", f"{mark} ") for mark in ":;.!?,"),

@@ -1,5 +1,6 @@
 """Standard benchmarks: rows, countings, files, and lm-eval as the judge of all."""
 
+import json
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from trainer.evaluation.rows import Row, RowMaker, Score
 from trainer.models.gpt2.architecture import ARCHITECTURE
 from trainer.runtime.strategy import mirror_cpu
 
+HELLASWAG = BENCHMARKS["hellaswag"].fields
 START = 0
 WORDS = {"The": 1, " fox": 2, " jumps": 3, " over": 4, " ": 5, " jumpsover": 6}
 
@@ -99,7 +101,7 @@ def test_hellaswag_normalizes_by_tokens_or_by_characters():
     figures = BENCHMARKS["hellaswag"].figures([example], [completions])
     assert sorted(figures) == ["completion_accuracy", "normalized_completion_accuracy"]
     with pytest.raises(DataError, match="Received: ''"):
-        BENCHMARKS["hellaswag"].figures([{**example, "label": ""}], [completions])
+        BENCHMARKS["hellaswag"].rows({**example, "label": ""}, MAKE)
 
 
 def test_rows_of_all_lengths_are_scored_on_replicas_as_alone():
@@ -153,7 +155,9 @@ def test_wikitexts_pages_are_those_that_the_harness_scores():
     [
         ("lambada", '{"text": "A fox"}\n{"txt": "A"}\n', r"x\.jsonl:2: .* fields text"),
         ("lambada", '{"text": "A fox"}\n["text"]\n', r"x\.jsonl:2: "),
+        ("lambada", '{"text": "A \\ud800"}\n', r"x\.jsonl:1: "),
         ("hellaswag", '{"ctx": "A", "endings": ["b"], "label": 0}\n', "activity_label"),
+        ("hellaswag", json.dumps(dict.fromkeys(HELLASWAG, "") | {"endings": [1]}), "1"),
         ("blimp", "\n\n", "which has none"),
         ("wikitext", b"\xff", "UTF-8"),
     ],

@@ -70,7 +70,7 @@ def test_little_text_gets_lora_and_several_epochs(manifest):
 
 @pytest.mark.parametrize(
     ("num_tokens", "layers", "epochs"),
-    [(1_000_000, 2, 4), (30_000_000, 4, 4), (120_000_000, 6, 1), (10**10, 12, 1)],
+    [(1_000_000, 2, 4), (30_000_000, 4, 4), (120_000_000, 6, 4), (10**10, 12, 1)],
 )
 def test_another_tokenizer_is_trained_from_scratch(
     manifest, num_tokens, layers, epochs

@@ -3,6 +3,7 @@ r"""Trains a small GPT-2 on recipes from scratch, each a record of at most 180 t
 Command   make preprocess CONFIG=configs/cooking.py INPUT=recipes.jsonl
           make train CONFIG=configs/cooking.py
 Hardware  v5e-1: 1 replica x microbatch 32; or 2 CPU cores
+Cost      2 s of steps on a v5e-1, 20 minutes on the cores, for 350 recipes
 Expected  EXPECTED
 Trap      a recipe that is cut at 180 tokens has no end token: the manifest counts
           those that are. Without a start token, a sample begins in the middle

@@ -3,8 +3,11 @@ r"""Fine-tunes DistilGPT2 (82M parameters) with its authors' recipe for WikiText
 Command   make preprocess CONFIG=configs/distilgpt2.py INPUT=wiki.train.tokens \
               VALIDATION_INPUT=wiki.valid.tokens
           make train CONFIG=configs/distilgpt2.py TPU=local
-Hardware  8 TPU cores: 8 replicas x microbatch 4
+Hardware  v3-8: 8 replicas x microbatch 4
+Cost      COST
 Expected  not measured: this has not run on a TPU yet
+Trap      wiki.*.tokens hold <unk>: their perplexity does not compare with that of the
+          raw text (docs/evaluation.md)
 """
 
 from configs import schema

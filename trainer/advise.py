@@ -40,8 +40,8 @@ def main() -> None:
         cost = []
     command = " ".join(
         [
-            "python -m trainer.train --config=configs/gpt2_small.py",
-            *advice.changes(config),
+            "python -m trainer.train",
+            *advice.flags(config),
             f"--data_dir={FLAGS.data_dir} --workdir=RUN",
         ]
     )

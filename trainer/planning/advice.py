@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from configs import gpt2_small, schema, tpu
+from configs import gpt2_large, gpt2_medium, gpt2_small, schema, tpu
 from configs.schema import Config, ModelConfig
 from tfrecords.manifest import Manifest
 from trainer.planning import planner
@@ -16,11 +16,11 @@ _NANOGPT = "karpathy/nanoGPT, config/train_gpt2.py"
 _CHINCHILLA = "Hoffmann et al., 2022, table 3"
 _REPETITION = "Muennighoff et al., 2023"
 
-# Name -> parameters, layers, heads, channels; XL is left out, see `_choose_size`.
+# Name -> parameters, job. XL is left out: see `_fine_tune`.
 _CHECKPOINTS = {
-    "gpt2": (124_439_808, 12, 12, 768),
-    "gpt2-medium": (354_823_168, 24, 16, 1024),
-    "gpt2-large": (774_030_080, 36, 20, 1280),
+    "gpt2": (124_439_808, gpt2_small),
+    "gpt2-medium": (354_823_168, gpt2_medium),
+    "gpt2-large": (774_030_080, gpt2_large),
 }
 # Layers, heads and channels from random weights.
 _SHAPES = ((2, 2, 128), (4, 4, 256), (6, 6, 384), (8, 8, 512), (12, 12, 768))
@@ -36,7 +36,7 @@ _LORA_RATE = 2e-4  # for as many sequences in a step
 # At this, the rate of full training is 4e-4; nanoGPT's 6e-4 is the highest published.
 _LARGEST_STEP = 64 * 1024
 _LARGEST_SCRATCH_STEP = 480 * 1024
-# What a replica holds at once, at the most; `remat` makes room for it.
+# What a replica holds at once, at the most.
 _MICROBATCH_TOKENS = 8 * 1024
 
 
@@ -90,11 +90,9 @@ def _fine_tune(config: Config, num_tokens: int, largest: str) -> Iterator[Line]:
         if num_tokens >= _FEWEST_PER_PARAMETER * _CHECKPOINTS[name][0]
     ]
     name = fitting[-1] if fitting else names[0]
-    _, layers, heads, channels = _CHECKPOINTS[name]
-    config.data.tokenizer = name
-    config.model = ModelConfig(
-        n_layer=layers, n_head=heads, n_embd=channels, initial_checkpoint=name
-    )
+    job = _CHECKPOINTS[name][1].get_config()
+    config.data.tokenizer, config.model = job.data.tokenizer, job.model
+    config.training.remat = job.training.remat
     yield Line(
         "model.initial_checkpoint",
         name,
@@ -191,6 +189,7 @@ def _from_scratch(
         "nothing is seen twice" if enough else "the text is seen more than once",
         _NANOGPT,
     )
+    config.training.remat = "auto"
     config.optimizer = schema.OptimizerConfig(
         name="adamw", beta_2=0.95, weight_decay=0.1, clip_norm=1.0, schedule="cosine"
     )
@@ -210,12 +209,11 @@ def _batch(config: Config, num_tokens: int, num_replicas: int) -> Iterator[Line]
     training.microbatch_size = max(
         part for part in range(1, fitting + 1) if at_once % part == 0
     )
-    training.remat = "auto"
     yield Line(
         "training.global_batch_size",
         str(size),
-        f"{size * length:,} tokens a step: at least {least:,} steps where the corpus "
-        f"allows it, a multiple of {num_replicas} replicas, at most {most:,} tokens",
+        f"{size * length:,} tokens a step: {least:,} steps or more where there is text "
+        f"for them, the same on each of {num_replicas} replicas, {most:,} at the most",
         _NANOGPT if from_scratch else _STUDY,
     )
     if from_scratch:
@@ -253,11 +251,13 @@ def advise_for_tpu(
         largest = largest[: largest.index(name)]
 
 
-def changes(config: Config) -> list[str]:
-    """Returns flags that make `configs/gpt2_small.py` the advised config."""
-    base = schema.flatten(gpt2_small.get_config())
-    return [
+def flags(config: Config) -> list[str]:
+    """Returns the flags that make the advised config of a shipped one."""
+    _, job = _CHECKPOINTS.get(config.model.initial_checkpoint, _CHECKPOINTS["gpt2"])
+    base = schema.flatten(job.get_config())
+    changes = [
         f"--config.{name}={value}"
         for name, value in schema.flatten(config).items()
         if value != base[name] and not name.startswith("data.")
     ]
+    return [f"--config={job.__name__.replace('.', '/')}.py", *changes]

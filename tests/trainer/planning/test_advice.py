@@ -8,7 +8,7 @@ import pytest
 from configs import schema, tpu
 from configs.validation import validate
 from tests import programs
-from tests.conftest import assert_refused, write_dataset
+from tests.conftest import ROOT, assert_refused, write_dataset
 from tfrecords import manifest as manifests
 from trainer.planning import advice, planner
 from trainer.runtime import strategy
@@ -98,9 +98,10 @@ def test_every_advice_is_a_config_that_runs(manifest, num_tokens, length, num_re
         config, _ = advice.advise(dataset, num_replicas)
         validate(config)
         strategy.accumulation_steps(config.training, num_replicas)
-        names = {flag.split("=")[0] for flag in advice.changes(config)}
+        job, *changes = advice.flags(config)
+        assert (ROOT / job.removeprefix("--config=")).exists()
         known = {f"--config.{name}" for name in schema.flatten(schema.Config())}
-        assert names <= known
+        assert {flag.split("=")[0] for flag in changes} <= known
 
 
 def test_a_checkpoint_that_does_not_fit_is_not_advised(manifest, monkeypatch):

@@ -11,6 +11,7 @@ from tests import programs
 from tests.conftest import assert_refused, tiny_model
 from trainer.exporting import huggingface
 from trainer.models.gpt2 import weights
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 
 FOX = "The quick brown fox jumps over the lazy dog"
 ENDINGS = [f"{FOX}.", "dog. Then  it sleeps [title] At home", "times it did so.", "so."]
@@ -83,7 +84,7 @@ def checkpoint(small_run, tmp_path_factory) -> pathlib.Path:
     tokenizer = weights.load_tokenizer(str(small_run / "data" / "tokenizer"))
     gpt2 = tiny_model(vocab_size=400, n_embd=64, n_positions=80)
     (so,) = tokenizer.encode(" so")
-    gpt2.transformer.ln_f.beta.assign(4 * gpt2.transformer.wte.weight[so])
+    gpt2.transformer.ln_f.beta.assign(4 * GPT2.output_table(gpt2)[so])
     huggingface.save(gpt2, tokenizer, folder, tf.float32)
     return folder
 

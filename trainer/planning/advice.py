@@ -98,7 +98,7 @@ def _fine_tune(config: Config, num_tokens: int, largest: str) -> Iterator[Line]:
         name,
         f"the largest with {_FEWEST_PER_PARAMETER:g} tokens a parameter that fits. "
         "Fine-tuned on 2.3 M tokens, small, medium, large and XL reach a loss of 2.87, "
-        "2.63, 2.51 and 2.51: XL costs twice as much as large for nothing",
+        "2.63, 2.51 and 2.51: XL costs twice as much as large and gains nothing",
         _STUDY,
     )
     training = config.training

@@ -3,10 +3,11 @@ r"""Trains a small GPT-2 on recipes from scratch, each a record of at most 180 t
 Command   make preprocess CONFIG=configs/cooking.py INPUT=recipes.jsonl
           make train CONFIG=configs/cooking.py
 Hardware  v5e-1: 1 replica x microbatch 32; or 2 CPU cores
-Cost      2 s of steps on a v5e-1, 20 minutes on the cores, for 350 recipes
-Expected  EXPECTED
-Trap      a recipe that is cut at 180 tokens has no end token: the manifest counts
-          those that are. Without a start token, a sample begins in the middle
+Cost      350 recipes: 1 s of steps on a v5e-1, 250 of 4 to 6 ms; 15 minutes on the cores
+Expected  of these: validation loss 3.86 at step 150, 3.90 at 200; samples have the form
+          of a recipe, in broken English
+Trap      a recipe that is cut has no end token, and the manifest counts them: 301 of
+          317 here. Give long ones a longer `data.sequence_length`
 """
 
 from configs import schema, wikitext2_cpu

@@ -83,8 +83,11 @@ def _make_shards(
     _check_counts(totals, job)
     _warn_of_special_tokens(totals)
     _check_losses(totals, job)
+    values, names = _label_values(totals)
     items = {
-        split: shards.plan(split, work, [count[split] for count in counts], work_dir)
+        split: shards.plan(
+            split, work, [count[split] for count in counts], work_dir, values
+        )
         for split in SPLITS
         if totals[split].documents
     }
@@ -100,7 +103,20 @@ def _make_shards(
         )
         for split, of_split in items.items()
     }
-    return _manifest(job, stored_tokenizer, splits), all_items
+    result = _manifest(job, stored_tokenizer, splits)
+    return dataclasses.replace(result, label_names=names), all_items
+
+
+def _label_values(totals: dict[str, Counts]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Returns what is stored of each label, and the labels' names.
+
+    Integers are stored as they are, and have no names. If a label is not an integer,
+    all are names, and the number of a name is stored.
+    """
+    names = sorted({name for counts in totals.values() for name in counts.labels})
+    if all(map(document.is_integer, names)):
+        return {name: int(name) for name in names}, ()
+    return {name: number for number, name in enumerate(names)}, tuple(names)
 
 
 def _store_tokenizer(job: Job, folder: str) -> StoredTokenizer:

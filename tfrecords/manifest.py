@@ -106,6 +106,8 @@ class Manifest:
         record is one document) or "labelled" (the same, with a label).
       config: the preprocessing settings that determine the records.
       splits: name -> split.
+      label_names: of labelled data: the names of the labels 0, 1 and so on; empty where
+        labels are integers by themselves.
       other_files: path in the folder -> SHA-256, of all files but shards and the
         manifest; empty in datasets of older versions.
     """
@@ -123,6 +125,7 @@ class Manifest:
     mode: str
     config: dict[str, Any]
     splits: dict[str, Split]
+    label_names: tuple[str, ...] = ()
     other_files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -136,7 +139,7 @@ class Manifest:
 
         It identifies the data, because the manifest holds the shards' checksums.
         """
-        values = dataclasses.asdict(dataclasses.replace(self, tokenizer_engine=""))
+        values = _values(dataclasses.replace(self, tokenizer_engine=""))
         del values["other_files"]  # they depend on the version of transformers
         return hashlib.sha256(_dump(values).encode()).hexdigest()
 
@@ -144,6 +147,17 @@ class Manifest:
     def labelled(self) -> bool:
         """Returns whether records have labels."""
         return self.mode == "labelled"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Returns the labels of the training split: names sorted, integers by size."""
+        return tuple(sorted(self.split("train").labels, key=self.stored_label))
+
+    def stored_label(self, label: str) -> int:
+        """Returns what records hold of a label; of an unknown one, what none holds."""
+        if self.label_names:
+            return (*self.label_names, label).index(label)
+        return int(label) if re.fullmatch(r"-?\d+", label) else 1 << 31
 
     @property
     def start_token(self) -> str:
@@ -176,7 +190,15 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 def to_json(manifest: Manifest) -> str:
     """Returns the contents of `manifest.json`."""
-    return _dump(checksums.sealed(dataclasses.asdict(manifest)))
+    return _dump(checksums.sealed(_values(manifest)))
+
+
+def _values(manifest: Manifest) -> dict[str, Any]:
+    """Returns the fields; older versions know no names of labels."""
+    values = dataclasses.asdict(manifest)
+    if not manifest.label_names:
+        del values["label_names"]
+    return values
 
 
 def _dump(values: dict[str, Any]) -> str:
@@ -241,5 +263,7 @@ def _from_values(values: dict[str, Any]) -> Manifest:
             if not re.fullmatch(r"[a-z]+-\d{5}-of-\d{5}\.tfrecord", shard.name):
                 raise KeyError(f"shard name {shard.name!r}")
         splits[name] = Split(**{**split, "shards": shards})
-    added_tokens = tuple(values["added_tokens"])
-    return Manifest(**{**values, "splits": splits, "added_tokens": added_tokens})
+    tuples = {
+        name: tuple(values.get(name, ())) for name in ("added_tokens", "label_names")
+    }
+    return Manifest(**{**values, **tuples, "splits": splits})

@@ -8,7 +8,7 @@ each shard at its position for that step.
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -49,7 +49,8 @@ def training_batches(
     Returns:
       Elements {tokens: int32 [batch_size, sequence_length], length: int32
       [batch_size], row: int32 [batch_size]}, where `row` is each record's index in the
-      global batch; labelled records also have label: int32 [batch_size]. Padding is at
+      global batch; labelled records also have label: int32 [batch_size], the place of
+      their label among the dataset's. Padding is at
       the end of `tokens`, even if it is stored on the left.
 
     Raises:
@@ -122,16 +123,20 @@ def translate_data_loss_errors(data_dir: str, manifest: Manifest) -> Iterator[No
         raise DataError("\n".join([*problems, verify.REMEDY])) from error
 
 
-def parse(serialized: tf.Tensor, manifest: Manifest) -> dict[str, tf.Tensor]:
+def parse(
+    serialized: tf.Tensor, manifest: Manifest, labels: Sequence[str] = ()
+) -> dict[str, tf.Tensor]:
     """Parses a batch of records and moves padding to the end.
 
     Args:
       serialized: string [batch].
       manifest: manifest of the dataset.
+      labels: names in the order of a model's classes; empty: the dataset's own.
 
     Returns:
       {tokens: int32 [batch, sequence_length], length: int32 [batch]}; labelled records
-      also have label: int32 [batch].
+      also have label: int32 [batch], the place of their label in `labels`; -1 of one
+      that is not there.
 
     Raises:
       InvalidArgumentError: at run time, if a token id is outside the vocabulary.
@@ -148,6 +153,9 @@ def parse(serialized: tf.Tensor, manifest: Manifest) -> dict[str, tf.Tensor]:
         source = tf.range(manifest.sequence_length) - batch[schema.LENGTH][:, None]
         source %= manifest.sequence_length
         batch[schema.TOKENS] = tf.gather(batch[schema.TOKENS], source, batch_dims=1)
+    if manifest.labelled and manifest.labels:
+        stored = [*map(manifest.stored_label, labels or manifest.labels)]
+        batch[schema.LABEL] = _places(np.array(stored), batch[schema.LABEL])
     # On a TPU, a gather with an id outside the vocabulary raises no error.
     in_vocabulary = tf.debugging.assert_less(
         batch[schema.TOKENS],
@@ -156,6 +164,20 @@ def parse(serialized: tf.Tensor, manifest: Manifest) -> dict[str, tf.Tensor]:
     )
     with tf.control_dependencies([in_vocabulary]):
         return {name: tf.identity(value) for name, value in batch.items()}
+
+
+def _places(values: np.ndarray, wanted: tf.Tensor) -> tf.Tensor:
+    """Returns where each wanted value is in `values`, int32 [B]; -1: nowhere.
+
+    Args:
+      values: int64 [N], each once.
+      wanted: int32 [B].
+    """
+    order, wanted = np.argsort(values), tf.cast(wanted, tf.int64)
+    index = tf.searchsorted(values[order], wanted)
+    index = tf.minimum(index, len(values) - 1)
+    is_there = tf.gather(values[order], index) == wanted
+    return tf.where(is_there, tf.gather(order.astype(np.int32), index), -1)
 
 
 def options() -> tf.data.Options:

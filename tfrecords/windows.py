@@ -6,6 +6,7 @@ scored by the window before and only provide context, so each token is scored on
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +35,7 @@ class Windows:
         split: str,
         context_length: int,
         stride: int,
+        labels: Sequence[str] = (),
     ):
         """Checks that the split can be cut, and counts the windows.
 
@@ -43,12 +45,13 @@ class Windows:
           split: name of the split.
           context_length: tokens of a window.
           stride: tokens from the start of one window to that of the next.
+          labels: names in the order of a model's classes; empty: the dataset's own.
 
         Raises:
           DataError: the split cannot be cut into these windows.
         """
         # Called for each dataset: it must be built on the host that reads it.
-        self._records = functools.partial(_records, data_dir, manifest, split)
+        self._records = functools.partial(_records, data_dir, manifest, split, labels)
         self._is_stream = manifest.mode == "packed" and split != "train"
         self._labelled = manifest.labelled
         self._context_length = context_length
@@ -140,10 +143,12 @@ class Windows:
         return int(windows_per_batch.reduce(np.int32(0), lambda a, b: a + b))
 
 
-def _records(data_dir: str, manifest: Manifest, split: str) -> tf.data.Dataset:
+def _records(
+    data_dir: str, manifest: Manifest, split: str, labels: Sequence[str]
+) -> tf.data.Dataset:
     records = tf.data.TFRecordDataset(reader.paths(data_dir, manifest.split(split)))
     return records.batch(_PARSE_BATCH_RECORDS).map(
-        lambda serialized: reader.parse(serialized, manifest),
+        lambda serialized: reader.parse(serialized, manifest, labels),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
 

@@ -25,6 +25,7 @@ LOSSES = ("unknown_token", "text_changed_by_tokenizer")
 EMPTY, DUPLICATE, NULL = "empty", "duplicate", "null"
 
 NO_ODDITIES: Set[str] = frozenset()
+_INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _STARTS_WITH_WORD = re.compile(rb"\s*[!-~]")
 
 
@@ -36,14 +37,14 @@ class Document:
       parts: the text, UTF-8, in one part. A large text comes in several, cut at line
         ends.
       file_hash: SHA-256 of the file, if the file is one document.
-      label: of labelled data, otherwise 0.
+      label: of labelled data: an integer in decimal digits, or a name; otherwise "".
       oddities: names in REPAIRED and KEPT; complete after all parts were read.
       skipped: why the document must be left out, or "".
     """
 
     parts: tuple[bytes] | Iterator[bytes]
     file_hash: bytes = b""
-    label: int = 0
+    label: str = ""
     oddities: Set[str] = NO_ODDITIES
     skipped: str = ""
 
@@ -60,7 +61,7 @@ def make(
     text: bytes,
     config: DataConfig,
     *,
-    label: int = 0,
+    label: str = "",
     end: bytes = b"",
     oddities: Set[str] = NO_ODDITIES,
 ) -> Document:
@@ -84,6 +85,11 @@ def make(
     if INVALID_UTF8 in oddities and config.encoding_errors == "skip":
         skipped = INVALID_UTF8
     return Document((text,), b"", label, oddities, skipped)
+
+
+def is_integer(label: str) -> bool:
+    """Returns whether a label is an integer of 32 bits."""
+    return bool(_INTEGER.fullmatch(label)) and -(1 << 31) <= int(label) < 1 << 31
 
 
 def is_clean(text: bytes) -> bool:

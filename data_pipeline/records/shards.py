@@ -66,6 +66,7 @@ def plan(
     items: Sequence[TokenizeItem],
     counts: Sequence[manifest.Counts],
     work_dir: str,
+    label_values: dict[str, int],
 ) -> list[ShardItem]:
     """Decides which shard of a split holds which records.
 
@@ -74,6 +75,7 @@ def plan(
       items: of the first pass, in the order of the input.
       counts: what the files of each item hold of the split.
       work_dir: folder of the shards.
+      label_values: name of each label -> what is stored of it.
 
     Raises:
       UserError: there are fewer records than `num_shards`.
@@ -98,7 +100,8 @@ def plan(
         num_records, seed=config.seed, shuffle=split == "train"
     )
     ends = np.cumsum(order.shard_sizes(num_records, num_shards))
-    index_fingerprint = _write_index(_index_path(work_dir, split), items, sizes)
+    values = [[label_values[name] for name in count.labels] for count in counts]
+    index_fingerprint = _write_index(_index_path(work_dir, split), items, sizes, values)
     return [
         ShardItem(
             name=manifest.shard_name(split, index, num_shards),
@@ -123,7 +126,12 @@ def _index_path(work_dir: str, split: str) -> str:
     return f"{work_dir}/{split}.index.json"
 
 
-def _write_index(path: str, items: Sequence[TokenizeItem], sizes: list[int]) -> str:
+def _write_index(
+    path: str,
+    items: Sequence[TokenizeItem],
+    sizes: list[int],
+    label_values: list[list[int]],
+) -> str:
     """Writes the list of a split's token files; returns its fingerprint.
 
     A shard needs the whole list. In a file it is sent to the workers once, and not with
@@ -133,10 +141,11 @@ def _write_index(path: str, items: Sequence[TokenizeItem], sizes: list[int]) -> 
       path: of the list.
       items: which made the token files.
       sizes: tokens of each item, if packed; else documents.
+      label_values: what is stored of each item's labels, by their numbers there.
     """
     index = [
-        [item.chunk.name, item.fingerprint, size]
-        for item, size in zip(items, sizes, strict=True)
+        [item.chunk.name, item.fingerprint, size, values]
+        for item, size, values in zip(items, sizes, label_values, strict=True)
         if size  # an empty file is never read
     ]
     files.write(path, json.dumps(index).encode())
@@ -144,7 +153,7 @@ def _write_index(path: str, items: Sequence[TokenizeItem], sizes: list[int]) -> 
 
 
 @functools.lru_cache(maxsize=2)
-def _read_index(path: str, fingerprint: str) -> list[tuple[str, str, int]]:
+def _read_index(path: str, fingerprint: str) -> list[tuple[str, str, int, list[int]]]:
     del fingerprint  # another list may be stored there later
     return json.loads(files.read(path))
 
@@ -203,12 +212,12 @@ def _stream(
       (position, length) -> values of the stream.
     """
     index = _read_index(_index_path(item.work_dir, item.split), item.index_fingerprint)
-    sizes = [size * width for *_, size in index]
+    sizes = [size * width for _, _, size, _ in index]
     starts = list(itertools.accumulate(sizes[:-1], initial=0))
 
     @functools.lru_cache(maxsize=_MAX_OPEN_FILES)
     def open_file(file: int) -> IO[bytes]:
-        name, version, _ = index[file]
+        name, version, *_ = index[file]
         path = token_files.file_path(f"{item.work_dir}/{name}", item.split, kind)
         return open(files.local_copy(path, version), "rb", buffering=0)
 
@@ -216,6 +225,9 @@ def _stream(
         # Not mapped: the pages of a map would count as this process's memory.
         size = dtype.itemsize
         data = os.pread(open_file(file).fileno(), count * size, offset * size)
-        return np.frombuffer(data, dtype)
+        values = np.frombuffer(data, dtype)
+        if kind == token_files.LABELS and index[file][3]:
+            return np.array(index[file][3], dtype)[values]
+        return values
 
     return functools.partial(packing.gather, read, starts)

@@ -233,25 +233,28 @@ def to_document(
             ) from error
         encoded = _SURROGATE.sub("\ufffd", text).encode()
         oddities |= {document.INVALID_UTF8}
-    label = _label(values, name_row, config) if config.mode == "labelled" else 0
+    label = _label(values, name_row, config) if config.mode == "labelled" else ""
     return document.make(encoded, config, label=label, oddities=oddities)
 
 
 def _label(
     values: dict[str, Any], name_row: Callable[[], str], config: DataConfig
-) -> int:
+) -> str:
+    """Returns a row's label: an integer in decimal digits, or a name."""
     value = values.get(config.label_field)
+    if isinstance(value, bytes):  # of Parquet and TFDS
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str) and value.strip():
+        name = value.strip()
+        return str(int(name)) if document.is_integer(name) else name
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        is_text = isinstance(value, (str, bytes))
-        label = int(value) if is_text else operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        label = 1 << 31
-    if -(1 << 31) <= label < 1 << 31:
+        label = str(None if isinstance(value, bool) else operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        label = ""
+    if document.is_integer(label):
         return label
     raise DataError(
-        f"{name_row()}: the field {config.label_field!r} must be an integer of 32 "
-        f"bits. Received: {value!r}. The fields are: {', '.join(values)}. Set "
-        "`--config.data.label_field`."
+        f"{name_row()}: the field {config.label_field!r} must be a name, or an integer "
+        f"of 32 bits. Received: {value!r}. The fields are: {', '.join(values)}. "
+        "Correct the row, or set `--config.data.label_field`."
     )

@@ -1,7 +1,8 @@
 """First pass: a chunk of documents -> token files, one set for each split.
 
 Packed, a token file is a stream of tokens. Otherwise it has a row of `sequence_length`
-tokens for each document, beside a file of lengths and one of labels.
+tokens for each document, beside a file of lengths and one of labels. A label is there
+the number of its name among those that the item's counts have for the split.
 """
 
 import contextlib
@@ -46,7 +47,9 @@ class TokenizeItem:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that the files depend on: not paths, nor the engine."""
+        labels = [LABELS] if self.chunk.config.mode == "labelled" else []
         return finished_work.fingerprint(
+            *labels,  # earlier versions wrote the labels themselves
             self.chunk.fingerprint,
             self.tokenizer.sha256,
             dataclasses.asdict(self.tokenizer.vocabulary),
@@ -127,6 +130,7 @@ class _SplitWriter:
         # The beginning of the row whose document continues in the next batch.
         self._row = np.empty(0, self._dtype)
         self._row_tokens = 0  # also those that did not fit into the row
+        self._label_numbers: dict[str, int] = {}
         self._start_batch(continues=False)
 
     def add(self, document: Document) -> None:
@@ -178,7 +182,7 @@ class _SplitWriter:
         self._continues = continues  # the last document of the batch before
         self._texts: list[bytes] = []
         self._finished: list[bool] = []  # of each text: whether its document ends
-        self._labels: list[int] = []  # of each document that ends
+        self._labels: list[str] = []  # of each document that ends
         self._num_bytes = 0
         # Words are counted in the text before it is detokenized.
         self._originals = [] if self._detokenizes else self._texts
@@ -221,7 +225,7 @@ class _SplitWriter:
         self._row = np.concatenate([self._row, tokens[:room]])
         self._row_tokens += len(tokens)
 
-    def _write_row(self, label: int) -> None:
+    def _write_row(self, label: str) -> None:
         length, counts = len(self._row), self.counts
         missing = self._config.sequence_length - length
         left = self._config.padding_side == "left"
@@ -230,12 +234,13 @@ class _SplitWriter:
         token_file, length_file, label_file = self._streams
         token_file.write(row.tobytes())
         length_file.write(np.array(length, SIDE_DTYPES[LENGTHS]).tobytes())
-        label_file.write(np.array(label, SIDE_DTYPES[LABELS]).tobytes())
+        number = self._label_numbers.setdefault(label, len(self._label_numbers))
+        label_file.write(np.array(number, SIDE_DTYPES[LABELS]).tobytes())
         counts.tokens += length
         counts.truncated_tokens += self._row_tokens - length
         counts.truncated_documents += self._row_tokens > length
         if self._config.mode == "labelled":
-            _count(counts.labels, {str(label): 1})
+            _count(counts.labels, {label: 1})
         self._row, self._row_tokens = self._row[:0], 0
 
 

@@ -56,16 +56,25 @@ def test_rows_with_text_and_label(tmp_path, name):
     fields = {"text_field": "body", "label_field": "kind"}
     assert texts(read(tmp_path, **fields)) == TEXTS
     documents = read(tmp_path, mode="labelled", **fields)
-    assert [document.label for document in documents] == [-2, -1, 0, 1, 2]
+    assert [document.label for document in documents] == ["-2", "-1", "0", "1", "2"]
     with pytest.raises(DataError, match="the field 'text'"):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("label", [1.5, None, "x", True, 2**31])
-def test_a_label_that_is_not_an_integer_is_named(tmp_path, label):
+@pytest.mark.parametrize("label", [1.5, None, " ", True, 2**31, ["x"]])
+def test_a_label_that_is_no_name_and_no_integer_is_refused(tmp_path, label):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": label}))
     with pytest.raises(DataError, match=r"a\.jsonl:1: .*integer of 32 bits"):
         read(tmp_path, mode="labelled")
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [(" so-so ", "so-so"), ("+07", "7"), ("1.0", "1.0"), (-3, "-3")]
+)
+def test_a_label_is_a_name_or_an_integer(tmp_path, label, name):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": label}))
+    (document,) = read(tmp_path, mode="labelled")
+    assert document.label == name
 
 
 def test_plain_text_has_no_labels(tmp_path):

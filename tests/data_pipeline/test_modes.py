@@ -101,6 +101,39 @@ def test_labels_stay_with_their_documents_and_padding_goes_left(
     }
 
 
+def test_named_labels_are_numbered_alike_in_all_chunks(tmp_path):
+    """The chunks see the names in other orders; one is an integer, and so a name."""
+    texts = [f"text {number} " + "word " * 40 for number in range(600)]
+    names = [("so-so", "bad", "10")[number // 50 % 3] for number in range(600)]
+    names[0] = "good"
+    rows_ = [{"text": t, "label": n} for t, n in zip(texts, names, strict=True)]
+    path = tmp_path / "reviews.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows_)))
+    folder = tmp_path / "data"
+    written = run(
+        path, folder, mode="labelled", min_chunk_bytes=10_000, end_token="", seed=0
+    )
+    assert written == manifest.load(str(folder))
+    assert written.label_names == ("10", "bad", "good", "so-so")
+    assert set(written.labels) <= {*written.label_names}
+    decode = load_encoder(folder).decode
+    name_of = dict(zip(texts, names, strict=True))
+    classes = ("so-so", "good", "bad")  # of a model that knows no "10"
+    seen = 0
+    for split, order_ in (("train", classes), ("validation", ())):
+        windows = Windows(
+            *(str(folder), written),
+            **{"split": split, "context_length": 64, "stride": 64, "labels": order_},
+        )
+        batches = windows.batches(global_batch_size=1, batch_size=1).unbatch()
+        for row in batches.as_numpy_iterator():
+            name = name_of[decode(row["tokens"][: row["length"]].tolist())]
+            known = [*(order_ or written.labels), name]
+            assert row["label"] == (known.index(name) if name in known[:-1] else -1)
+            seen += 1
+    assert seen == 600
+
+
 def test_the_side_of_the_padding_does_not_change_the_loss(labelled_corpus, tmp_path):
     """The reader turns the rows; transformers, with masks and positions, agrees."""
     settings = {"mode": "document", "vocab_size": 300, "sequence_length": 24}

@@ -30,9 +30,16 @@ class DataConfig:
     # What a document is in plain text: a "file", a "line", or a "paragraph" (separated
     # by blank lines). In other formats each line or row is one document.
     document: str = "file"
-    # Field or column of the text, and of a labelled document's integer label.
+    # Field or column of the text, and of a labelled document's label: an integer or a
+    # name.
     text_field: str = "text"
     label_field: str = "label"
+    # Fields or columns of completion data: what is there already, and what is learnt.
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
+    # Completion data: whether a record holds "one" example, or "several", as many as
+    # fit.
+    completions_per_record: str = "one"
     # For rows whose text is null, or lacks its field in JSONL: "stop", or "skip" them.
     # The manifest counts those that are skipped.
     null_text: str = "stop"
@@ -66,13 +73,14 @@ class DataConfig:
     end_token: Optional[str] = None
     # "packed": one stream of all tokens, cut into records of `sequence_length`.
     # "document": each record is one document, truncated or padded. "labelled": the
-    # same, with an integer label.
+    # same, with a label. "completion": prompts and completions, of which only the
+    # latter are learnt.
     mode: str = "packed"
     sequence_length: int = 1024
     # Packed training data: tokens from the start of one record to the start of the
     # next. Records overlap if it is less than `sequence_length`. 0: no overlap.
     stride: int = 0
-    # Where document and labelled records are padded: "right" or "left".
+    # Where records that are not packed are padded: "right" or "left".
     padding_side: str = "right"
     # Seed of the order of training records on disk.
     seed: int = 0
@@ -154,8 +162,12 @@ class OptimizerConfig:
 class TrainingConfig:
     """Sets batch sizes, length and numerics. A step is one optimizer update."""
 
-    # What the model learns: "causal_lm" predicts each token from those before it.
+    # What the model learns: "causal_lm" predicts each token from those before it,
+    # "classification" the label of a text, of data in mode "labelled".
     task: str = "causal_lm"
+    # Classification: "balanced" weighs a text by n / (labels x n_label), so that rare
+    # labels count as much as frequent ones. "none": all texts weigh the same.
+    class_weights: str = "none"
     # Patterns of the weights that are trained, separated by commas; the others are
     # frozen. "h.1*" and "ln_?" match whole parts of `transformer.h.11.ln_1.weight`;
     # "!wte" leaves out what it matches. Empty: all.

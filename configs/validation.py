@@ -17,7 +17,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.detokenizer": ("none", "wikitext"),
     "data.encoding_errors": ("stop", "replace", "skip"),
     "data.null_text": ("stop", "skip"),
-    "data.mode": ("packed", "document", "labelled"),
+    "data.mode": ("packed", "document", "labelled", "completion"),
+    "data.completions_per_record": ("one", "several"),
     "data.padding_side": ("right", "left"),
     "data.tokenizer_model": ("bpe", "unigram", "wordpiece"),
     "model.vocabulary": ("resize", "transplant"),
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "constant",
         "relative_step",
     ),
+    "training.class_weights": ("none", "balanced"),
     "training.precision": ("float32", "bfloat16"),
     "training.remat": ("none", "attention", "block", "auto"),
     "hardware.tpu_type": ("", *tpu.names()),
@@ -186,6 +188,18 @@ def _training_problems(config: Config) -> Iterator[str]:
             "`optimizer.warmup_steps` must be less than `training.num_steps`. "
             f"Received: {config.optimizer.warmup_steps} and {training.num_steps}. "
             "Lower the first or raise the second."
+        )
+    is_classifier = training.task == "classification"
+    if training.class_weights != "none" and not is_classifier:
+        yield (
+            "`training.class_weights` must be none, unless `training.task` is "
+            f"classification. Received: {training.class_weights!r}. Leave it out."
+        )
+    if config.tracking.sample_interval and is_classifier:
+        yield (
+            "`tracking.sample_interval` must be 0 if `training.task` is "
+            "classification: a classifier writes no text. Received: "
+            f"{config.tracking.sample_interval}. Set it to 0."
         )
     for name, interval in (
         ("training.evaluation_interval", training.evaluation_interval),

@@ -28,7 +28,10 @@ _LARGE_CORPUS_BYTES = 100_000_000
 _SAMPLE_CHARACTERS = 1 << 18
 _SAMPLE_CHUNKS = 64
 # Fields that older datasets lack: a manifest does not mention them at their defaults.
-_NEW_FIELDS = ("null_text", "tokenizer_model")
+_NEW_FIELDS = (
+    *("null_text", "tokenizer_model", "prompt_field", "completion_field"),
+    "completions_per_record",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,8 @@ def _examples(data_dir: str, manifest: Manifest, count: int) -> list[dict[str, A
         example = {"text": tokenizer.decode(real, skip_special_tokens=False)}
         example["tokens"] = length
         if label is not None:
-            example["label"] = label
+            names = manifest.label_names
+            example["label"] = names[label] if names else label
         examples.append(example)
     return examples
 

@@ -55,6 +55,7 @@ class Counts:
       kept: reason -> documents with an irregularity that were left as they are; of
         "special_token_as_text" and "unknown_token", the occurrences.
       labels: label -> labelled documents.
+      rows: records of completion data; 0 where the other counts determine them.
     """
 
     documents: int = 0
@@ -67,6 +68,7 @@ class Counts:
     repaired: dict[str, int] = dataclasses.field(default_factory=dict)
     kept: dict[str, int] = dataclasses.field(default_factory=dict)
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
+    rows: int = 0
 
 
 @dataclasses.dataclass
@@ -103,7 +105,8 @@ class Manifest:
       tokenizer_engine: library that encoded the text; all engines give equal tokens.
       added_tokens: special tokens that preprocessing added to the tokenizer.
       mode: "packed" (records are windows of one stream of tokens), "document" (each
-        record is one document) or "labelled" (the same, with a label).
+        record is one document), "labelled" (the same, with a label) or "completion"
+        (prompts and completions, with a mask).
       config: the preprocessing settings that determine the records.
       splits: name -> split.
       label_names: of labelled data: the names of the labels 0, 1 and so on; empty where
@@ -147,6 +150,11 @@ class Manifest:
     def labelled(self) -> bool:
         """Returns whether records have labels."""
         return self.mode == "labelled"
+
+    @property
+    def masked(self) -> bool:
+        """Returns whether records have masks."""
+        return self.mode == "completion"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -194,10 +202,13 @@ def to_json(manifest: Manifest) -> str:
 
 
 def _values(manifest: Manifest) -> dict[str, Any]:
-    """Returns the fields; older versions know no names of labels."""
+    """Returns the fields; older versions know no names of labels, and no rows."""
     values = dataclasses.asdict(manifest)
     if not manifest.label_names:
         del values["label_names"]
+    for split in values["splits"].values():
+        if not split["rows"]:
+            del split["rows"]
     return values
 
 

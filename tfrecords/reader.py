@@ -146,13 +146,15 @@ def parse(
         sequence_length=manifest.sequence_length,
         dtype=manifest.dtype,
         labelled=manifest.labelled,
+        masked=manifest.masked,
     )
     if manifest.padding_side == "left":
         # With the padding after them, real tokens of a causal model never attend to it
         # and start at position 0.
         source = tf.range(manifest.sequence_length) - batch[schema.LENGTH][:, None]
         source %= manifest.sequence_length
-        batch[schema.TOKENS] = tf.gather(batch[schema.TOKENS], source, batch_dims=1)
+        for name in {schema.TOKENS, schema.MASK} & batch.keys():
+            batch[name] = tf.gather(batch[name], source, batch_dims=1)
     if manifest.labelled and manifest.labels:
         stored = [*map(manifest.stored_label, labels or manifest.labels)]
         batch[schema.LABEL] = _places(np.array(stored), batch[schema.LABEL])

@@ -6,6 +6,8 @@ The features of an Example are little-endian bytes:
   length: uint32, number of real tokens. In all records of documents, and in packed
     records with padding; a record without it is full.
   label: int32, in labelled datasets.
+  mask: `sequence_length` numbers, uint8, in datasets of completions: 1 of a token whose
+    prediction is learnt, 0 of prompts and padding.
 
 All records of a kind have the same size, so the size of a shard determines its number
 of records. Only `parse` needs TensorFlow, so worker processes start fast.
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 TOKENS = "tokens"
 LENGTH = "length"
 LABEL = "label"
+MASK = "mask"
 FORMAT_VERSION = 2
 MAX_UINT16_VOCABULARY = 1 << 16
 
@@ -39,7 +42,10 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 
 
 def serialize(
-    tokens: np.ndarray, length: int | None = None, label: int | None = None
+    tokens: np.ndarray,
+    length: int | None = None,
+    label: int | None = None,
+    mask: np.ndarray | None = None,
 ) -> bytes:
     """Serializes one record as a `tf.train.Example`.
 
@@ -47,12 +53,15 @@ def serialize(
       tokens: uint16 or uint32 [sequence_length], little-endian, with padding.
       length: number of real tokens. None: all.
       label: label of a labelled document, an int32.
+      mask: uint8 [sequence_length], of completions.
     """
     features = _feature(TOKENS, tokens.tobytes())
     if length is not None:
         features += _feature(LENGTH, struct.pack("<I", length))
     if label is not None:
         features += _feature(LABEL, struct.pack("<i", label))
+    if mask is not None:
+        features += _feature(MASK, mask.tobytes())
     return _field_start(1, len(features)) + features  # Example.features
 
 
@@ -66,7 +75,8 @@ def deserialize(
       dtype: dtype of the stored tokens.
 
     Returns:
-      (tokens, length, label); length and label are None if the record lacks them.
+      (tokens, length, label); length and label are None if the record lacks them. A
+      mask is not returned.
 
     Raises:
       ValueError: the payload is not a record.
@@ -82,6 +92,7 @@ def deserialize(
         tokens = np.frombuffer(values.pop(TOKENS), dtype)
         length = struct.unpack("<I", values.pop(LENGTH)) if LENGTH in values else [None]
         label = struct.unpack("<i", values.pop(LABEL)) if LABEL in values else [None]
+        values.pop(MASK, None)
     except (ValueError, KeyError, IndexError, struct.error) as error:
         raise ValueError(f"not a record: {error!r}") from error
     if values:
@@ -95,6 +106,7 @@ def parse(
     sequence_length: int,
     dtype: np.dtype,
     labelled: bool = False,
+    masked: bool = False,
 ) -> dict[str, "tf.Tensor"]:
     """Parses a batch of serialized records with TensorFlow.
 
@@ -103,10 +115,12 @@ def parse(
       sequence_length: tokens of a record.
       dtype: dtype of the stored tokens.
       labelled: whether the records have labels.
+      masked: whether the records have masks.
 
     Returns:
       {tokens: int32 [batch, sequence_length], length: int32 [batch]}; labelled records
-      also have label: int32 [batch].
+      also have label: int32 [batch], and masked ones mask: int32 [batch,
+      sequence_length].
     """
     import tensorflow as tf  # all other functions work without it
 
@@ -117,6 +131,8 @@ def parse(
     }
     if labelled:
         features[LABEL] = tf.io.FixedLenFeature([], tf.string)
+    if masked:
+        features[MASK] = tf.io.FixedLenFeature([], tf.string)
     example = tf.io.parse_example(serialized, features)
     # decode_raw does not support uint32; ids are far below 2**31.
     stored = tf.uint16 if dtype.itemsize == 2 else tf.int32
@@ -126,6 +142,9 @@ def parse(
     for name in (LENGTH, LABEL)[: 1 + labelled]:
         number = tf.squeeze(tf.io.decode_raw(example[name], tf.int32), axis=1)
         parsed[name] = tf.ensure_shape(number, [batch])
+    if masked:
+        mask = tf.cast(tf.io.decode_raw(example[MASK], tf.uint8), tf.int32)
+        parsed[MASK] = tf.ensure_shape(mask, [batch, sequence_length])
     return parsed
 
 
@@ -164,12 +183,14 @@ def frame_bytes(
     *,
     with_length: bool = False,
     with_label: bool = False,
+    with_mask: bool = False,
 ) -> int:
     """Returns the size of one record in a file, in bytes."""
     payload = serialize(
         np.zeros(sequence_length, dtype),
         length=0 if with_length else None,
         label=0 if with_label else None,
+        mask=np.zeros(sequence_length, np.uint8) if with_mask else None,
     )
     return len(payload) + _FRAME_OVERHEAD_BYTES
 

@@ -55,6 +55,8 @@ def _features(manifest: Manifest) -> dict[str, Any]:
         features[schema.LENGTH] = _tensor("int32")
     if manifest.labelled:
         features[schema.LABEL] = _tensor("int32")
+    if manifest.masked:
+        features[schema.MASK] = _tensor("uint8", manifest.sequence_length)
     return {
         "pythonClassName": f"{_FEATURES}.features_dict.FeaturesDict",
         "featuresDict": {"features": features},

@@ -54,6 +54,7 @@ class Windows:
         self._records = functools.partial(_records, data_dir, manifest, split, labels)
         self._is_stream = manifest.mode == "packed" and split != "train"
         self._labelled = manifest.labelled
+        self._masked = manifest.masked
         self._context_length = context_length
         self._stride = stride
         self._check(manifest, split)
@@ -93,6 +94,8 @@ class Windows:
         }
         if self._labelled:
             filler[schema.LABEL] = np.int32(0)
+        if self._masked:
+            filler[schema.MASK] = np.zeros(self._context_length, np.int32)
         fillers = tf.data.Dataset.from_tensors(filler)
         return (
             windows.take(self.count)
@@ -204,6 +207,9 @@ def _cut_documents(
             schema.LENGTH: tf.minimum(remaining, context_length),
             FIRST: _first(index, context_length, stride),
         }
+        if schema.MASK in record:
+            mask = tf.pad(record[schema.MASK], [[0, context_length]])
+            features[schema.MASK] = tf.gather(mask, positions)
         if schema.LABEL in record:
             features[schema.LABEL] = tf.repeat(record[schema.LABEL], count)
         return tf.data.Dataset.from_tensor_slices(features)

@@ -38,6 +38,7 @@ class Document:
         ends.
       file_hash: SHA-256 of the file, if the file is one document.
       label: of labelled data: an integer in decimal digits, or a name; otherwise "".
+      num_prompt_bytes: of completion data: how many bytes of the text are the prompt.
       oddities: names in REPAIRED and KEPT; complete after all parts were read.
       skipped: why the document must be left out, or "".
     """
@@ -47,6 +48,7 @@ class Document:
     label: str = ""
     oddities: Set[str] = NO_ODDITIES
     skipped: str = ""
+    num_prompt_bytes: int = 0
 
     @property
     def identity(self) -> bytes:

@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.schema import DataConfig
 from data_pipeline import finished_work
 from data_pipeline.records import packing
-from data_pipeline.tokens import token_files
+from data_pipeline.tokens import completions, token_files
 from data_pipeline.tokens.encoder import Vocabulary
 from data_pipeline.tokens.token_files import TokenizeItem
 from tfrecords import manifest, order, schema, writer
@@ -84,7 +84,9 @@ def plan(
     length, packed = config.sequence_length, config.mode == "packed"
     # Windows of the training split may overlap; validation scores each token once.
     stride = config.stride if config.stride and split == "train" else length
-    sizes = [count.tokens if packed else count.documents for count in counts]
+    sizes = [
+        count.tokens if packed else count.rows or count.documents for count in counts
+    ]
     num_records = sum(sizes)
     if packed:
         num_records = manifest.num_windows(sum(sizes), length, stride)
@@ -184,6 +186,8 @@ def _payloads(item: ShardItem) -> Iterator[bytes]:
                 yield schema.serialize(tokens)
         return
     read_rows = _stream(item, token_files.TOKENS, dtype, length)
+    is_completion = item.config.mode == "completion"
+    read_masks = _stream(item, token_files.MASKS, completions.MASK_DTYPE, length)
     read_sides = [
         _stream(item, kind, side_dtype, 1)
         for kind, side_dtype in token_files.SIDE_DTYPES.items()
@@ -194,6 +198,7 @@ def _payloads(item: ShardItem) -> Iterator[bytes]:
             read_rows(record * length, length),
             length=num_tokens,
             label=label if item.config.mode == "labelled" else None,
+            mask=read_masks(record * length, length) if is_completion else None,
         )
 
 

@@ -47,10 +47,15 @@ def read(piece: Piece, config: DataConfig) -> Iterator[Document]:
     """
     file = piece.file
     source = FORMATS[file.format]
-    if config.mode == "labelled" and not source.has_fields:
+    fields = {
+        "labelled": f"Labelled data must have a field {config.label_field!r}",
+        "completion": f"Completion data must have fields {config.prompt_field!r} and "
+        f"{config.completion_field!r}",
+    }
+    if config.mode in fields and not source.has_fields:
         with_fields = [name for name, other in FORMATS.items() if other.has_fields]
         raise DataError(
-            f"Labelled data must have a field {config.label_field!r}, and be one of "
+            f"{fields[config.mode]}, and be one of "
             f"{', '.join(with_fields)}. Received: {file.path}. Convert it, or leave it "
             "out."
         )

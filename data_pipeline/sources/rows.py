@@ -35,15 +35,18 @@ def read_json_lines(piece: Piece, config: DataConfig) -> Iterator[Document]:
         name_row = functools.partial(input_files.line_name, piece, offset)
         try:
             values = json.loads(text.decode())
-            if config.null_text == "skip" and isinstance(values, dict):
-                values.setdefault(config.text_field, None)
-            values[config.text_field]  # refuses a list or a number
+            for field in text_fields(config).values():
+                if config.null_text == "skip" and isinstance(values, dict):
+                    values.setdefault(field, None)
+                values[field]  # refuses a list or a number
         except (ValueError, LookupError, TypeError, RecursionError) as error:
+            names = text_fields(config)
             raise DataError(
                 f"{name_row()}: each line must be a JSON object with the field "
-                f"{config.text_field!r}. Received: {error!r}. Correct the line, or set "
-                "`--config.data.text_field`, or leave lines without the field out by "
-                "`--config.data.null_text=skip`."
+                f"{' and '.join(map(repr, names.values()))}. Received: {error!r}. "
+                "Correct the line, or set "
+                f"`--config.data.{'` and `--config.data.'.join(names)}`, or leave "
+                "lines without the field out by `--config.data.null_text=skip`."
             ) from error
         yield to_document(values, name_row, config, oddities)
 
@@ -182,7 +185,7 @@ def columns(config: DataConfig, known: Iterable[str], path: str) -> list[str]:
     Raises:
       DataError: the file has no such column.
     """
-    names = {"text_field": config.text_field}
+    names = text_fields(config)
     if config.mode == "labelled":
         names["label_field"] = config.label_field
     for field, column in names.items():
@@ -192,6 +195,14 @@ def columns(config: DataConfig, known: Iterable[str], path: str) -> list[str]:
                 f"{', '.join(known)}. Set `--config.data.{field}`."
             )
     return list(names.values())
+
+
+def text_fields(config: DataConfig) -> dict[str, str]:
+    """Returns the fields whose text is read, by the config's names of them."""
+    if config.mode == "completion":
+        names = ("prompt_field", "completion_field")
+        return {name: getattr(config, name) for name in names}
+    return {"text_field": config.text_field}
 
 
 def to_document(
@@ -209,32 +220,61 @@ def to_document(
       config: names the fields of text and label.
       oddities: of the row, from `document.repair_utf8`.
     """
-    text = values.get(config.text_field)
+    texts = []
+    for name, field in text_fields(config).items():
+        text, odd = _encoded(values, name, field, name_row, config)
+        if text is None:
+            return Document((b"",), oddities=oddities, skipped=document.NULL)
+        oddities |= odd
+        texts.append(text)
+    label = _label(values, name_row, config) if config.mode == "labelled" else ""
+    made = document.make(b"".join(texts), config, label=label, oddities=oddities)
+    if config.mode == "completion" and not made.skipped:
+        if not all(texts):
+            raise DataError(
+                f"{name_row()}: prompt and completion must hold text. Received: "
+                f"{len(texts[0])} and {len(texts[1])} bytes. Correct the row, or leave "
+                "it out."
+            )
+        made.num_prompt_bytes = len(texts[0])
+    return made
+
+
+def _encoded(
+    values: dict[str, Any],
+    name: str,
+    field: str,
+    name_row: Callable[[], str],
+    config: DataConfig,
+) -> tuple[bytes | None, Set[str]]:
+    """Returns the text of a field as UTF-8, and what is odd about it.
+
+    None: there is none, and the row is to be left out.
+    """
+    text = values.get(field)
     if text is None and config.null_text == "skip":
-        return Document((b"",), oddities=oddities, skipped=document.NULL)
+        return None, document.NO_ODDITIES
     if isinstance(text, bytes):  # TFDS stores strings as bytes of any encoding
         text = text.decode("utf-8", "surrogateescape")
     if not isinstance(text, str):
         raise DataError(
-            f"{name_row()}: the field {config.text_field!r} must be a string. "
+            f"{name_row()}: the field {field!r} must be a string. "
             f"Received: {type(text).__name__}. The fields are: {', '.join(values)}. "
-            "Set `--config.data.text_field`; `--config.data.null_text=skip` leaves out "
+            f"Set `--config.data.{name}`; `--config.data.null_text=skip` leaves out "
             "rows whose text is null."
         )
     try:
-        encoded = text.encode()
+        return text.encode(), document.NO_ODDITIES
     except UnicodeEncodeError as error:
         if config.encoding_errors == "stop":
             raise DataError(
-                f"{name_row()}: the field {config.text_field!r} must be Unicode text. "
+                f"{name_row()}: the field {field!r} must be Unicode text. "
                 "Received: half of a surrogate pair, or a byte that is not UTF-8, at "
                 f"character {error.start}. Correct it, or set "
                 "`--config.data.encoding_errors` to replace or skip."
             ) from error
-        encoded = _SURROGATE.sub("\ufffd", text).encode()
-        oddities |= {document.INVALID_UTF8}
-    label = _label(values, name_row, config) if config.mode == "labelled" else ""
-    return document.make(encoded, config, label=label, oddities=oddities)
+        replaced = _SURROGATE.sub("\ufffd", text).encode()
+        return replaced, frozenset({document.INVALID_UTF8})
 
 
 def _label(

@@ -2,7 +2,8 @@
 
 Packed, a token file is a stream of tokens. Otherwise it has a row of `sequence_length`
 tokens for each document, beside a file of lengths and one of labels. A label is there
-the number of its name among those that the item's counts have for the split.
+the number of its name among those that the item's counts have for the split. Completion
+data also has a file of masks, and may have several documents in a row.
 """
 
 import contextlib
@@ -19,14 +20,14 @@ from data_pipeline.documents import words
 from data_pipeline.documents.chunk import SPLITS, Chunk, split_of
 from data_pipeline.documents.detokenizer import detokenize
 from data_pipeline.documents.document import Document
-from data_pipeline.tokens import encoder
+from data_pipeline.tokens import completions, encoder
 from data_pipeline.tokens.encoder import StoredTokenizer
 from tfrecords.manifest import Counts
 from tfrecords.schema import token_dtype
 from tfrecords.storage import files
 
 # The files of a split.
-TOKENS, LENGTHS, LABELS = "tokens", "lengths", "labels"
+TOKENS, LENGTHS, LABELS, MASKS = "tokens", "lengths", "labels", "masks"
 SIDE_DTYPES = {LENGTHS: np.dtype("<u4"), LABELS: np.dtype("<i4")}
 
 
@@ -83,8 +84,10 @@ def tokenize(item: TokenizeItem) -> dict[str, Counts]:
 
 
 def _tokenize(item: TokenizeItem) -> tuple[list[str], dict]:
-    packed = item.chunk.config.mode == "packed"
-    kinds = [TOKENS] if packed else [TOKENS, *SIDE_DTYPES]
+    mode = item.chunk.config.mode
+    kinds = [TOKENS] if mode == "packed" else [TOKENS, *SIDE_DTYPES]
+    if mode == "completion":
+        kinds.append(MASKS)
     paths = [file_path(item.path, split, kind) for split in SPLITS for kind in kinds]
     with contextlib.ExitStack() as stack:
         streams = [
@@ -103,6 +106,7 @@ def _tokenize(item: TokenizeItem) -> tuple[list[str], dict]:
             writers[split].add(document)
         for writer in writers.values():
             writer.flush()
+            writer.close()
     return paths, {s: dataclasses.asdict(w.counts) for s, w in writers.items()}
 
 
@@ -114,7 +118,8 @@ class _SplitWriter:
 
     Args:
       item: what is tokenized.
-      streams: for tokens and, unless data is packed, for lengths and labels.
+      streams: for tokens and, unless data is packed, for lengths and labels; of
+        completion data also for masks.
     """
 
     def __init__(self, item: TokenizeItem, streams: Sequence[IO[bytes]]):
@@ -130,6 +135,9 @@ class _SplitWriter:
         # The beginning of the row whose document continues in the next batch.
         self._row = np.empty(0, self._dtype)
         self._row_tokens = 0  # also those that did not fit into the row
+        self._mask = np.empty(
+            0, completions.MASK_DTYPE
+        )  # 1 for what is learnt of the row
         self._label_numbers: dict[str, int] = {}
         self._start_batch(continues=False)
 
@@ -139,6 +147,17 @@ class _SplitWriter:
             _count(self.counts.skipped, {document.skipped: 1})
             return
         self.counts.documents += 1
+        self._count_oddities(document)
+        if self._config.mode == "completion":
+            (text,) = document.parts
+            prompt = text[: document.num_prompt_bytes]
+            # Both are encoded by themselves, as a prompt is when text is generated.
+            self._texts += [*map(self._detokenized, (prompt, text[len(prompt) :]))]
+            self._finished += [False, True]
+            self._num_bytes += len(text)
+            if self._num_bytes >= encoder.BLOCK_BYTES:
+                self.flush()
+            return
         blocks = self._encoder.blocks(map(self._detokenized, document.parts))
         text = next(blocks)
         for next_block in blocks:
@@ -146,6 +165,8 @@ class _SplitWriter:
             text = next_block
         self._labels.append(document.label)
         self._append(text, continues=False)
+
+    def _count_oddities(self, document: Document) -> None:
         if document.oddities:
             for counts, names in (
                 (self.counts.repaired, documents.REPAIRED),
@@ -169,9 +190,14 @@ class _SplitWriter:
         if self._config.mode == "packed":
             self.counts.tokens += len(tokens)
             self._streams[0].write(tokens.tobytes())
+        elif self._config.mode == "completion":
+            parts = np.split(tokens, ends[:-1])
+            for prompt, completion in zip(parts[::2], parts[1::2], strict=True):
+                self._add_example(prompt, completion)
         else:
             start = 0
-            for end, label in zip(ends, self._labels, strict=True):
+            documents_ends = ends[np.array(self._finished)]
+            for end, label in zip(documents_ends, self._labels, strict=True):
                 self._extend_row(tokens[start:end])
                 self._write_row(label)
                 start = end
@@ -201,7 +227,7 @@ class _SplitWriter:
             self.flush()
 
     def _encode(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all tokens, with start and end tokens, and where documents end."""
+        """Returns all tokens, with start and end tokens, and where texts end."""
         tokens, offsets = self._encoder.encode(self._texts)
         losses = self._encoder.count_losses(self._texts, tokens, offsets)
         for name, count in zip(documents.LOSSES, losses, strict=True):
@@ -218,7 +244,26 @@ class _SplitWriter:
         ids = np.tile([i or 0 for i in special_ids], (len(inserted), 1))[inserted]
         tokens = np.insert(tokens, places, ids.astype(tokens.dtype))
         ends = offsets[1:] + np.cumsum(inserted.sum(axis=1))
-        return tokens, ends[finished]
+        return tokens, ends
+
+    def _add_example(self, prompt: np.ndarray, completion: np.ndarray) -> None:
+        """Puts an example into the row, or into a new one where it does not fit."""
+        length, counts = self._config.sequence_length, self.counts
+        tokens, mask = completions.fit(prompt, completion, length)
+        num_cut = len(prompt) + len(completion) - len(tokens)
+        counts.truncated_tokens += num_cut
+        counts.truncated_documents += num_cut > 0
+        is_full = len(self._row) + len(tokens) > length
+        if is_full or self._config.completions_per_record == "one":
+            self.close()
+        self._row = np.concatenate([self._row, tokens])
+        self._mask = np.concatenate([self._mask, mask])
+        self._row_tokens = len(self._row)
+
+    def close(self) -> None:
+        """Writes the row of completion data, where something is in it."""
+        if len(self._mask):
+            self._write_row("")
 
     def _extend_row(self, tokens: np.ndarray) -> None:
         room = self._config.sequence_length - len(self._row)
@@ -231,7 +276,11 @@ class _SplitWriter:
         left = self._config.padding_side == "left"
         sides = (missing, 0) if left else (0, missing)
         row = np.pad(self._row, sides, constant_values=self._vocabulary.pad_id)
-        token_file, length_file, label_file = self._streams
+        token_file, length_file, label_file, *mask_files = self._streams
+        for mask_file in mask_files:
+            mask_file.write(np.pad(self._mask, sides).tobytes())
+            counts.rows += 1
+            self._mask = self._mask[:0]
         token_file.write(row.tobytes())
         length_file.write(np.array(length, SIDE_DTYPES[LENGTHS]).tobytes())
         number = self._label_numbers.setdefault(label, len(self._label_numbers))

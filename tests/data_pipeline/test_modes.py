@@ -19,7 +19,7 @@ from tests.data_pipeline.runs import (
     run,
 )
 from tests.tfrecords.test_windows import by_hand, read
-from tfrecords import manifest, schema, verify
+from tfrecords import inspect, manifest, schema, verify
 from tfrecords.windows import Windows
 from trainer.models.create import create_model
 from trainer.models.gpt2 import weights
@@ -116,6 +116,10 @@ def test_named_labels_are_numbered_alike_in_all_chunks(tmp_path):
     assert written == manifest.load(str(folder))
     assert written.label_names == ("10", "bad", "good", "so-so")
     assert set(written.labels) <= {*written.label_names}
+    (example,) = inspect.inspect(str(folder), read_records=False, num_examples=1)[
+        "examples"
+    ]
+    assert names[texts.index(example["text"])] == example["label"]
     decode = load_encoder(folder).decode
     name_of = dict(zip(texts, names, strict=True))
     classes = ("so-so", "good", "bad")  # of a model that knows no "10"
@@ -123,7 +127,10 @@ def test_named_labels_are_numbered_alike_in_all_chunks(tmp_path):
     for split, order_ in (("train", classes), ("validation", ())):
         windows = Windows(
             *(str(folder), written),
-            **{"split": split, "context_length": 64, "stride": 64, "labels": order_},
+            split=split,
+            context_length=64,
+            stride=64,
+            labels=order_,
         )
         batches = windows.batches(global_batch_size=1, batch_size=1).unbatch()
         for row in batches.as_numpy_iterator():

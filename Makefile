@@ -43,7 +43,8 @@ unexport TPU_LIBRARY_PATH MPLBACKEND
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-tpu quickstart preprocess inspect advise plan doctor \
-        train train-forever evaluate generate export report test test-slow lint format \
+        train train-forever evaluate generate predict export report test test-slow \
+        lint format \
         check benchmark benchmark-tpu clean
 
 help:  ## print this list
@@ -62,7 +63,8 @@ help:  ## print this list
 #: ARGS='any other flags of the program', quoted as in a shell
 #: VENV=FOLDER of the environment (.venv)   PYTHON=python3.11 creates it
 #: CONSTRAINTS=constraints.txt installs the versions that were tried together
-#: TEXT=FILE,...   TOKENIZER=FOLDER with GPT-2's, for the benchmark
+#: TEXT='text' to predict the label of; for the benchmark, TEXT=FILE,... and
+#: TOKENIZER=FOLDER with GPT-2's
 
 install: $(VENV)/.base  ## set up .venv
 
@@ -109,6 +111,9 @@ evaluate: $(VENV)/.base  ## measure the perplexity of a run: DATA= WORKDIR= TPU=
 
 generate: $(VENV)/.base  ## sample text from a run: WORKDIR= PROMPT=
 	$(RUN) trainer.generate --workdir=$(workdir) $(call flag,prompt,PROMPT) $(args)
+
+predict: $(VENV)/.base  ## label a text by a classifier: WORKDIR= TEXT=
+	$(RUN) trainer.predict --workdir=$(workdir) $(call flag,text,TEXT) $(args)
 
 export: $(VENV)/.base  ## write the model as a Hugging Face folder: WORKDIR= OUTPUT= HUB=
 	$(RUN) trainer.export --workdir=$(workdir) \

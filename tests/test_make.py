@@ -99,6 +99,7 @@ def test_every_variable_is_one_argument(tmp_path, venv):
         ("doctor", "CONFIG"): "config",
         ("plan", "TPU"): "tpu_type",
         ("advise", "TPU"): "tpu_type",
+        ("predict", "TEXT"): "text",
         ("export", "OUTPUT"): "output_dir",
         ("export", "HUB"): "push_to_hub",
         ("report", "OUTPUT"): "output",

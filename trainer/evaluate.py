@@ -155,9 +155,16 @@ def _print(result: dict[str, Any]) -> None:
     rows = {**result, **result["protocol"]}
     studies = rows.pop("published")
     del rows["protocol"]
+    labels, confusion = rows.pop("labels", []), rows.pop("confusion", [])
     if rows["step"] is None:
         del rows["step"]
     cli.print_result(rows, as_json=False)
+    if labels:
+        print(f"\nbag of words: {_verdict(result)}\n")
+        matrix = [[f"is {name}", *r] for name, r in zip(labels, confusion, strict=True)]
+        head = ["", *(f"predicted {label}" for label in labels)]
+        cli.print_result({}, as_json=False, rows=[head, *matrix])
+        return
     for study in studies:
         values = ", ".join(
             f"{name.replace('_', ' ')} {value:.4g}"
@@ -168,6 +175,16 @@ def _print(result: dict[str, Any]) -> None:
         print(f"  not comparable: {differences}" if differences else "  comparable")
     if not studies:
         print("published: none for this text and checkpoint name (a folder has none)")
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    accuracy, baseline = result["accuracy"], result["bag_of_words_accuracy"]
+    if accuracy > baseline:
+        return f"beaten, by {accuracy - baseline:.1%} of the texts"
+    return (
+        f"not beaten: it labels {baseline:.1%} right, and this model {accuracy:.1%}. "
+        "Use the bag of words, more texts, or a pretrained `model.initial_checkpoint`"
+    )
 
 
 def run() -> None:

@@ -73,8 +73,14 @@ def main() -> None:
     from trainer.checkpoints import pretrained
     from trainer.exporting import adapter
     from trainer.models import create
+    from trainer.models.classifier import labels_of
 
     trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
+    if labels_of(trained.model.config) and FLAGS.format != "huggingface":
+        raise UserError(
+            "A classifier is exported by `--format=huggingface`. Received: "
+            f"{FLAGS.format}."
+        )
     num_positions = trained.model.config.n_positions
     if FLAGS.format == "saved_model" and FLAGS.max_new_tokens >= num_positions:
         raise UserError(
@@ -101,6 +107,7 @@ def _write(trained: Any, tokenizer: Any, folder: pathlib.Path) -> None:
     import tensorflow as tf
 
     from trainer.exporting import adapter, huggingface, model_card, serving
+    from trainer.models.classifier import labels_of
 
     dtype = tf.as_dtype(FLAGS.dtype)
     if FLAGS.format == "peft":
@@ -116,7 +123,8 @@ def _write(trained: Any, tokenizer: Any, folder: pathlib.Path) -> None:
                 )
             serving.save(model, tokenizer, folder, FLAGS.max_new_tokens)
             return
-        huggingface.save(model, tokenizer, folder, dtype, trained.dropout)
+        max_length = trained.sequence_length if labels_of(model.config) else None
+        huggingface.save(model, tokenizer, folder, dtype, trained.dropout, max_length)
     card = model_card.write(
         trained,
         FLAGS.workdir,

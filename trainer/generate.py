@@ -123,6 +123,11 @@ def main() -> None:
     from trainer.models import create
 
     trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
+    if trained.task == "classification":
+        raise UserError(
+            "`trainer.generate` needs a language model. Received: a classifier, "
+            f"{trained.name}. Use `trainer.predict`."
+        )
     padding_text = FLAGS.padding_text
     sampler = Sampler(
         trained.architecture.as_transformers(trained.model),

@@ -9,15 +9,17 @@ from trainer.models import lora
 
 
 def saved(model: tf_keras.Model) -> list[tf.Variable]:
-    """Returns the variables that a checkpoint holds: with LoRA, only its adapters."""
-    return lora.adapters(model) or model.variables
+    """Returns the variables that a checkpoint holds: with LoRA, those it trains."""
+    return lora.trained(model) or model.variables
 
 
 def sha256_of(model: tf_keras.Model) -> str:
     """Returns the fingerprint of what LoRA's adapters belong to; "" without LoRA."""
-    if not lora.adapters(model):
+    trained = {id(variable) for variable in lora.trained(model)}
+    if not trained:
         return ""
-    return tensor_file.sha256_of(tensor_file.named("model", lora.base(model)))
+    frozen = [variable for variable in model.variables if id(variable) not in trained]
+    return tensor_file.sha256_of(tensor_file.named("model", frozen))
 
 
 def check(record: folders.Record, sha256: str) -> None:

@@ -13,6 +13,7 @@ from tfrecords.storage import files
 from trainer.checkpoints import folders, run_checkpoints
 from trainer.models import registry
 from trainer.models.architecture import Architecture
+from trainer.models.classifier import labels_of
 
 # By OpenAI, and by Hugging Face.
 _PUBLISHED = re.compile(
@@ -39,6 +40,7 @@ class Pretrained:
       start_token: that the documents of its dataset begin with; empty: none is known.
       dropout: that it was trained with; None: not known.
       padding_text: that stood before the prompt of its samples.
+      sequence_length: tokens of its dataset's records; None: not known.
     """
 
     model: tf_keras.Model
@@ -53,6 +55,7 @@ class Pretrained:
     start_token: str = ""
     dropout: float | None = None
     padding_text: str = ""
+    sequence_length: int | None = None
 
 
 def load(workdir: str, step: int, folder: str) -> Pretrained:
@@ -75,7 +78,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         return Pretrained(
             model,
             architecture,
-            architecture.task,
+            "classification" if labels_of(model.config) else architecture.task,
             folder,
             precision="float32",
             name=folder,
@@ -87,6 +90,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
     loaded = run_checkpoints.load_model(workdir, step)
     record = loaded.record
     has_manifest = files.exists(files.join(workdir, manifests.FILE_NAME))
+    manifest = manifests.load(workdir) if has_manifest else None
     return Pretrained(
         loaded.model,
         loaded.architecture,
@@ -97,9 +101,10 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         step=record.step,
         origin=_origin(workdir, record),
         published_name=published_name(record.config["model"]["initial_checkpoint"]),
-        start_token=manifests.load(workdir).start_token if has_manifest else "",
+        start_token=manifest.start_token if manifest else "",
         dropout=record.config["training"]["dropout"],
         padding_text=record.config["tracking"].get("sample_padding_text", ""),
+        sequence_length=manifest.sequence_length if manifest else None,
     )
 
 

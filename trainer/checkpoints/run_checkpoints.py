@@ -26,6 +26,7 @@ from trainer.models import registry, variables
 from trainer.models.architecture import Architecture
 from trainer.models.create import create_model
 from trainer.run_dir import json_files, layout
+from trainer.tasks import registry as tasks
 from trainer.tasks.step import TrainingStep
 
 # Fields that may differ on a resume: they do not change what the run computes.
@@ -272,12 +273,13 @@ def load_model(workdir: str, step: int = 0) -> LoadedModel:
     folder, record = newest
     architecture = registry.get(record.config["model"]["architecture"])
     if record.base_sha256:
-        config = schema.from_dict(record.config)
+        config, manifest = schema.from_dict(record.config), manifests.load(workdir)
         model = create_model(
             config.model,
-            manifests.load(workdir),
+            manifest,
             config.training.seed,
             files.join(workdir, layout.TOKENIZER),
+            tasks.get(config.training.task).labels(manifest),
         )
         lora_base.check(record, lora_base.sha256_of(model))
     else:

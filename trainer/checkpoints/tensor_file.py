@@ -22,7 +22,7 @@ from trainer.models.variables import num_bytes as num_bytes_of
 from trainer.runtime import strategy as strategies
 
 # The scope that Keras gives to a model, numbered within the process.
-_SCOPE = re.compile(r"tfgpt2lm_head_model(_\d+)?/")
+_SCOPE = re.compile(r"tfgpt2(lm_head_model|_for_sequence_classification)(_\d+)?/")
 _NUM_NAMES = 5  # listed in a message
 _GROUP_BYTES = 2**28  # that a copy to the host takes for a moment, besides its buffer
 

@@ -1,9 +1,9 @@
 """Evaluates a trained model on a split, with one or several context lengths."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from configs.errors import DataError, UserError
@@ -11,9 +11,10 @@ from tfrecords import manifest as manifests
 from tfrecords import reader, verify
 from tfrecords.windows import Windows
 from trainer.checkpoints.pretrained import Pretrained
-from trainer.evaluation import published
+from trainer.evaluation import bag_of_words, published
 from trainer.evaluation.scoring import Scorer, scoring_step
-from trainer.models import create
+from trainer.models import classifier, create
+from trainer.tasks import classification
 from trainer.tasks import registry as tasks
 
 
@@ -77,6 +78,11 @@ def evaluate(
     verify.verify_shards(data_dir, manifest, split)
     is_same = create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
     create.check_vocabulary(trained.model, manifest, same_tokenizer=is_same)
+    labels = classifier.labels_of(trained.model.config)
+    if labels:
+        classification.check_data(manifest, labels, ["train", split])
+    if labels or manifest.masked:
+        _check_whole(manifest, [*context_lengths, *filter(None, [stride])])
     lengths = context_lengths or [manifest.sequence_length]
     _check_context_lengths(lengths, trained.model.config.n_positions)
     precision = precision or trained.precision
@@ -95,18 +101,21 @@ def evaluate(
     scorers = []
     for stamp in stamps:
         cut = {name: stamp[name] for name in ("split", "context_length", "stride")}
-        windows = Windows(data_dir, manifest, **cut)
+        windows = Windows(data_dir, manifest, **cut, labels=labels)
         scorers.append(Scorer(step, strategy, windows, batch_size=batch_size))
     for stamp, scorer in zip(stamps, scorers, strict=True):
         with reader.translate_data_loss_errors(data_dir, manifest):
             sums = scorer()
         check_finite(sums, trained.name)
         figures = step.task.split_figures(sums, manifest.split(split))
+        if labels:
+            baselines = bag_of_words.baselines(data_dir, manifest, split, labels)
+            figures |= {"labels": list(labels), **baselines}
         yield _result(trained, figures, stamp)
 
 
 def _result(
-    trained: Pretrained, figures: dict[str, float | None], stamp: dict[str, Any]
+    trained: Pretrained, figures: dict[str, Any], stamp: dict[str, Any]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
         "model": trained.name,
@@ -122,14 +131,23 @@ def _result(
     return result
 
 
-def check_finite(sums: dict[str, float], name: str) -> None:
+def check_finite(sums: dict[str, Any], name: str) -> None:
     """Raises DataError where a sum over a model's scores is not finite."""
-    if not all(map(math.isfinite, sums.values())):
+    if not all(np.isfinite(value).all() for value in sums.values()):
         received = ", ".join(f"{key} {value}" for key, value in sums.items())
         raise DataError(
             f"The loss of {name} must be finite. Received: {received}. Its "
             "weights are finite, but so large that the network overflows: its training "
             "has diverged. Evaluate an earlier `--step`, or another checkpoint."
+        )
+
+
+def _check_whole(manifest: manifests.Manifest, cuts: Sequence[int]) -> None:
+    if any(cut != manifest.sequence_length for cut in cuts):
+        raise UserError(
+            "Labelled texts and completions are read whole: leave out "
+            "`--context_length` and `--stride`. Received: "
+            f"{', '.join(map(str, cuts))}, of records of {manifest.sequence_length}."
         )
 
 

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -118,8 +118,11 @@ class Scorer:
 
     def __call__(
         self, between_batches: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
-        """Returns the task's sums over the whole split; see `batches`."""
-        # float32 sums of a batch, added up in Python's float64.
+    ) -> dict[str, Any]:
+        """Returns the task's sums over the whole split, float64; see `batches`."""
+        # float32 sums of a batch.
         sums = list(self.batches(between_batches))
-        return {name: sum(float(batch[name]) for batch in sums) for name in sums[0]}
+        return {
+            name: sum(np.asarray(batch[name], np.float64) for batch in sums)
+            for name in sums[0]
+        }

@@ -13,6 +13,7 @@ from transformers.modeling_tf_pytorch_utils import (
 
 from configs.errors import UserError
 from configs.progress import progress
+from trainer.models.classifier import labels_of
 
 _WEIGHTS = "model.safetensors"
 _DROPOUT_RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
@@ -24,6 +25,7 @@ def save(
     folder: pathlib.Path,
     dtype: tf.DType,
     dropout: float | None = None,
+    max_length: int | None = None,
 ) -> None:
     """Writes weights, configuration and tokenizer as PyTorch's `save_pretrained` does.
 
@@ -33,14 +35,20 @@ def save(
       folder: an existing folder.
       dtype: of the written weights.
       dropout: that the model was trained with; None: what its configuration says.
+      max_length: tokens that the tokenizer cuts a text to, if asked to; None: as many
+        as the model has positions.
 
     Raises:
       UserError: a weight is too large for `dtype`.
     """
     tensors = _tensors(model, dtype)
     safetensors.numpy.save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
+    save_tokenizer(tokenizer, folder, max_length or model.config.n_positions)
     end, num_positions = tokenizer.eos_token_id, model.config.n_positions
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    if labels_of(model.config):
+        # PyTorch's model takes the last token that is no padding for the text's last.
+        ids["pad_token_id"] = tokenizer.pad_token_id
     values = {
         **model.config.to_dict(),
         **ids,
@@ -51,19 +59,18 @@ def save(
     if dropout is not None:
         values |= {name: dropout for name in _DROPOUT_RATES if name in values}
     type(model.config).from_dict(values).save_pretrained(folder)
-    GenerationConfig(
-        max_new_tokens=default_new_tokens(num_positions), **ids
-    ).save_pretrained(folder)
-    save_tokenizer(tokenizer, folder, num_positions)
+    if not labels_of(model.config):
+        num_tokens = default_new_tokens(num_positions)
+        GenerationConfig(max_new_tokens=num_tokens, **ids).save_pretrained(folder)
     # safetensors makes its file readable for the owner alone.
     shutil.copymode(folder / "config.json", folder / _WEIGHTS)
 
 
 def save_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, folder: pathlib.Path, num_positions: int
+    tokenizer: PreTrainedTokenizerFast, folder: pathlib.Path, max_length: int
 ) -> None:
-    """Writes the tokenizer of a model with that many positions."""
-    tokenizer.model_max_length = num_positions
+    """Writes the tokenizer of a model that reads that many tokens."""
+    tokenizer.model_max_length = max_length
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.save_pretrained(folder)
 

@@ -18,6 +18,7 @@ from tfrecords.storage import files
 from trainer.checkpoints.pretrained import Pretrained
 from trainer.exporting import huggingface
 from trainer.models import lora, variables
+from trainer.models.classifier import labels_of
 from trainer.optimizers import factory, schedule
 from trainer.run_dir import json_files, layout, results
 
@@ -36,7 +37,14 @@ _METRICS = {
         + [f"{kind}completion_accuracy" for kind in ("", "normalized_")],
         "accuracy",
     ),
+    "macro_f1": "f1",
 }
+_CLASSIFIER_SNIPPET = """```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{model}")
+print(classify(["The first text.", "Another one."], top_k=None, truncation=True))
+```"""
 _SNIPPET = """```python
 from transformers import pipeline
 
@@ -68,6 +76,7 @@ def write(
       is_adapter: whether the folder holds LoRA's adapters alone, for PEFT.
     """
     shape = trained.model.config
+    task = "text-classification" if labels_of(shape) else "text-generation"
     name = {"gpt2": "GPT-2", "xlnet": "XLNet"}.get(trained.architecture.name)
     if name is None:
         name = f"GPT-2, written from {trained.architecture.name},"
@@ -80,6 +89,8 @@ def write(
         f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
         f"positions, a vocabulary of {shape.vocab_size:,}.",
     ]
+    if labels_of(shape):
+        sections.append(f"It classifies texts as {', '.join(labels_of(shape))}.")
     source, evaluations = "" if workdir else trained.name, []
     if workdir:
         path = files.join(workdir, layout.RUN)
@@ -93,10 +104,10 @@ def write(
             sections += _of_data(manifests.load(workdir))
         evaluations = results.load(workdir)
         sections += _of_results(evaluations)
-    sections += ["## Use", _use(repository, shape.n_positions)]
+    sections += ["## Use", _use(repository, shape.n_positions, task)]
     header = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=["xlnet" if name == "XLNet" else "gpt2", "gpt2-tpu"],
         license=license or _license(source) or "unknown",
         language=list(languages) or None,
@@ -112,7 +123,7 @@ def write(
         )
         or None,
         model_name=PurePosixPath(trained.name).name,
-        eval_results=list(_model_index(evaluations, trained.step)) or None,
+        eval_results=list(_model_index(evaluations, trained.step, task)) or None,
     )
     return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -131,7 +142,7 @@ def _license(checkpoint: str) -> str | None:
 
 
 def _model_index(
-    evaluations: list[dict[str, Any]], step: int | None
+    evaluations: list[dict[str, Any]], step: int | None, task: str
 ) -> Iterator[EvalResult]:
     """Yields the figures of the exported step, in the form of the hub's model index."""
     for result in evaluations:
@@ -143,7 +154,7 @@ def _model_index(
         for name, metric in _METRICS.items():
             if result.get(name) is not None:
                 yield EvalResult(
-                    task_type="text-generation",
+                    task_type=task,
                     dataset_type="text",
                     dataset_name=name_of_data,
                     dataset_split=split,
@@ -155,9 +166,10 @@ def _model_index(
                 )
 
 
-def _use(repository: str, num_positions: int) -> str:
+def _use(repository: str, num_positions: int, task: str) -> str:
     model = repository or "."
-    snippet = _SNIPPET.format(
+    is_classifier = task == "text-classification"
+    snippet = (_CLASSIFIER_SNIPPET if is_classifier else _SNIPPET).format(
         model=model, num_tokens=huggingface.default_new_tokens(num_positions)
     )
     if repository:
@@ -210,32 +222,38 @@ def _of_results(all_results: list[dict[str, Any]]) -> Iterator[str]:
         return
     yield "## Results"
     yield "Only rows of the same protocol are comparable."
+    figures = {"token_perplexity": 2, "word_perplexity": 2, "bits_per_byte": 4}
+    if any("macro_f1" in result for result in all_results):
+        figures = dict.fromkeys(("accuracy", "macro_f1", "bag_of_words_accuracy"), 4)
     rows, rows_of_benchmarks = [], []
     for result in all_results:
         stamp = dict(result["protocol"])
         if "benchmark" in stamp:
-            figures = ", ".join(
+            values = ", ".join(
                 f"{name.replace('_', ' ')} {result[name]:.4g}"
                 for name in _METRICS
                 if result.get(name) is not None
             )
-            cells = [result["step"], stamp.pop("benchmark"), figures, _join(stamp)]
+            cells = [result["step"], stamp.pop("benchmark"), values, _join(stamp)]
             rows_of_benchmarks.append(f"| {' | '.join(map(str, cells))} |")
             continue
         shown = [stamp.pop(name) for name in ("split", "context_length", "stride")]
         rows.append(
             f"| {result['step']} | {' | '.join(map(str, shown))} | "
-            f"{result['loss']:.4f} | {_number(result.get('token_perplexity'))} | "
-            f"{_number(result.get('word_perplexity'))} | "
-            f"{_number(result.get('bits_per_byte'), 4)} | "
-            f"{_join(stamp)} |"
+            f"{result['loss']:.4f} | "
+            + "".join(
+                f"{_number(result.get(name), n)} | " for name, n in figures.items()
+            )
+            + f"{_join(stamp)} |"
         )
     if rows:
         head = (
-            "| step | split | context | stride | loss | token perplexity | "
-            "word perplexity | bits per byte | protocol |"
+            "| step | split | context | stride | loss | "
+            + "".join(f"{name.replace('_', ' ')} | " for name in figures)
+            + "protocol |"
         )
-        yield "\n".join([head, "|---:|---|" + "---:|" * 6 + "---|", *rows])
+        ruler = "|---:|---|" + "---:|" * (3 + len(figures)) + "---|"
+        yield "\n".join([head, ruler, *rows])
     if rows_of_benchmarks:
         head = "| step | benchmark | figures | protocol |"
         yield "\n".join([head, "|---:|---|---|---|", *rows_of_benchmarks])

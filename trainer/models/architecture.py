@@ -81,6 +81,7 @@ class Architecture:
         Dropout) -> `dtype` [B, P, C], the inputs of the output table that predict P
         targets. The masks say which token must not see which, and where the targets
         stand. None: the network only predicts each token from those before it.
+      classifies: whether `build` makes a classifier where a configuration has labels.
       task: that a checkpoint is evaluated by where no run says so.
     """
 
@@ -101,6 +102,7 @@ class Architecture:
     activation_values: Callable[[Any, int, str], float]
     as_transformers: Callable[..., Any]
     target_states: Callable[..., tf.Tensor] | None = None
+    classifies: bool = False
     task: str = "causal_lm"
 
     def configuration_of(self, config: ModelConfig, vocabulary_size: int) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import tf_keras
@@ -12,7 +13,7 @@ from configs.schema import ModelConfig
 from tfrecords import checksums, encoding, fingerprints
 from tfrecords.manifest import Manifest
 from tfrecords.storage import files
-from trainer.models import lora, registry, vocabulary
+from trainer.models import classifier, lora, registry, vocabulary
 from trainer.models.architecture import Architecture
 
 _ADD_ROWS = (
@@ -24,7 +25,11 @@ _ADD_ROWS = (
 
 
 def create_model(
-    config: ModelConfig, manifest: Manifest, seed: int, tokenizer: str = ""
+    config: ModelConfig,
+    manifest: Manifest,
+    seed: int,
+    tokenizer: str = "",
+    labels: Sequence[str] = (),
 ) -> tf_keras.Model:
     """Builds the model, under the strategy's scope, for a dataset.
 
@@ -33,9 +38,11 @@ def create_model(
       manifest: vocabulary, tokenizer and sequence length of the data.
       seed: of random weights.
       tokenizer: the dataset's folder of it; `model.vocabulary=transplant` reads it.
+      labels: of a classifier; empty: the model is a language model.
 
     Raises:
-      UserError: model and data do not fit together, or LoRA does not fit the model.
+      UserError: model and data do not fit together, LoRA does not fit the model, or the
+        checkpoint is of a classifier and the model is not.
     """
     architecture = registry.get(config.architecture)
     if config.initial_checkpoint:
@@ -56,6 +63,13 @@ def create_model(
         model = architecture.build(configuration)
         architecture.initialize(model, seed)
     check_fits(model, manifest)
+    if labels:
+        model = classifier.add_head(architecture, model, labels, seed)
+        # Behind the text; the task passes over it.
+        model.config.eos_token_id = manifest.end_of_text_id
+        model.config.pad_token_id = manifest.pad_id
+    else:
+        classifier.check_is_none(model, config.initial_checkpoint)
     lora.attach(model, config.lora, seed)
     return model
 

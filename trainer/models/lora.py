@@ -20,6 +20,7 @@ from transformers.modeling_tf_utils import TFConv1D
 
 from configs.errors import UserError
 from configs.schema import LoraConfig
+from trainer.models.classifier import head_of
 from trainer.models.layers.dropout import Dropout
 from trainer.models.variables import kind_of, name_of, select
 
@@ -91,6 +92,15 @@ def adapters(model: tf_keras.Model) -> list[tf.Variable]:
     """Returns the variables of all adapters; none without LoRA."""
     owners = map(adapter_of, projections(model).values())
     return [variable for owner in owners if owner for variable in owner.variables]
+
+
+def trained(model: tf_keras.Model) -> list[tf.Variable]:
+    """Returns what is trained beside frozen weights; none without LoRA.
+
+    That are the adapters, and a classifier's head, which starts from random values.
+    """
+    of_adapters = adapters(model)
+    return [*of_adapters, *head_of(model)] if of_adapters else []
 
 
 def is_in_every_layer(model: tf_keras.Model) -> bool:

@@ -37,6 +37,7 @@ def assign(
     kind: str,
     tied: tuple[str, str],
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    transposed: Container[str] = (),
 ) -> None:
     """Assigns a checkpoint's weights, one tensor at a time.
 
@@ -46,6 +47,7 @@ def assign(
       kind: of the model, for messages.
       tied: names of the output's table, if it is stored, and of its equal.
       shapes: PyTorch's, by name, where they are not those of the variables.
+      transposed: names of those that PyTorch stores with rows as columns.
 
     Raises:
       UserError: the files cannot be read; or a weight is missing, unexpected, of
@@ -61,6 +63,8 @@ def assign(
         if name == tied[0] and head is None:
             head = value
             continue
+        if name in transposed and "/" not in stored_name:
+            value = value.T
         variable = missing.pop(name, None)
         if variable is None:
             kind = "Stored twice" if name in variables else "Unexpected"

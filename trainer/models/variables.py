@@ -36,9 +36,9 @@ def means_of_rows(table: tf.Tensor, rows: Sequence[Sequence[int]]) -> np.ndarray
 
 def name_of(variable: tf.Variable) -> str:
     """Returns the name that people know, `transformer.h.0.ln_1.weight`: PyTorch's."""
-    name = re.sub(r"^tf\w*model(_\d+)?/|:0$", "", variable.name)
+    name = re.sub(r"^tf\w*(model|classification)(_\d+)?/|:0$", "", variable.name)
     name = name.replace("_._", ".").replace("/", ".")
-    name = re.sub(r"\b(gamma|embeddings)$", "weight", name)
+    name = re.sub(r"\b(gamma|embeddings|(?<=^score\.)kernel)$", "weight", name)
     return re.sub(r"\bbeta$", "bias", name)
 
 

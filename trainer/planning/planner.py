@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.progress import progress
 from configs.schema import Config, TrainingConfig
 from tfrecords.manifest import Manifest
+from trainer.models import classifier
 from trainer.models import registry as architectures
 from trainer.models.create import model_configuration
 from trainer.optimizers import schedule
@@ -61,7 +62,13 @@ def make(
     if manifest:
         num_steps = schedule.total_steps(settings, manifest)
     architecture = architectures.get(config.model.architecture)
+    task = tasks.get(settings.task)
+    if manifest and task.of_run:
+        task = task.of_run(settings, manifest)
     model_config, assumptions = _model_config(config, manifest)
+    if task.classifies:
+        labels = task.labels(manifest) if manifest else ("0", "1")
+        model_config = classifier.configure(architecture, model_config, labels)
     if length > model_config.n_positions:
         raise UserError(
             "`data.sequence_length` must not exceed the model's positions. Received: "
@@ -72,7 +79,7 @@ def make(
         tpu_type,
         config=config,
         architecture=architecture,
-        task=tasks.get(settings.task),
+        task=task,
         model_config=model_config,
         sequence_length=length,
         num_steps=num_steps or 10**6,

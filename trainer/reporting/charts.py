@@ -1,4 +1,4 @@
-"""Line charts as SVG by matplotlib, in the colors of `report.css`."""
+"""Line charts and matrices as SVG by matplotlib, in the colors of `report.css`."""
 
 import dataclasses
 import io
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from trainer.reporting.runs import Point
 
@@ -19,15 +20,17 @@ NUM_INTERVALS = 250  # a line of more than twice as many points is thinned to th
 NUM_COLORS = 6
 _LARGEST_LINEAR_RATIO = 20.0
 _INCHES = (5.6, 2.6)  # of 72 CSS pixels; the page stretches them
+_MAX_COUNTED_LABELS = 12
 _STEPS = (1, 2, 5, 10)  # between ticks, times a power of ten
 # matplotlib draws with placeholders, which the page's style sheet resolves.
 _LINE_COLORS = [f"#abcd{index:02x}" for index in range(NUM_COLORS)]
-_FAINT, _SOFT, _HAIR = "#abcdf0", "#abcdf1", "#abcdf2"
+_FAINT, _SOFT, _HAIR, _INK = "#abcdf0", "#abcdf1", "#abcdf2", "#abcdf3"
 _VARIABLES = {
     **{color: f"var(--c{index})" for index, color in enumerate(_LINE_COLORS)},
     _FAINT: "var(--faint)",
     _SOFT: "var(--soft)",
     _HAIR: "var(--hair)",
+    _INK: "var(--ink)",
 }
 _SETTINGS: Any = {
     "axes.edgecolor": _SOFT,
@@ -112,15 +115,7 @@ class Chart:
             self._set_axes(axes)
             if self.has_legend:
                 axes.legend()
-            stream = io.StringIO()
-            no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
-        text = stream.getvalue()
-        # Names of parts, which the next picture repeats.
-        text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text[text.index("<svg") :])
-        for color, variable in _VARIABLES.items():
-            text = text.replace(color, variable)
-        return Markup(text)  # matplotlib escapes the labels
+            return _svg(figure)
 
     def _set_axes(self, axes: Axes) -> None:
         axes.set_xlabel(self.x_label)
@@ -141,6 +136,54 @@ class Chart:
     def _range(self) -> tuple[float, float]:
         ys = [y for line in self.lines for _, y in line.points]
         return min(ys), max(ys)
+
+
+def matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
+    """Draws a confusion matrix; a cell is as dark as its share of its row.
+
+    Args:
+      labels: of rows, which are true, and columns, which are predicted.
+      counts: rows of columns.
+    """
+    num = len(labels)
+    with matplotlib.rc_context({**_SETTINGS, "axes.grid": False}):
+        figure = Figure(figsize=(_INCHES[0], 1.2 + 0.45 * num), layout="constrained")
+        axes = figure.subplots()
+        for row, values in enumerate(counts):
+            for column, count in enumerate(values):
+                share = count / max(sum(values), 1)
+                # The text in a cell stays readable on the darkest.
+                axes.add_patch(
+                    Rectangle(
+                        (column - 0.5, row - 0.5),
+                        *(1, 1),
+                        facecolor=_LINE_COLORS[0],
+                        alpha=0.45 * share,
+                    )
+                )
+                if num <= _MAX_COUNTED_LABELS:
+                    text = f"{count:,}"
+                    style: Any = {"ha": "center", "va": "center", "color": _INK}
+                    axes.text(column, row, text, **style)
+        axes.set_xlim(-0.5, num - 0.5)
+        axes.set_ylim(num - 0.5, -0.5)
+        axes.set_xticks(range(num), labels, rotation=90 if num > 8 else 0)
+        axes.set_yticks(range(num), labels)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> Markup:
+    stream = io.StringIO()
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
+    text = stream.getvalue()
+    # Names of parts, which the next picture repeats.
+    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text[text.index("<svg") :])
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
+    return Markup(text)  # matplotlib escapes the labels
 
 
 def _draw_line(axes: Axes, line: Line) -> None:

@@ -22,10 +22,9 @@ class _Metric:
     from_zero: bool = False
 
 
-_LOSS_UNIT = "nats per token"
 _METRICS = (
-    _Metric("loss", "Training loss", _LOSS_UNIT),
-    _Metric("validation_loss", "Validation loss", _LOSS_UNIT),
+    _Metric("loss", "Training loss", "nats per token"),
+    _Metric("validation_loss", "Validation loss", "nats per token"),
     _Metric("validation_perplexity", "Validation perplexity", "per token"),
     _Metric("learning_rate", "Learning rate", from_zero=True),
     _Metric("tokens_per_second", "Throughput", "tokens per second", from_zero=True),
@@ -70,7 +69,9 @@ def _loss_chart(run: Run) -> Chart:
         Line("training", run.points("loss"), color=None),
         Line("validation", validation, has_dots=True),
     ]
-    return Chart("Loss", lines, "step", unit=_LOSS_UNIT, note=note, has_legend=True)
+    is_classifier = run.config.get("training.task") == "classification"
+    unit = f"nats per {'text' if is_classifier else 'token'}"
+    return Chart("Loss", lines, "step", unit=unit, note=note, has_legend=True)
 
 
 def _chart(runs: Sequence[Run], metric: _Metric) -> Chart:

@@ -5,8 +5,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from configs import schema
 from tfrecords.manifest import Manifest
+from trainer.reporting import charts
 from trainer.reporting.numbers import label, short
 from trainer.reporting.runs import Run
 from trainer.run_dir import goodput
@@ -107,6 +110,19 @@ def evaluations(runs: Sequence[Run]) -> dict[str, Any]:
         "differing": differing,
         "common": common,
     }
+
+
+def confusions(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
+    """Returns a title and a picture for each classifier's confusion matrix."""
+    return [
+        (
+            f"{run.name}, step {result['step']:,}, {_protocol(result)['split']}",
+            charts.matrix(result["labels"], result["confusion"]),
+        )
+        for run in runs
+        for result in run.evaluations
+        if "confusion" in result
+    ]
 
 
 def _protocol(result: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def draw_curve(lines: list[dict[str, Any]], workdir: str) -> str:
                 text, (step, loss), xytext=(6, -4), textcoords="offset points"
             )
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
+    is_classifier = any("validation_accuracy" in line for line in lines)
+    axes.set_ylabel(f"loss (nats per {'text' if is_classifier else 'token'})")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False)

@@ -39,13 +39,19 @@ def create_training_step(
 
     Raises:
       UserError: batch sizes do not divide, or model and data do not fit together.
+      DataError: the dataset does not fit the task.
     """
     settings = config.training
     accumulation_steps = strategies.accumulation_steps(
         settings, strategy.num_replicas_in_sync
     )
     architecture = architectures.get(config.model.architecture)
-    model = create_model(config.model, manifest, settings.seed, tokenizer)
+    task = tasks.get(settings.task)
+    if task.of_run:
+        task = task.of_run(settings, manifest)
+    model = create_model(
+        config.model, manifest, settings.seed, tokenizer, task.labels(manifest)
+    )
     if strategies.detect_hardware(strategy).kind == "CPU":
         num_replicas = strategy.num_replicas_in_sync // strategies.machines(strategy)[0]
         num_bytes = host_memory.estimate(
@@ -60,7 +66,7 @@ def create_training_step(
     step = assemble(
         model,
         architecture,
-        tasks.get(settings.task),
+        task,
         config,
         num_steps,
         accumulation_steps=accumulation_steps,
@@ -84,8 +90,8 @@ def trained_variables(
     Raises:
       UserError: the patterns of `training.trainable` match nothing, or leave nothing.
     """
-    if adapters := lora.adapters(model):
-        return adapters
+    if beside_frozen := lora.trained(model):
+        return beside_frozen
     named = [(variables.name_of(v), v) for v in model.trainable_variables]
     names = variables.select(
         "training.trainable", settings.trainable, [name for name, _ in named]

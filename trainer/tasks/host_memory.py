@@ -36,7 +36,7 @@ def estimate(
     """
     settings, optimizer = config.training, config.optimizer
     weights = variables.num_bytes(model.variables)
-    saved = variables.num_bytes(lora.adapters(model)) or weights
+    saved = variables.num_bytes(lora.trained(model)) or weights
     vocabulary, channels = architecture.output_table(model).shape
     # Moments of the weights' size; Adafactor's rows and columns are nothing beside it.
     num_moments = 2 if optimizer.name == "adamw" else int((optimizer.beta_1 or 0) > 0)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MODULES = {
     "causal_lm": "trainer.tasks.causal_lm",
+    "classification": "trainer.tasks.classification",
     "permutation_lm": "trainer.tasks.permutation_lm",
 }
 

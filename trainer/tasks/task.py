@@ -6,7 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfrecords.manifest import Split
+from configs.schema import TrainingConfig
+from tfrecords import schema
+from tfrecords.manifest import Manifest, Split
 
 # What the loss of a batch is computed from: feature -> int32 [B, …].
 Batch = Mapping[str, tf.Tensor]
@@ -18,13 +20,13 @@ class Task:
 
     Attributes:
       name: the value of `training.task`.
-      features: of a record, beside `tokens`, each int32 [B].
+      features: of a record, beside `tokens`, each int32 [B]; "mask" is int32 [B, T].
       summed_loss: (Architecture, model, Batch, Options, Dropout) -> the loss summed
         over a microbatch and the weight that it is divided by, both float32 []. The
         step sums both over all microbatches and replicas before it divides. Of what a
         task draws by chance, the noise is a hash of the dropout's keys, which depend on
         (seed, step, row).
-      evaluation_sums: (Architecture, model, Batch, Options) -> float32 [] sums over a
+      evaluation_sums: (Architecture, model, Batch, Options) -> float32 sums over a
         batch of evaluation, which also has the feature `first`, int32 [B]: the first
         token of each row that bears loss.
       figures: sums over the whole split -> figures by name, of which "loss" decides
@@ -37,16 +39,25 @@ class Task:
         and bool [B, P, T]: the hidden states whose products with the output table are
         the predictions, and whether a prediction must not depend on a token. None: the
         task predicts no tokens that it must not see.
+      of_run: (settings, dataset) -> the task as a run learns it. Raises DataError where
+        the dataset does not fit. None: it depends on neither.
+      classifies: whether the model has a head for the dataset's labels.
     """
 
     name: str
     features: tuple[str, ...]
     summed_loss: Callable[..., tuple[tf.Tensor, tf.Tensor]]
     evaluation_sums: Callable[..., dict[str, tf.Tensor]]
-    figures: Callable[[Mapping[str, float]], dict[str, float]]
-    split_figures: Callable[[Mapping[str, float], Split], dict[str, Any]]
+    figures: Callable[[Mapping[str, Any]], dict[str, float]]
+    split_figures: Callable[[Mapping[str, Any], Split], dict[str, Any]]
     memorization: Callable[[float, float, float], int] | None = None
     predictions: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None
+    of_run: Callable[[TrainingConfig, Manifest], "Task"] | None = None
+    classifies: bool = False
+
+    def labels(self, manifest: Manifest) -> tuple[str, ...]:
+        """Returns the labels that the model's head is for; () without a head."""
+        return manifest.labels if self.classifies else ()
 
     def signature(self, batch_size: int, sequence_length: int) -> dict:
         """Returns the specification of a training batch, `row` included.
@@ -57,4 +68,5 @@ class Task:
         """
         rows = tf.TensorSpec([batch_size], tf.int32)
         tokens = tf.TensorSpec([batch_size, sequence_length], tf.int32)
-        return {"tokens": tokens, **dict.fromkeys([*self.features, "row"], rows)}
+        specs = {"tokens": tokens, **dict.fromkeys([*self.features, "row"], rows)}
+        return specs | dict.fromkeys({schema.MASK} & specs.keys(), tokens)

@@ -20,4 +20,5 @@ ARCHITECTURE = Architecture(
     step_flops=costs.step_flops,
     activation_values=costs.activation_values,
     as_transformers=weights.as_transformers,
+    classifies=True,
 )

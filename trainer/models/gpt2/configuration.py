@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from transformers import GPT2Config
 
 from configs.schema import ModelConfig
+from trainer.models import classifier
 from trainer.models.config_json import check_config, read_config
 
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
@@ -21,6 +22,11 @@ _FIXED = {
     "add_cross_attention": False,
     "pruned_heads": {},
 }
+# What is kept of a classifier as well.
+_OF_CLASSIFIERS = (
+    *("architectures", "problem_type", "id2label", "label2id"),
+    *("eos_token_id", "pad_token_id"),
+)
 # Activations that TensorFlow computes as PyTorch does, and PyTorch's other names.
 ACTIVATIONS = (
     *("gelu", "gelu_10", "gelu_fast", "gelu_new", "mish", "quick_gelu"),
@@ -68,6 +74,8 @@ def load_configuration(checkpoint: str, also: Sequence[str] = ()) -> GPT2Config:
         fractions=_FRACTIONS,
         choices={"activation_function": (*ACTIVATIONS, *_ALIASES)},
     )
+    if classifier.ARCHITECTURE in (values.get("architectures") or ()):
+        also = (*also, *_OF_CLASSIFIERS)
     activation = values.get("activation_function", "gelu_new")
     is_local = os.path.isdir(checkpoint)
     # Other fields, such as generation settings, would reach transformers' `generate`

@@ -2,6 +2,8 @@
 
 from transformers import PretrainedConfig
 
+from trainer.models.classifier import labels_of
+
 
 def step_flops(
     shape: PretrainedConfig, sequence_length: int, num_sequences: int
@@ -17,7 +19,9 @@ def step_flops(
       sequence_length: T, tokens of a record.
       num_sequences: records of the step.
     """
-    logits = 2 * sequence_length * shape.n_embd * shape.vocab_size
+    # A classifier's logits, of one token a sequence, are nothing beside the rest.
+    outputs = 0 if labels_of(shape) else shape.vocab_size
+    logits = 2 * sequence_length * shape.n_embd * outputs
     return 3 * num_sequences * (blocks_flops(shape, sequence_length) + logits)
 
 

@@ -1,4 +1,8 @@
-"""Builds, initializes and loads TFGPT2LMHeadModel, with Hugging Face's names."""
+"""Builds, initializes and loads transformers' GPT-2, with Hugging Face's names.
+
+It is a TFGPT2LMHeadModel, or TFGPT2ForSequenceClassification where its configuration
+names labels.
+"""
 
 from collections.abc import Sequence
 
@@ -8,6 +12,7 @@ from transformers import (
     GPT2Config,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    TFGPT2ForSequenceClassification,
     TFGPT2LMHeadModel,
 )
 from transformers.modeling_tf_pytorch_utils import (
@@ -16,11 +21,13 @@ from transformers.modeling_tf_pytorch_utils import (
 
 from configs.errors import TryAgainError, UserError
 from tfrecords import encoding
-from trainer.models import lora, pretrained_weights, variables
+from trainer.models import classifier, lora, pretrained_weights, variables
 from trainer.models.gpt2 import configuration
 
+GPT2 = TFGPT2LMHeadModel | TFGPT2ForSequenceClassification
 
-def load(checkpoint: str) -> TFGPT2LMHeadModel:
+
+def load(checkpoint: str) -> GPT2:
     """Loads a Hugging Face folder or name; weights of TensorFlow or PyTorch.
 
     Raises:
@@ -33,15 +40,16 @@ def load(checkpoint: str) -> TFGPT2LMHeadModel:
         checkpoint,
         kind="GPT-2",
         tied=("lm_head.weight", "transformer.wte.weight"),
+        transposed=("score.weight",),
     )
     return model
 
 
-def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
+def pytorch_weights(model: GPT2) -> dict[str, tf.Variable]:
     """Returns the variables by PyTorch's names.
 
-    A bias is [1, n] where PyTorch's is [n]. The matrices have PyTorch's layout: none
-    needs to be transposed.
+    A bias is [1, n] where PyTorch's is [n]. The matrices have PyTorch's layout, except
+    that of a head, which is transposed.
     """
     return {
         convert_tf_weight_name_to_pt_weight_name(
@@ -51,16 +59,17 @@ def pytorch_weights(model: TFGPT2LMHeadModel) -> dict[str, tf.Variable]:
     }
 
 
-def build(config: PretrainedConfig) -> TFGPT2LMHeadModel:
+def build(config: PretrainedConfig) -> GPT2:
     """Builds a model with all variables; their values are arbitrary."""
-    model = TFGPT2LMHeadModel(config)
+    is_classifier = classifier.labels_of(config)
+    model = (TFGPT2ForSequenceClassification if is_classifier else TFGPT2LMHeadModel)(
+        config
+    )
     model.build_in_name_scope()
     return model
 
 
-def resize_vocabulary(
-    model: TFGPT2LMHeadModel, rows: Sequence[Sequence[int]]
-) -> TFGPT2LMHeadModel:
+def resize_vocabulary(model: GPT2, rows: Sequence[Sequence[int]]) -> GPT2:
     """Returns a model of another vocabulary; see `Architecture`.
 
     A token with the mean row starts as likely as the average token, and the loss does
@@ -93,9 +102,7 @@ def copy_with_new_rows(
         mine.assign(value)
 
 
-def as_transformers(
-    model: TFGPT2LMHeadModel, into: TFGPT2LMHeadModel | None = None
-) -> TFGPT2LMHeadModel:
+def as_transformers(model: GPT2, into: GPT2 | None = None) -> GPT2:
     """Returns the model itself, or `into` with its weights, adapters merged."""
     if into is None and not lora.adapters(model):
         return model

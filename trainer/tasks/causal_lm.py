@@ -3,6 +3,7 @@
 Dimensions: B sequences, T tokens.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,9 @@ import tensorflow as tf
 import tf_keras
 
 from configs.errors import DataError
-from tfrecords.manifest import Split
+from configs.schema import TrainingConfig
+from tfrecords import schema
+from tfrecords.manifest import Manifest, Split
 from trainer.models.architecture import DEFAULT_OPTIONS, Architecture, Options
 from trainer.models.layers import cross_entropy
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
@@ -47,7 +50,8 @@ def summed_loss(
     Args:
       architecture: of the model.
       model: owns the weights.
-      batch: `tokens` int32 [B, T]; `length` int32 [B], the real tokens of each record.
+      batch: `tokens` int32 [B, T]; `length` int32 [B], the real tokens of each record;
+        of completions `mask` int32 [B, T], 1 of the tokens that bear loss.
       options: how the network is computed.
       dropout: at every place where the network has dropout.
 
@@ -55,7 +59,7 @@ def summed_loss(
       float32 [] in nats, float32 [].
     """
     hidden = architecture.hidden_states(model, batch["tokens"], options, dropout)
-    labels, weights = _shift(batch["tokens"], batch["length"])
+    labels, weights = _shift(batch)
     table = architecture.output_table(model)
     with tf.name_scope("cross_entropy"):  # a part of a plan
         loss = cross_entropy.summed_loss(hidden, table, labels, weights)
@@ -67,7 +71,7 @@ def token_losses(
     model: tf_keras.Model,
     batch: Batch,
     options: Options = DEFAULT_OPTIONS,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
     """Returns the loss of predicting each position's next token, for evaluation.
 
     Args:
@@ -78,22 +82,56 @@ def token_losses(
       options: how the network is computed.
 
     Returns:
-      float32 [B, T] in nats, and float32 [B, T]: 1 where the loss counts.
+      float32 [B, T] in nats; float32 [B, T], 1 where the loss counts; of completions
+      bool [B, T], whether the next token is the likeliest.
     """
     hidden = architecture.hidden_states(model, batch["tokens"], options)
-    labels, weights = _shift(batch["tokens"], batch["length"], batch["first"])
+    labels, weights = _shift(batch)
     table = architecture.output_table(model)
-    return cross_entropy.token_losses(hidden, table, labels), weights
+    if schema.MASK in batch:
+        losses, is_right = cross_entropy.token_scores(hidden, table, labels)
+        return losses, weights, is_right
+    return cross_entropy.token_losses(hidden, table, labels), weights, None
 
 
 def evaluation_sums(
     architecture: Architecture, model: tf_keras.Model, batch: Batch, options: Options
 ) -> dict[str, tf.Tensor]:
-    """Returns the summed loss and number of loss-bearing tokens, without dropout."""
-    losses, weights = token_losses(architecture, model, batch, options)
+    """Returns the summed loss and number of loss-bearing tokens, without dropout.
+
+    Of completions also their number, and how many of them the model writes exactly,
+    taking the likeliest token each time.
+    """
+    losses, weights, is_right = token_losses(architecture, model, batch, options)
     return {
+        **({} if is_right is None else _exact_matches(is_right, weights)),
         "loss_sum": tf.reduce_sum(losses * weights),
         "token_count": tf.reduce_sum(weights),
+    }
+
+
+def _exact_matches(is_right: tf.Tensor, weights: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Counts completions, and those of which each token is the likeliest.
+
+    As long as all tokens are right, what the model writes is what it reads here. So
+    these are the completions that it writes exactly.
+
+    Args:
+      is_right: bool [B, T], whether the next token is the likeliest.
+      weights: float32 [B, T], 1 where the next token is of a completion.
+    """
+    wrong = weights * tf.cast(~is_right, tf.float32)
+    # A completion begins where the token before is not of one.
+    starts = tf.nn.relu(weights - tf.pad(weights, [[0, 0], [1, 0]])[:, :-1])
+    num_rows, length = weights.shape
+    number = tf.cast(tf.cumsum(starts, axis=1), tf.int32)  # 0: before the first
+    number += tf.range(num_rows)[:, None] * (length + 1)
+    errors = tf.math.unsorted_segment_sum(wrong, number, num_rows * (length + 1))
+    tokens = tf.math.unsorted_segment_sum(weights, number, num_rows * (length + 1))
+    exact = (tokens > 0) & (errors == 0)
+    return {
+        "completion_count": tf.reduce_sum(starts),
+        "exact_count": tf.reduce_sum(tf.cast(exact, tf.float32)),
     }
 
 
@@ -111,10 +149,13 @@ def figures(sums: Mapping[str, float]) -> dict[str, float]:
             "no context. Received: none. Evaluate a split with longer documents."
         )
     loss = sums["loss_sum"] / sums["token_count"]
-    return {"loss": loss, "perplexity": math.exp(min(loss, _LARGEST_LOSS))}
+    values = {"loss": loss, "perplexity": math.exp(min(loss, _LARGEST_LOSS))}
+    if "completion_count" in sums:
+        values["exact_match"] = sums["exact_count"] / sums["completion_count"]
+    return values
 
 
-def split_figures(sums: Mapping[str, float], split: Split) -> dict[str, float | None]:
+def split_figures(sums: Mapping[str, float], split: Split) -> dict[str, Any]:
     """Returns loss and perplexities of a whole split.
 
     The first token of a text has no context and bears no loss; nor does the first of a
@@ -122,7 +163,15 @@ def split_figures(sums: Mapping[str, float], split: Split) -> dict[str, float | 
     counts as much as the others do on average. So do truncated tokens.
 
     `word_perplexity` is None where white space does not separate words, as in Chinese.
+    Of completions, prompts are not scored: so there are no figures for words and bytes.
     """
+    if "completion_count" in sums:
+        return {
+            "completions": int(sums["completion_count"]),
+            "truncated": split.truncated_documents,
+            "tokens_scored": int(sums["token_count"]),
+            **figures(sums),
+        }
     loss = figures(sums)["loss"]
     nats = loss * (split.tokens + split.truncated_tokens)
     has_words = split.words and split.bytes / split.words <= _LARGEST_WORD_BYTES
@@ -139,17 +188,32 @@ def split_figures(sums: Mapping[str, float], split: Split) -> dict[str, float | 
     }
 
 
-def _shift(
-    tokens: tf.Tensor, length: tf.Tensor, first: tf.Tensor | int = 1
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _shift(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns each position's label, int32 [B, T], and whether it counts, float32.
 
     The labels are the inputs; here, and nowhere else, they are shifted. A token bears
-    loss when it is real and not before `first`, nor the first of its record.
+    loss when it is real and not before `first`, nor the first of its record. Of
+    completions, it also must be in the mask.
     """
+    tokens, first = batch["tokens"], batch.get("first", tf.constant(1))
     place = tf.range(1, tokens.shape[1] + 1)
-    counts = (place < length[:, None]) & (place >= tf.reshape(first, [-1, 1]))
+    counts = (place < batch["length"][:, None]) & (place >= tf.reshape(first, [-1, 1]))
+    if schema.MASK in batch:
+        counts &= tf.roll(batch[schema.MASK], -1, axis=1) > 0
     return tf.roll(tokens, -1, axis=1), tf.cast(counts, tf.float32)
+
+
+def of_run(settings: TrainingConfig, manifest: Manifest) -> Task:
+    """Returns the task for a dataset: of completions it reads the mask.
+
+    A completion may be certain, as the text of a language is not: there is no alarm for
+    a loss that is too good.
+    """
+    del settings
+    if not manifest.masked:
+        return TASK
+    features = (*TASK.features, schema.MASK)
+    return dataclasses.replace(TASK, features=features, memorization=None)
 
 
 TASK = Task(
@@ -161,4 +225,5 @@ TASK = Task(
     split_figures=split_figures,
     memorization=memorization.level,
     predictions=predictions,
+    of_run=of_run,
 )

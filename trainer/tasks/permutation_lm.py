@@ -18,7 +18,8 @@ import tensorflow as tf
 import tf_keras
 
 from configs.errors import DataError, UserError
-from tfrecords.manifest import Split
+from configs.schema import TrainingConfig
+from tfrecords.manifest import Manifest, Split
 from trainer.models.architecture import DEFAULT_OPTIONS, Architecture, Options
 from trainer.models.layers import cross_entropy, noise
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
@@ -178,6 +179,17 @@ def evaluation_sums(
     }
 
 
+def of_run(settings: TrainingConfig, manifest: Manifest) -> Task:
+    """Returns the task; raises DataError for completions, whose mask it ignores."""
+    del settings
+    if manifest.masked:
+        raise DataError(
+            "`training.task=permutation_lm` draws its targets from whole texts. "
+            "Received: a dataset of mode completion. Use `training.task=causal_lm`."
+        )
+    return TASK
+
+
 def _states(
     architecture: Architecture,
     model: tf_keras.Model,
@@ -237,4 +249,5 @@ TASK = Task(
     split_figures=split_figures,
     memorization=memorization.level,
     predictions=predictions,
+    of_run=of_run,
 )

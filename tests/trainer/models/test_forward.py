@@ -126,7 +126,7 @@ def test_token_losses_are_those_that_are_summed(gpt2, batch, compiled):
         batch = {"tokens": tokens, "length": length, "first": tf.ones_like(length)}
         return causal_lm.token_losses(GPT2, gpt2, batch)
 
-    losses, weights = token_losses(*batch)
+    losses, weights, _ = token_losses(*batch)
     assert losses.shape == weights.shape == (3, LENGTH)
     assert float(tf.reduce_sum(weights)) == NUM_LABELS
     expected, _ = transformers_loss(gpt2, *batch)

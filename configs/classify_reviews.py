@@ -4,8 +4,10 @@ Trap      no end token: the state at the text's own last token decides
 Command   make preprocess CONFIG=configs/classify_reviews.py INPUT=reviews.jsonl
           make train CONFIG=configs/classify_reviews.py
           make evaluate CONFIG=configs/classify_reviews.py
-Hardware  2 CPU cores
-Expected  to be measured
+Hardware  2 CPU cores; 5 minutes
+Expected  accuracy 0.739 on held-out sentences, from random weights; a bag of words has
+          0.747. Start from a pretrained `model.initial_checkpoint`, whose tokenizer is
+          `data.tokenizer`, to do better.
 """
 
 from configs import schema

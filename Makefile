@@ -43,8 +43,8 @@ unexport TPU_LIBRARY_PATH MPLBACKEND
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-tpu quickstart preprocess inspect advise plan doctor \
-        train train-forever evaluate generate predict export report test test-slow \
-        lint format \
+        train train-forever evaluate generate chat predict export report test \
+        test-slow lint format \
         check benchmark benchmark-tpu clean
 
 help:  ## print this list
@@ -111,6 +111,9 @@ evaluate: $(VENV)/.base  ## measure the perplexity of a run: DATA= WORKDIR= TPU=
 
 generate: $(VENV)/.base  ## sample text from a run: WORKDIR= PROMPT=
 	$(RUN) trainer.generate --workdir=$(workdir) $(call flag,prompt,PROMPT) $(args)
+
+chat: $(VENV)/.base  ## ask for prompts and continue them: WORKDIR=
+	$(RUN) trainer.generate --workdir=$(workdir) --interactive $(args)
 
 predict: $(VENV)/.base  ## label a text by a classifier: WORKDIR= TEXT=
 	$(RUN) trainer.predict --workdir=$(workdir) $(call flag,text,TEXT) $(args)

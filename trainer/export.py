@@ -115,7 +115,7 @@ def _write(trained: Any, tokenizer: Any, folder: pathlib.Path) -> None:
     else:
         model = trained.architecture.as_transformers(trained.model)
         if FLAGS.format == "saved_model":
-            if not model.supports_xla_generation:
+            if trained.architecture.decoder is None:
                 raise UserError(
                     "`--format=saved_model` needs a model whose generation can be "
                     f"compiled. Received: {trained.architecture.name}. Use "

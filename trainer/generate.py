@@ -1,122 +1,119 @@
 """Continues prompts: `python -m trainer.generate --workdir=… --prompt=…`."""
 
+import dataclasses
+import itertools
 import sys
+import time
 from collections.abc import Sequence
+from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from configs import cli
 from configs.errors import UserError
-from tfrecords.storage import files
+from trainer.generation import prompt_file, sample_files
 from trainer.generation.settings import Settings
 
 FLAGS = flags.FLAGS
+
+
+# Flags of numbers: default, help, lowest and highest value.
+_NUMBERS: dict[str, tuple] = {
+    "max_new_tokens": (50, "tokens to add, at the most", 1, None),
+    "min_new_tokens": (0, "end-of-text does not come before", 0, None),
+    "temperature": (1.0, "0 always takes the likeliest token", 0.0, None),
+    "top_k": (0, "sample among so many of the likeliest tokens; 0: all", 0, None),
+    "top_p": (1.0, "sample among the likeliest that hold so much", 0.0, 1.0),
+    "min_p": (0.0, "sample among tokens so likely, times the likeliest", 0.0, 1.0),
+    "typical_p": (1.0, "sample among the typical that hold so much", 0.0, 1.0),
+    "repetition_penalty": (1.0, "above 1, repetitions are less likely", 0.01, None),
+    "no_repeat_ngram_size": (0, "no so many tokens come twice; 0: any may", 0, None),
+    "num_beams": (1, "more than 1: beam search, no sampling", 1, None),
+    "num_return_sequences": (1, "continuations of each prompt", 1, None),
+    "nfiles": (1, "files of `--output_dir`", 1, None),
+    "nsamples": (1, "continuations of each prompt in a file", 1, None),
+    "seed": (0, "the same seed gives the same text", 0, 2**31 - 1),
+    "batch_size": (8, "continuations that are generated at once", 1, None),
+}
 
 
 def define_flags() -> None:
     """Defines the program's flags."""
     cli.define_model()
     flags.DEFINE_multi_string("prompt", [], "text to continue; can be repeated")
-    cli.define_path("prompt_file", "file with a prompt on each line; -: standard input")
+    cli.define_path(
+        "prompt_file",
+        "file with a prompt on each line; -: standard input; .jsonl: objects with "
+        '"prompt" and "id"',
+    )
     flags.DEFINE_string(
         "padding_text",
         None,
         "text before each prompt, which is not shown; default: "
         "tracking.sample_padding_text of the run",
     )
-    flags.DEFINE_integer(
-        "max_new_tokens", 50, "tokens to add, at the most", lower_bound=1
+    for name, (default, text, lowest, highest) in _NUMBERS.items():
+        is_whole = isinstance(default, int)
+        define = flags.DEFINE_integer if is_whole else flags.DEFINE_float
+        define(name, default, text, lower_bound=lowest, upper_bound=highest)
+    flags.DEFINE_multi_string(
+        "bad_words", [], "text that must not appear; can be repeated"
     )
-    flags.DEFINE_float(
-        "temperature", 1.0, "0 always takes the likeliest token", lower_bound=0.0
+    flags.DEFINE_multi_string(
+        "stop", [], "text before which a continuation ends; can be repeated"
     )
-    flags.DEFINE_integer(
-        "top_k",
-        0,
-        "sample among so many of the likeliest tokens; 0: all",
-        lower_bound=0,
-    )
-    flags.DEFINE_float(
-        "top_p",
-        1.0,
-        "sample among the likeliest tokens that hold this probability together",
-        lower_bound=0.0,
-        upper_bound=1.0,
-    )
-    flags.DEFINE_float(
-        "repetition_penalty",
-        1.0,
-        "above 1, tokens that the text contains become less likely",
-        lower_bound=0.01,
-    )
-    flags.DEFINE_integer(
-        "num_beams", 1, "more than 1: beam search, no sampling", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "num_return_sequences", 1, "continuations of each prompt", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "seed",
-        0,
-        "the same seed gives the same text",
-        lower_bound=0,
-        upper_bound=2**31 - 1,
-    )
-    flags.DEFINE_integer(
-        "batch_size", 8, "continuations that are generated at once", lower_bound=1
-    )
+    flags.DEFINE_string("truncate", "", "as one more --stop; also with beams")
+    flags.DEFINE_bool("document", False, "the start of a document precedes the prompt")
+    flags.DEFINE_bool("no_prompt", False, "print the new text alone")
     flags.DEFINE_bool("stream", False, "print each continuation as it comes")
+    flags.DEFINE_bool("interactive", False, "ask for a prompt, continue it, ask again")
+    cli.define_path("output_dir", "folder for --nfiles of --nsamples each")
 
 
-def read_prompts(prompts: Sequence[str], path: str) -> list[str]:
-    """Returns the prompts of `--prompt` or of `--prompt_file`.
-
-    Without any, one empty prompt: the beginning of a text.
+def check_flags() -> None:
+    """Checks that no two flags contradict each other.
 
     Raises:
-      UserError: both are given, or the file cannot be read or is empty.
+      UserError: they do.
     """
-    if not path:
-        for prompt in prompts:
-            # Bytes of an argument that are not UTF-8 become lone surrogates.
-            if any("\ud800" <= character <= "\udfff" for character in prompt):
-                raise UserError(f"`--prompt` must be UTF-8. Received: {prompt!a}.")
-        return list(prompts) or [""]
-    if prompts:
-        raise UserError("Give either `--prompt` or `--prompt_file`.")
-    try:
-        content = sys.stdin.buffer.read() if path == "-" else files.read(path)
-        text = content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"`--prompt_file` must be a file of UTF-8 text. Received: {path}: {error}."
-        ) from error
-    if not text:
-        raise UserError(
-            f"`--prompt_file` must hold a prompt on each line. Received: {path}, which "
-            "is empty."
-        )
-    # `splitlines` would also split at ten other characters.
-    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+    cli.check_model(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
+    shown = ("json", "output_dir", "num_beams")
+    excluded = {
+        "stream": (*shown, "interactive"),
+        "interactive": (*shown, "prompt", "prompt_file", "num_return_sequences"),
+        "output_dir": ("num_return_sequences",),
+    }
+    for name, others in excluded.items():
+        for other in others:
+            if _is_set(name) and _is_set(other):
+                raise UserError(f"`--{name}` excludes `--{other}`. Leave either out.")
+    for name in ("nfiles", "nsamples"):
+        if _is_set(name) and not FLAGS.output_dir:
+            raise UserError(
+                f"`--{name}` belongs to `--output_dir`, the folder of the files. Name "
+                "it, or use `--num_return_sequences`."
+            )
+
+
+def _is_set(name: str) -> bool:
+    return FLAGS[name].value != FLAGS[name].default
+
+
+def _settings() -> Settings:
+    values: dict[str, Any] = {
+        field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings)
+    }
+    lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
+    return Settings(**values | lists)
 
 
 def main() -> None:
     """Runs the program."""
-    cli.check_model(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
-    if FLAGS.stream and FLAGS.json:
-        raise UserError("`--stream` excludes `--json`. Leave either out.")
-    if FLAGS.stream and FLAGS.num_beams > 1:
-        raise UserError("`--stream` excludes `--num_beams`. Leave either out.")
-    prompts = read_prompts(FLAGS.prompt, FLAGS.prompt_file)
-    settings = Settings(
-        max_new_tokens=FLAGS.max_new_tokens,
-        temperature=FLAGS.temperature,
-        top_k=FLAGS.top_k,
-        top_p=FLAGS.top_p,
-        repetition_penalty=FLAGS.repetition_penalty,
-        num_beams=FLAGS.num_beams,
-    )
-    settings.check(FLAGS.num_return_sequences)
+    check_flags()
+    prompts = prompt_file.read(FLAGS.prompt, FLAGS.prompt_file)
+    settings = _settings()
+    count = FLAGS.num_return_sequences * FLAGS.nfiles * FLAGS.nsamples
+    settings.check(count)
 
     from trainer.checkpoints import pretrained
     from trainer.generation.sampling import Sampler
@@ -130,35 +127,76 @@ def main() -> None:
         )
     padding_text = FLAGS.padding_text
     sampler = Sampler(
+        trained.architecture,
         trained.architecture.as_transformers(trained.model),
         create.load_tokenizer(trained.architecture, trained.tokenizer, trained.model),
         settings,
         batch_size=FLAGS.batch_size,
         start_token=trained.start_token,
         padding_text=trained.padding_text if padding_text is None else padding_text,
+        begins_document=FLAGS.document,
+        shows_prompt=not FLAGS.no_prompt,
     )
-    count = FLAGS.num_return_sequences
-    if FLAGS.stream:
+    start = time.perf_counter()
+    if FLAGS.interactive:
+        _converse(sampler)
+    elif FLAGS.stream:
         for number, prompt in enumerate(prompts):
             for sample in range(count):
-                _print_title(number, len(prompts), sample, count)
-                sampler.stream(prompt, sample, FLAGS.seed)
-        return
-    results = sampler(prompts, count, FLAGS.seed)
-    if FLAGS.json:
-        pairs = zip(prompts, results, strict=True)
-        texts_of_prompts = [{"prompt": p, "texts": texts} for p, texts in pairs]
-        result = {"seed": FLAGS.seed, "results": texts_of_prompts}
+                _print_title(number, prompts, sample, count)
+                sampler.stream(prompt.text, sample, FLAGS.seed)
+                print(flush=True)
+    else:
+        texts = sampler([prompt.text for prompt in prompts], count, FLAGS.seed)
+        _print(prompts, texts)
+    if not FLAGS.interactive:
+        seconds = time.perf_counter() - start
+        logging.info(
+            "generated %d tokens in %.1f s, %.1f tokens/s with the start",
+            *(sampler.num_generated, seconds, sampler.num_generated / seconds),
+        )
+
+
+def _print(prompts: Sequence[prompt_file.Prompt], results: list[list[str]]) -> None:
+    """Prints continuations, or writes them to `--output_dir` and prints the paths."""
+    if FLAGS.output_dir:
+        paths = sample_files.write(FLAGS.output_dir, results, FLAGS.nfiles)
+        rows = [[path] for path in paths]
+        cli.print_result({"files": paths}, as_json=FLAGS.json, rows=rows)
+    elif FLAGS.json:
+        answers: list[dict[str, Any]] = []
+        for prompt, texts in zip(prompts, results, strict=True):
+            name = {} if prompt.id is None else {"id": prompt.id}
+            answers.append({**name, "prompt": prompt.text, "texts": texts})
+        result = {"seed": FLAGS.seed, "results": answers}
         cli.print_result(result, as_json=True)
-        return
-    for number, texts in enumerate(results):
-        for sample, text in enumerate(texts):
-            _print_title(number, len(prompts), sample, count)
-            print(text)
+    else:
+        for number, texts in enumerate(results):
+            for sample, text in enumerate(texts):
+                _print_title(number, prompts, sample, len(texts))
+                print(text)
 
 
-def _print_title(number: int, num_prompts: int, sample: int, count: int) -> None:
-    of_prompt = f"prompt {number + 1} of {num_prompts}, " if num_prompts > 1 else ""
+def _converse(sampler: Any) -> None:
+    """Reads prompts from standard input, and streams a continuation of each."""
+    for number in itertools.count():
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        try:
+            # Another sample each time, so that the same prompt goes on differently.
+            sampler.stream(line.removesuffix("\n"), number, FLAGS.seed)
+            print(flush=True)
+        except UserError as error:  # a prompt that is too long
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _print_title(
+    number: int, prompts: Sequence[prompt_file.Prompt], sample: int, count: int
+) -> None:
+    name = number + 1 if prompts[number].id is None else prompts[number].id
+    of_prompt = f"prompt {name} of {len(prompts)}, " if len(prompts) > 1 else ""
     print(f"--- {of_prompt}{sample + 1} of {count}", flush=True)
 
 

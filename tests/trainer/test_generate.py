@@ -31,10 +31,69 @@ def test_prompts_of_a_file_get_what_each_gets_alone(small_run, tmp_path):
     together = texts(generate(small_run, f"--prompt_file={path}", short, "--json"))
     for (text,), prompt in zip(together, prompts, strict=True):
         assert text.startswith(prompt)
-    # A stream is not compiled, which would take most of the time.
+    # A stream gives the same text.
     alone = generate(small_run, f"--prompt={prompts[1]}", short, "--stream")
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.endswith(f"{together[1][0]}\n")
+
+
+def test_prompts_of_jsonl_keep_their_ids(small_run, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": "a/b", "prompt": "The quick"}\n{"prompt": "It"}\n')
+    flags = (
+        "--min_new_tokens=4",
+        "--max_new_tokens=4",
+        "--no_prompt",
+        "--temperature=0",
+    )
+    process = generate(small_run, f"--prompt_file={path}", *flags, "--json")
+    found = json.loads(process.stdout)["results"]
+    assert [row["id"] for row in found] == ["a/b", 2]
+    # A text that is to end before its second character has one.
+    (text,), _ = texts(process)
+    assert not text.startswith("The quick")
+    stop = text[1:3]
+    assert text.index(stop) == 1
+    flags = (*flags, f"--stop={stop}", "--document")
+    shorter = texts(generate(small_run, "--prompt=The quick", *flags, "--json"))
+    assert stop not in shorter[0][0]
+    assert "generated 8 tokens in" in process.stderr
+
+
+def test_samples_are_written_to_files(small_run, tmp_path):
+    folder = tmp_path / "new" / "samples"
+    flags = ("--prompt=The", "--prompt=It", "--max_new_tokens=3")
+    process = generate(
+        small_run, *flags, f"--output_dir={folder}", "--nfiles=2", "--nsamples=2"
+    )
+    assert process.returncode == 0, process.stderr
+    paths = [folder / f"samples-0000{number}.txt" for number in range(2)]
+    assert process.stdout.split() == list(map(str, paths))
+    samples = [path.read_text().split("\n====================\n") for path in paths]
+    assert [[s[:2] for s in file] for file in samples] == [
+        ["Th", "Th", "It", "It", ""]
+    ] * 2
+    same = texts(generate(small_run, *flags, "--num_return_sequences=4", "--json"))
+    assert [samples[0][0], samples[1][0], samples[0][1], samples[1][1]] == same[0]
+
+
+@pytest.mark.slow
+def test_a_conversation_continues_each_line(small_run):
+    """As a user would: a prompt, its continuation, the next prompt."""
+    workdir = f"--workdir={small_run / 'run'}"
+    command = [sys.executable, "-m", "trainer.generate", workdir]
+    process = subprocess.run(
+        [*command, "--interactive", "--max_new_tokens=3"],
+        cwd=ROOT,
+        input=f"The quick\n{'The ' * 200}\nThe lazy\n",
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    first, second = process.stdout.splitlines()
+    assert first.startswith("The quick")
+    assert second.startswith("The lazy")
+    assert "must fit into the model's 128 positions" in process.stderr
 
 
 @pytest.mark.slow
@@ -71,7 +130,20 @@ def test_a_stream_from_standard_input(small_run):
         (["--prompt_file=/dev/null"], "which is empty"),
         (["--stream", "--json"], "excludes `--json`"),
         (["--stream", "--num_beams=2"], "excludes `--num_beams`"),
-        (["--num_beams=2", "--top_k=5"], "excludes `--temperature`"),
+        (["--stream", "--output_dir=a"], "excludes `--output_dir`"),
+        (["--interactive", "--stream"], "excludes `--interactive`"),
+        (["--interactive", "--prompt=a"], "excludes `--prompt`"),
+        (["--output_dir=a", "--num_return_sequences=2"], "excludes `--num_return"),
+        (["--nfiles=2"], "belongs to `--output_dir`"),
+        (["--nsamples=2"], "belongs to `--output_dir`"),
+        (["--nsamples=2", "--output_dir=a", "--temperature=0"], "Received: 2. Use 1"),
+        (["--num_beams=2", "--top_k=5"], "excludes `--top_k`"),
+        (["--num_beams=2", "--min_p=0.5"], "excludes `--min_p`"),
+        (["--num_beams=2", "--stop=a"], "excludes `--stop`"),
+        (["--stop="], "`--stop` must not be empty"),
+        (["--bad_words="], "`--bad_words` must not be empty"),
+        (["--min_new_tokens=51"], "at most `--max_new_tokens`. Received: 51 and 50"),
+        (["--typical_p=0"], "must be above 0"),
         (["--temperature=0", "--num_return_sequences=2"], "Received: 2. Use 1"),
         (["--prompt=caf\udce9"], "`--prompt` must be UTF-8"),
         (["--max_new_tokens=128"], "the model's 128 positions"),

@@ -8,13 +8,10 @@ result does not depend on the other rows.
 import pathlib
 
 import tensorflow as tf
-from transformers import (
-    PreTrainedTokenizerFast,
-    TFGPT2LMHeadModel,
-    TFLogitsProcessorList,
-)
+from transformers import PreTrainedTokenizerFast, TFGPT2LMHeadModel
 
-from trainer.generation.decoding import KeepLikely, Noise
+from trainer.generation import loop, scores
+from trainer.models.gpt2 import cached
 
 _TOKENS = tf.TensorSpec([None, None], tf.int32, "tokens")
 _LENGTH = tf.TensorSpec([None], tf.int32, "length")
@@ -54,7 +51,7 @@ class _Served(tf.Module):
           `token_count` int32 [B].
         """
         tokens = self._checked(tokens)
-        _check_length(length, tokens)
+        length = _check_length(length, tokens)
         real = tf.range(1, tf.shape(tokens)[1]) < length[:, None]
         labels = tf.where(real, tokens[:, 1:], 0)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -100,25 +97,24 @@ class _Served(tf.Module):
           `tokens` int32 [B, max_new_tokens], padded with end-of-text.
         """
         tokens = self._checked(tokens, self._max_new_tokens)
-        _check_length(length, tokens)
+        length = _check_length(length, tokens)
         _check_settings(temperature, top_k, top_p)
-        width = tf.shape(tokens)[1]
-        place = tf.range(width) - (width - length)[:, None]
-        rows = tf.gather(tokens, place % width, batch_dims=1)  # padding to the left
-        mask = tf.cast(place >= 0, tf.int32)
         scale = tf.cast(temperature > 0, tf.float32)[:, None]
-        noise = Noise(seed, tf.zeros_like(seed), width, scale)
-        likely = KeepLikely(temperature, top_k, top_p)
-        output = self._gpt2.generate(
-            rows,
-            attention_mask=mask,
-            logits_processor=TFLogitsProcessorList([likely, noise]),
+
+        def score(logits: tf.Tensor, _: loop.Text, number: tf.Tensor) -> tf.Tensor:
+            likely = scores.keep_likely(logits, temperature, top_k, top_p)
+            sample = tf.zeros_like(seed)
+            return scores.add_noise(likely, number, seed, sample, scale)
+
+        new = loop.continue_rows(
+            cached.CachedDecoder(self._gpt2),
+            loop.Text(tokens, length),
             max_new_tokens=self._max_new_tokens,
-            do_sample=False,
-            eos_token_id=self._end,
-            pad_token_id=self._end,
+            end=self._end,
+            score=score,
+            is_finished=lambda new: new == self._end,
         )
-        return {"tokens": output[:, width:]}
+        return {"tokens": new}
 
     def _checked(self, tokens: tf.Tensor, num_new_tokens: int = 0) -> tf.Tensor:
         """Returns tokens that have a place in the model's positions and vocabulary."""
@@ -144,10 +140,12 @@ class _Served(tf.Module):
             return tf.identity(tokens)
 
 
-def _check_length(length: tf.Tensor, tokens: tf.Tensor) -> None:
+def _check_length(length: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     width = tf.shape(tokens)[1]
     rule = "`length` must be from 1 to the tokens of a row, padding included. Received:"
-    _require((length >= 1) & (length <= width), rule, length)
+    check = _require((length >= 1) & (length <= width), rule, length)
+    with tf.control_dependencies([check]):
+        return tf.identity(length)
 
 
 def _check_settings(temperature: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor) -> None:

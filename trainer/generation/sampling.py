@@ -1,19 +1,18 @@
-"""Continues prompts through transformers' `generate`, compiled, from a seed.
+"""Continues prompts from a seed.
 
 A continuation depends on the model, the settings, the seed and the sample's number. It
 does not depend on other prompts of the batch, nor on padding.
 """
 
+import functools
 import logging
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from transformers import (
     PreTrainedTokenizerFast,
-    TextStreamer,
-    TFLogitsProcessor,
     TFLogitsProcessorList,
     TFPreTrainedModel,
 )
@@ -21,48 +20,43 @@ from transformers import (
 from configs.errors import UserError
 from configs.progress import progress
 from tfrecords import encoding
-from trainer.generation import decoding
+from trainer.generation import scores
+from trainer.generation.continuation import Continuation
+from trainer.generation.loop import Text, continue_rows
 from trainer.generation.settings import Settings
-from trainer.runtime import strategy as strategies
+from trainer.models.architecture import Architecture, Decoder
 
-# Prompts are padded to a power of two, not below this, so that prompts of about the
-# same length share one compiled program.
-_SMALLEST_BUCKET = 16
-
-# It warns of padding on the right where a prompt is empty or ends with end-of-text.
+# It warns of an empty prompt, or of one that ends with end-of-text.
 logging.getLogger("transformers.generation.tf_utils").setLevel(logging.ERROR)
 
-
-class _StreamTokens(TFLogitsProcessor):
-    """Hands each token to a streamer when the next token is chosen."""
-
-    def __init__(self, streamer: TextStreamer, prompt_length: int):
-        self._streamer = streamer
-        self._prompt_length = prompt_length
-
-    def __call__(
-        self, input_ids: tf.Tensor, scores: tf.Tensor, cur_len: int
-    ) -> tf.Tensor:
-        if cur_len > self._prompt_length:
-            self._streamer.put(input_ids[:, cur_len - 1].numpy())
-        return scores
+# Tokens and length of each row, number of its sample, seed.
+_SIGNATURE = [
+    tf.TensorSpec(shape, tf.int32) for shape in ([None, None], [None], [None], [])
+]
 
 
 class Sampler:
     """Continues prompts with one model and one way of choosing tokens.
 
     Args:
-      model: has transformers' `generate`.
+      architecture: of the model.
+      model: as `as_transformers` of the architecture returns it.
       tokenizer: of the model.
       settings: how tokens are chosen.
       batch_size: continuations that are generated at once.
       start_token: that documents of the dataset begin with; empty: end-of-text, which
         stands before them.
       padding_text: a document that stands before each prompt, and is not shown.
+      begins_document: whether the start of a document stands before each prompt.
+      shows_prompt: whether a continuation begins with its prompt.
+
+    Attributes:
+      num_generated: new tokens so far.
     """
 
     def __init__(
         self,
+        architecture: Architecture,
         model: TFPreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
         settings: Settings,
@@ -70,29 +64,37 @@ class Sampler:
         batch_size: int = 8,
         start_token: str = "",
         padding_text: str = "",
+        begins_document: bool = False,
+        shows_prompt: bool = True,
     ):
         self._model = model
         self._tokenizer = tokenizer
-        self._start = tokenizer.eos_token_id
+        self._start = self._end = tokenizer.eos_token_id
         if start_token:
             self._start = tokenizer.convert_tokens_to_ids(start_token)
         self._encode_texts = encoding.encoder(
             tokenizer.backend_tokenizer.to_str(), allow_special_tokens=True
         )
         self._prefix: list[int] = []
-        if padding_text:
+        if padding_text or begins_document:
             self._prefix = [*self._encode_texts([padding_text])[0], self._start]
+        # A word is another token at the beginning of a text than behind a space.
+        words = [w for word in settings.bad_words for w in (word, f" {word}")]
+        self._bad_words = [ids for ids in self._encode_texts(words) if ids]
         self._settings = settings
-        # XLNet's `generate` takes no padding, and cannot be compiled.
-        self._pads = model.supports_xla_generation
-        self._batch_size = batch_size if self._pads else 1
-        # transformers' compiled loop cannot generate a single token.
-        self._num_generated = max(settings.max_new_tokens, 2)
-        self._max_prompt_tokens = model.config.n_positions - self._num_generated
-        # transformers' loop in a graph needs XLA. Without it, nothing is compiled.
-        self._generate_tokens = self._generate
-        if self._pads and strategies.compiles_on_host():
-            self._generate_tokens = tf.function(self._generate, jit_compile=True)
+        self._shows_prompt = shows_prompt
+        # Beam search, and XLNet's generation, is transformers', which takes a prompt
+        # at a time.
+        self._add_tokens = None
+        if architecture.decoder and settings.num_beams == 1:
+            self._add_tokens = tf.function(
+                functools.partial(self._continue_rows, architecture.decoder),
+                input_signature=_SIGNATURE,
+                autograph=False,
+            )
+        self._batch_size = batch_size if self._add_tokens else 1
+        self._growing: list[Continuation] = []
+        self.num_generated = 0
 
     def __call__(
         self, prompts: Sequence[str], num_return_sequences: int = 1, seed: int = 0
@@ -104,37 +106,43 @@ class Sampler:
             the model's positions.
         """
         self._settings.check(num_return_sequences)
-        # Beam search returns several sequences of one row.
-        num_samples = 1 if self._settings.num_beams > 1 else num_return_sequences
-        per_row = num_return_sequences // num_samples
-        rows = [
-            (ids, sample)
-            for ids in map(self._encode, prompts)
-            for sample in range(num_samples)
+        ids = [
+            row
+            for row in map(self._encode, prompts)
+            for _ in range(num_return_sequences)
         ]
-        buckets: dict[int, list[int]] = {}
-        for index, (ids, _) in enumerate(rows):
-            buckets.setdefault(self._bucket(ids), []).append(index)
-        size = min(self._batch_size, len(rows))
-        texts: list[list[str]] = [[] for _ in rows]
-        with progress("generate", len(rows), "text", delay=1, leave=False) as bar:
-            for bucket, members in buckets.items():
-                for first in range(0, len(members), size):
-                    batch = members[first : first + size]
-                    batch_rows = [rows[index] for index in batch]
-                    generated = self._continue(batch_rows, bucket, size, per_row, seed)
-                    for index, row_texts in zip(batch, generated, strict=True):
-                        texts[index] = row_texts
-                    bar.update(len(batch))
+        growing = [self._continuation(row) for row in ids]
+        samples = list(range(num_return_sequences)) * len(prompts)
+        # Beam search returns all sequences of a prompt at once.
+        together = (
+            num_return_sequences if self._settings.num_beams > 1 else self._batch_size
+        )
+        # Rows of about the same length waste little on padding.
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        with progress("generate", len(ids), "text", delay=1, leave=False) as bar:
+            for first in range(0, len(order), together):
+                batch = order[first : first + together]
+                self._grow(
+                    [growing[index] for index in batch],
+                    [ids[index] for index in batch],
+                    [samples[index] for index in batch],
+                    seed,
+                )
+                bar.update(len(batch))
+        texts = [continuation.text for continuation in growing]
         return [
-            [text for row in texts[first : first + num_samples] for text in row]
-            for first in range(0, len(rows), num_samples)
+            texts[first : first + num_return_sequences]
+            for first in range(0, len(texts), num_return_sequences)
         ]
 
-    def stream(self, prompt: str, sample: int = 0, seed: int = 0) -> None:
-        """Prints what `__call__` returns for a prompt, token by token.
-
-        Nothing is compiled, so that the first token appears at once.
+    def stream(
+        self,
+        prompt: str,
+        sample: int = 0,
+        seed: int = 0,
+        write: Callable[[str], object] = lambda text: print(text, end="", flush=True),
+    ) -> None:
+        """Writes what `__call__` returns for a prompt, piece by piece.
 
         Raises:
           UserError: as `__call__`; or beam search, whose text is not known before its
@@ -143,103 +151,127 @@ class Sampler:
         if self._settings.num_beams > 1:
             raise UserError("`--stream` excludes `--num_beams`. Leave either out.")
         ids = self._encode(prompt)
-        self._bucket(ids)
-        streamer = TextStreamer(
-            cast(Any, self._tokenizer),  # transformers names another class
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-        streamer.put(np.array(ids[len(self._prefix) :] or ids[-1:]))
-        stream_tokens = _StreamTokens(streamer, len(ids))
-        mask = tf.ones([1, len(ids)], tf.int32)
-        processors = decoding.processors(
-            self._settings, mask, tf.constant(seed), tf.constant([sample])
-        )
-        output = self._model.generate(
-            tf.constant([ids], tf.int32),
-            attention_mask=mask,
-            logits_processor=TFLogitsProcessorList([stream_tokens, *processors]),
-            **self._arguments(self._settings.max_new_tokens),
-        )
-        streamer.put(output[:, -1].numpy())
-        streamer.end()
+        self._grow([self._continuation(ids, write)], [ids], [sample], seed)
 
     def _encode(self, prompt: str) -> list[int]:
         (ids,) = self._encode_texts([prompt])
-        return [*self._prefix, *ids] or [self._start]
-
-    def _bucket(self, ids: list[int]) -> int:
-        """Returns the length that a prompt is padded to."""
-        if len(ids) > self._max_prompt_tokens:
+        ids = [*self._prefix, *ids] or [self._start]
+        positions = self._model.config.n_positions
+        if len(ids) + self._settings.max_new_tokens > positions:
             raise UserError(
                 "The prompt, with its padding text, and the new tokens "
                 "(`--max_new_tokens`; while training, `tracking.sample_tokens`) must "
-                "fit into the model's "
-                f"{self._model.config.n_positions} positions. Received: {len(ids)} and "
+                f"fit into the model's {positions} positions. Received: {len(ids)} and "
                 f"{self._settings.max_new_tokens} tokens. Shorten either."
             )
-        if not self._pads:
-            return len(ids)
-        bucket = max(_SMALLEST_BUCKET, 1 << (len(ids) - 1).bit_length())
-        return min(bucket, self._max_prompt_tokens)
+        return ids
 
-    def _continue(
+    def _continuation(
+        self, ids: list[int], write: Callable[[str], object] | None = None
+    ) -> Continuation:
+        return Continuation(
+            self._tokenizer,
+            ids[len(self._prefix) :],
+            self._settings.max_new_tokens,
+            stop=self._settings.ends,
+            shows_prompt=self._shows_prompt,
+            write=write,
+        )
+
+    def _grow(
         self,
-        rows: list[tuple[list[int], int]],
-        bucket: int,
-        size: int,
-        per_row: int,
+        growing: list[Continuation],
+        ids: list[list[int]],
+        samples: list[int],
         seed: int,
-    ) -> list[list[str]]:
-        """Continues rows of one bucket, filled up to `size` to share a program."""
-        end = self._tokenizer.eos_token_id
-        full = rows + rows[:1] * (size - len(rows))
-        # Padding is on the left, so that new tokens follow the prompt's last token.
-        output = self._generate_tokens(
-            tf.constant([[end] * (bucket - len(t)) + t for t, _ in full]),
-            tf.constant([[0] * (bucket - len(t)) + [1] * len(t) for t, _ in full]),
-            tf.constant([sample for _, sample in full]),
-            tf.constant(seed),
-            per_row,
-        )
-        new_ids = output.numpy().reshape(size, per_row, -1)[:, :, bucket:]
-        return [
-            [self._decode(ids, new.tolist()) for new in sequences]
-            for (ids, _), sequences in zip(rows, new_ids, strict=False)
-        ]
+    ) -> None:
+        """Adds tokens to continuations until all are finished."""
+        self._growing = growing
+        if self._add_tokens:
+            width = max(map(len, ids))
+            self._add_tokens(
+                tf.constant([row + [self._end] * (width - len(row)) for row in ids]),
+                tf.constant([len(row) for row in ids]),
+                tf.constant(samples),
+                tf.constant(seed),
+            )
+        else:
+            self._grow_by_transformers(ids[0], samples[0], seed)
+        self.num_generated += sum(len(continuation.new) for continuation in growing)
 
-    def _decode(self, ids: list[int], new: list[int]) -> str:
-        end = self._tokenizer.eos_token_id
-        new = new[: self._settings.max_new_tokens]
-        new = new[: new.index(end)] if end in new else new
-        return self._tokenizer.decode(
-            ids[len(self._prefix) :] + new,
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-
-    def _generate(
+    def _continue_rows(
         self,
+        create_decoder: Callable[[Any], Decoder],
         tokens: tf.Tensor,
-        mask: tf.Tensor,
+        length: tf.Tensor,
         sample: tf.Tensor,
         seed: tf.Tensor,
-        num_return_sequences: int,
-    ) -> tf.Tensor:
-        return self._model.generate(
-            tokens,
-            attention_mask=mask,
-            logits_processor=decoding.processors(self._settings, mask, seed, sample),
-            num_return_sequences=num_return_sequences,
-            **self._arguments(self._num_generated),
+    ) -> None:
+        def is_finished(new: tf.Tensor) -> tf.Tensor:
+            # Text, of which stop texts are a part, is the host's.
+            finished = tf.numpy_function(self._receive, [new], tf.bool)
+            return tf.ensure_shape(finished, [None])
+
+        continue_rows(
+            create_decoder(self._model),
+            Text(tokens, length),
+            max_new_tokens=self._settings.max_new_tokens,
+            end=self._end,
+            score=functools.partial(self._score, seed=seed, sample=sample),
+            is_finished=is_finished,
         )
 
-    def _arguments(self, max_new_tokens: int) -> dict[str, Any]:
-        end = self._tokenizer.eos_token_id
-        return {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "num_beams": self._settings.num_beams,
-            "eos_token_id": end,
-            "pad_token_id": end,
-        }
+    def _receive(self, new: np.ndarray) -> np.ndarray:
+        """Adds a token to each continuation; returns which are finished, bool [B]."""
+        pairs = zip(self._growing, new.tolist(), strict=True)
+        return np.array([continuation.add(token) for continuation, token in pairs])
+
+    def _score(
+        self,
+        logits: tf.Tensor,
+        text: Text,
+        number: tf.Tensor,
+        *,
+        seed: tf.Tensor,
+        sample: tf.Tensor,
+    ) -> tf.Tensor:
+        result = scores.score(
+            logits,
+            text,
+            number,
+            self._settings,
+            end=self._end,
+            bad_words=self._bad_words,
+        )
+        if self._settings.greedy or self._settings.num_beams > 1:
+            return result
+        return scores.add_noise(result, number, seed, sample)
+
+    def _grow_by_transformers(self, ids: list[int], sample: int, seed: int) -> None:
+        """Adds tokens to all sequences that beam search returns, or to one."""
+        samples = tf.constant([sample])
+
+        def choose(tokens: tf.Tensor, logits: tf.Tensor, length: int) -> tf.Tensor:
+            if length > len(ids) and self._settings.num_beams == 1:
+                self._receive(tokens[:, length - 1].numpy())
+            text = Text(tokens[:, :length], tf.fill([len(tokens)], length))
+            number = tf.constant(length - len(ids))
+            return self._score(
+                logits, text, number, seed=tf.constant(seed), sample=samples
+            )
+
+        output: Any = self._model.generate(
+            tf.constant([ids]),
+            attention_mask=tf.ones([1, len(ids)], tf.int32),
+            logits_processor=TFLogitsProcessorList([choose]),
+            max_new_tokens=self._settings.max_new_tokens,
+            do_sample=False,
+            num_beams=self._settings.num_beams,
+            num_return_sequences=len(self._growing),
+            eos_token_id=self._end,
+            pad_token_id=self._end,
+        )
+        rows = output.numpy()[:, len(ids) :].tolist()
+        for continuation, new in zip(self._growing, rows, strict=True):
+            for token in new[len(continuation.new) :]:
+                continuation.add(token)

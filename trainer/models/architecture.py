@@ -6,7 +6,7 @@ only a folder of `trainer/models` knows the network behind it.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 import tf_keras
@@ -39,6 +39,30 @@ class Options:
 
 
 DEFAULT_OPTIONS = Options()
+
+
+class Decoder(Protocol):
+    """Computes the next tokens of a text with a cache of the earlier ones.
+
+    Dimensions: B rows, T new tokens of each, C channels, V ids of the vocabulary.
+    """
+
+    def create_cache(self, num_rows: tf.Tensor, size: tf.Tensor) -> Any:
+        """Returns an empty cache for B rows of at most `size` tokens."""
+
+    def extend(
+        self, tokens: tf.Tensor, begin: tf.Tensor, cache: Any
+    ) -> tuple[tf.Tensor, Any]:
+        """Computes tokens, int32 [B, T], from the positions `begin`, int32 [B], on.
+
+        A token sees the places up to its own. What stands behind it has no effect.
+
+        Returns:
+          The hidden states, float32 [B, T, C], and the cache with the tokens.
+        """
+
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """Returns the logits of hidden states, float32 [B, C] -> [B, V]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +101,7 @@ class Architecture:
       as_transformers: (model, transformers' model or None) -> the model of
         transformers that computes the same, which generates and is exported: the second
         argument, or a new one. It is a TFGPT2LMHeadModel, but XLNet's is its own.
+      decoder: model of `as_transformers` -> its Decoder. None: transformers generates.
       target_states: (model, int32 [B, T], bool [B, T, T], bool [B, P, T], Options,
         Dropout) -> `dtype` [B, P, C], the inputs of the output table that predict P
         targets. The masks say which token must not see which, and where the targets
@@ -101,6 +126,7 @@ class Architecture:
     step_flops: Callable[[Any, int, int], int]
     activation_values: Callable[[Any, int, str], float]
     as_transformers: Callable[..., Any]
+    decoder: Callable[[Any], Decoder] | None = None
     target_states: Callable[..., tf.Tensor] | None = None
     classifies: bool = False
     task: str = "causal_lm"

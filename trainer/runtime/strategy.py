@@ -179,8 +179,8 @@ def compiles_on_host() -> bool:
             increment(tf.constant(0))
     except tf.errors.NotFoundError:
         logging.warning(
-            "this TensorFlow has no compiler for the CPU: what runs there, such as "
-            "the generation of text, is not compiled, and slower"
+            "this TensorFlow has no compiler for the CPU: what runs there is not "
+            "compiled, and slower"
         )
         return False
     return True

@@ -123,6 +123,7 @@ def _create_sampler(
     """Returns a function that continues a prompt with a model."""
     config = run.config
     sampler = Sampler(
+        architecture,
         model,
         create.load_tokenizer(
             architecture, files.join(run.data_dir, manifests.TOKENIZER_FOLDER), model

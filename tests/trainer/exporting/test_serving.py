@@ -17,6 +17,7 @@ from trainer.checkpoints import run_checkpoints
 from trainer.generation import sampling
 from trainer.generation.settings import Settings
 from trainer.models.gpt2 import weights
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 
 # The export traces its signatures for seconds.
 pytestmark = pytest.mark.slow
@@ -123,7 +124,9 @@ def test_each_row_has_its_settings_and_the_text_of_generate(signatures, model):
     for prompt, settings, seed, row in zip(
         PROMPTS, SETTINGS, SEEDS, new.numpy(), strict=True
     ):
-        ((text,),) = sampling.Sampler(gpt2, tokenizer, settings)([prompt], seed=seed)
+        ((text,),) = sampling.Sampler(GPT2, gpt2, tokenizer, settings)(
+            [prompt], seed=seed
+        )
         assert prompt + tokenizer.decode(row, skip_special_tokens=True) == text
     assert new[1].numpy().tolist() != new[2].numpy().tolist()
 
@@ -187,7 +190,7 @@ def test_the_page_s_snippet_needs_tensorflow_and_tokenizers_alone(served, model)
     )
     assert found.returncode == 0, found.stderr
     gpt2, tokenizer = model
-    greedy = sampling.Sampler(gpt2, tokenizer, SETTINGS[0])
+    greedy = sampling.Sampler(GPT2, gpt2, tokenizer, SETTINGS[0])
     ((text,),) = greedy(["The film"])
     assert found.stdout.startswith(f"{text}\nIt was")
 

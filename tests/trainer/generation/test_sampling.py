@@ -1,5 +1,6 @@
 """Generation: as PyTorch's, whatever stands beside it; seeds and softmax decide."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -11,10 +12,9 @@ from transformers import GPT2TokenizerFast
 from configs.errors import UserError
 from tests.conftest import VOCABULARY_SIZE, tiny_model
 from trainer.exporting import huggingface
-from trainer.generation import decoding
 from trainer.generation.sampling import Sampler
 from trainer.generation.settings import Settings
-from trainer.runtime import strategy as strategies
+from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def sampler(gpt2, tokenizer):
     @functools.cache
     def make(batch_size=8, **settings):
         settings = Settings(**{"max_new_tokens": 8, **settings})
-        return Sampler(gpt2, tokenizer, settings, batch_size=batch_size)
+        return Sampler(GPT2, gpt2, tokenizer, settings, batch_size=batch_size)
 
     return make
 
@@ -84,6 +84,14 @@ def test_greedy_equals_taking_the_likeliest_token_by_hand(gpt2, sampler):
     [
         {"temperature": 0.0},
         {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "repetition_penalty": 1.4},
+        {
+            "min_p": 0.01,
+            "typical_p": 0.9,
+            "no_repeat_ngram_size": 2,
+            "bad_words": ("w3", "w5 w6"),
+            "min_new_tokens": 5,
+            "stop": ("w9",),
+        },
         pytest.param({"num_beams": 3}, marks=pytest.mark.slow),
     ],
 )
@@ -112,6 +120,7 @@ def judge(gpt2, tokenizer, tmp_path_factory):
     [
         {"temperature": 0.0},
         {"temperature": 0.0, "repetition_penalty": 1.3},
+        {"temperature": 0.0, "min_new_tokens": 8, "no_repeat_ngram_size": 2},
         pytest.param(
             {"num_beams": 2, "repetition_penalty": 1.3}, marks=pytest.mark.slow
         ),
@@ -137,21 +146,6 @@ def test_the_text_is_that_of_pytorch(sampler, judge, settings):
         assert ids(text) == expected
 
 
-def test_padding_is_no_repetition():
-    """Left padding, and what is not yet written, are no tokens of the text."""
-    settings = Settings(repetition_penalty=2.0, temperature=0.0)
-    mask = tf.constant([[0, 0, 1, 1]])
-    (penalize,) = decoding.processors(settings, mask, tf.constant(0), tf.constant([0]))
-    scores = tf.constant([[1.0, 1.0, 1.0, -1.0, 1.0]])
-    tokens = tf.constant([[0, 0, 2, 3, 4, 0]])  # 4 is new, 0 is padding
-    for length, expected in (
-        (4, [[1.0, 1.0, 0.5, -2.0, 1.0]]),
-        (5, [[1.0, 1.0, 0.5, -2.0, 0.5]]),
-    ):
-        penalized = penalize(tokens, scores, length).numpy()
-        np.testing.assert_array_equal(penalized, expected)
-
-
 def test_the_same_seed_gives_the_same_text(sampler):
     draw = sampler()
     (first,) = draw(["w3"], 2, seed=1)
@@ -169,38 +163,27 @@ def test_the_same_seed_gives_the_same_text(sampler):
         {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "repetition_penalty": 1.4},
     ],
 )
-def test_a_stream_shows_the_same_text(sampler, capsys, settings):
+def test_a_stream_shows_the_same_text(sampler, settings):
     alone = sampler(batch_size=1, **settings)
     prompts = ["w9 w1 w4", " ".join(["w5"] * 12)]
-    expected = first_texts(alone, prompts, seed=3)
-    for prompt in prompts:
-        alone.stream(prompt, seed=3)
-    assert capsys.readouterr().out.splitlines() == expected
+    for prompt, expected in zip(prompts, first_texts(alone, prompts, 3), strict=True):
+        pieces = []
+        alone.stream(prompt, seed=3, write=pieces.append)
+        assert "".join(pieces) == expected
+        assert len(pieces) > 4
 
 
-def test_without_a_compiler_the_text_is_the_same(gpt2, tokenizer, sampler, monkeypatch):
-    """As with `tensorflow-tpu`."""
-    settings = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.4}
-    prompts = ["w9 w1 w4", "w3", " ".join(["w5"] * 20)]
-    expected = sampler(**settings)(prompts, 2, seed=3)
-    monkeypatch.setattr(strategies, "compiles_on_host", lambda: False)
-    plain = Sampler(gpt2, tokenizer, Settings(max_new_tokens=8, **settings))
-    assert plain(prompts, 2, seed=3) == expected
-
-
-def test_prompts_of_about_the_same_length_share_a_program(gpt2, tokenizer):
+def test_prompts_of_all_lengths_share_a_program(gpt2, tokenizer):
     settings = Settings(max_new_tokens=4, temperature=0.0)
-    sampler = Sampler(gpt2, tokenizer, settings, batch_size=1)
-    for length in (1, 5, 16):
-        sampler([" ".join(["w3"] * length)])
-    assert sampler._generate_tokens.experimental_get_tracing_count() == 1
-    sampler([" ".join(["w3"] * 17)])
-    assert sampler._generate_tokens.experimental_get_tracing_count() == 2
+    sampler = Sampler(GPT2, gpt2, tokenizer, settings, batch_size=2)
+    for length in (1, 5, 16, 40):
+        sampler([" ".join(["w3"] * length)] * (1 + length % 2))
+    assert sampler._add_tokens.experimental_get_tracing_count() == 1
 
 
 def drawn_tokens(gpt2, tokenizer, count, **settings):
     sampler = Sampler(
-        gpt2, tokenizer, Settings(max_new_tokens=1, **settings), batch_size=count
+        GPT2, gpt2, tokenizer, Settings(max_new_tokens=1, **settings), batch_size=count
     )
     (texts,) = sampler(["w3"], count)
     return [ids(text)[-1] if len(ids(text)) > 1 else 0 for text in texts]
@@ -232,7 +215,7 @@ def test_only_the_likeliest_are_drawn(gpt2, tokenizer, limit):
 
 def test_a_prompt_that_leaves_no_room_is_refused(gpt2, tokenizer):
     settings = Settings(max_new_tokens=60, temperature=0.0)
-    sampler = Sampler(gpt2, tokenizer, settings)
+    sampler = Sampler(GPT2, gpt2, tokenizer, settings)
     sampler(["w1 w2 w3 w4"])
     with pytest.raises(UserError, match="Received: 5 and 60"):
         sampler(["w1 w2 w3 w4 w5"])
@@ -270,15 +253,48 @@ def test_a_prompt_gets_no_token_that_a_dataset_lacks(gpt2, tokenizer):
     fast = GPT2TokenizerFast(tokenizer_object=wrapped, eos_token=end, bos_token=end)
     assert fast("w9 w4")["input_ids"] == [1, 9, 4, 0]
     settings = Settings(max_new_tokens=8, temperature=0.0)
-    plain, other = (Sampler(gpt2, t, settings) for t in (tokenizer, fast))
+    plain, other = (Sampler(GPT2, gpt2, t, settings) for t in (tokenizer, fast))
     prompts = ["w9 w4 w7", "", "w2"]
     assert plain(prompts) == other(prompts)
 
 
+def test_a_prompt_may_begin_a_document(gpt2, tokenizer):
+    settings = Settings(max_new_tokens=8, temperature=0.0)
+    plain = Sampler(GPT2, gpt2, tokenizer, settings)
+    document = Sampler(GPT2, gpt2, tokenizer, settings, begins_document=True)
+    prompts = ["w3 w4", "w11"]
+    expected = first_texts(plain, [f"<|endoftext|> {prompt}" for prompt in prompts])
+    assert first_texts(document, prompts) == expected
+    assert expected != first_texts(plain, prompts)
+
+
 def test_an_empty_prompt_begins_as_the_documents_of_the_dataset(gpt2, tokenizer):
     settings = Settings(max_new_tokens=8, temperature=0.0)
-    started = Sampler(gpt2, tokenizer, settings, start_token="w7")
+    started = Sampler(GPT2, gpt2, tokenizer, settings, start_token="w7")
     assert first_texts(started, [""]) == first_texts(started, ["w7"])
     assert first_texts(started, [""]) != first_texts(
-        Sampler(gpt2, tokenizer, settings), [""]
+        Sampler(GPT2, gpt2, tokenizer, settings), [""]
     )
+
+
+def test_bad_words_and_stop_texts_do_not_appear(gpt2, tokenizer):
+    """Of all 96 words but two, none is drawn, alone or behind another."""
+    words = tuple(f"w{index}" for index in range(3, VOCABULARY_SIZE))
+    settings = Settings(max_new_tokens=20, min_new_tokens=20, bad_words=words)
+    (texts,) = Sampler(GPT2, gpt2, tokenizer, settings)(["w9"], 3)
+    assert {word for text in texts for word in text.split()[1:]} == {"w1", "w2"}
+    stopped = dataclasses.replace(settings, stop=("w2",))
+    (cut,) = Sampler(GPT2, gpt2, tokenizer, stopped)(["w9"], 3)
+    assert cut == [text[: text.index(" w2") + 1] for text in texts]
+
+
+def test_a_stop_text_ends_the_work(gpt2, tokenizer):
+    settings = Settings(max_new_tokens=30, min_new_tokens=30, temperature=0.0)
+    ((text,),) = Sampler(GPT2, gpt2, tokenizer, settings)(["w3"])
+    word = text.split()[3]
+    sampler = Sampler(
+        GPT2, gpt2, tokenizer, dataclasses.replace(settings, stop=(f" {word}",))
+    )
+    ((cut,),) = sampler(["w3"])
+    assert cut == text[: text.index(f" {word}")]
+    assert sampler.num_generated == len(ids(cut))

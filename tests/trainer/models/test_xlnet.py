@@ -192,7 +192,7 @@ def test_greedy_text_is_that_of_pytorch_whatever_stands_beside_it(
     settings = Settings(max_new_tokens=6, temperature=0.0)
     padding = "w9 w8 w7 w6 w5 w4 w3"
     sampler = Sampler(
-        XLNET.as_transformers(model), tokenizer, settings, padding_text=padding
+        XLNET, XLNET.as_transformers(model), tokenizer, settings, padding_text=padding
     )
     prompts = ["w1 w2 w3", "w11", "w60 w2 w17 w5 w4"]
     for prompt, (text,) in zip(prompts, sampler(prompts), strict=True):

@@ -11,6 +11,7 @@ from trainer.models.algpt2.configuration import (
     load_configuration,
 )
 from trainer.models.architecture import Architecture
+from trainer.models.gpt2.cached import CachedDecoder
 from trainer.models.gpt2.costs import activation_values
 from trainer.models.gpt2.weights import load_tokenizer
 
@@ -29,4 +30,5 @@ ARCHITECTURE = Architecture(
     step_flops=costs.step_flops,
     activation_values=activation_values,
     as_transformers=weights.as_transformers,
+    decoder=CachedDecoder,
 )

@@ -3,7 +3,7 @@
 from transformers import GPT2Config
 
 from trainer.models.architecture import Architecture
-from trainer.models.gpt2 import configuration, costs, forward, weights
+from trainer.models.gpt2 import cached, configuration, costs, forward, weights
 
 ARCHITECTURE = Architecture(
     name="gpt2",
@@ -21,4 +21,5 @@ ARCHITECTURE = Architecture(
     activation_values=costs.activation_values,
     as_transformers=weights.as_transformers,
     classifies=True,
+    decoder=cached.CachedDecoder,
 )

@@ -103,11 +103,11 @@ def run_layers(
         )
         if options.remat == "block":
             x = rematerialize(
-                block, x, _weights(layer), dropout.keys, compiled=options.compiled
+                block, x, block_weights(layer), dropout.keys, compiled=options.compiled
             )
         else:
-            x = block(x, _weights(layer), dropout.keys)
-    return _layer_norm(x, _affine(last_norm), last_norm.epsilon)
+            x = block(x, block_weights(layer), dropout.keys)
+    return layer_norm(x, affine(last_norm), last_norm.epsilon)
 
 
 def output_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
@@ -129,19 +129,20 @@ def embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     return tf.gather(table, tokens), gradient
 
 
-def _weights(layer: tf_keras.layers.Layer) -> Block:
+def block_weights(layer: tf_keras.layers.Layer) -> Block:
     """Reads the weights of a TFBlock, float32."""
     return Block(
-        norm_1=_affine(layer.ln_1),
-        attention_in=_affine(layer.attn.c_attn),
-        attention_out=_affine(layer.attn.c_proj),
-        norm_2=_affine(layer.ln_2),
-        mlp_in=_affine(layer.mlp.c_fc),
-        mlp_out=_affine(layer.mlp.c_proj),
+        norm_1=affine(layer.ln_1),
+        attention_in=affine(layer.attn.c_attn),
+        attention_out=affine(layer.attn.c_proj),
+        norm_2=affine(layer.ln_2),
+        mlp_in=affine(layer.mlp.c_fc),
+        mlp_out=affine(layer.mlp.c_proj),
     )
 
 
-def _affine(layer: tf_keras.layers.Layer) -> Affine:
+def affine(layer: tf_keras.layers.Layer) -> Affine:
+    """Reads the weights of a layer norm or of a projection, float32."""
     if isinstance(layer, tf_keras.layers.LayerNormalization):
         return Affine(*map(tf.convert_to_tensor, (layer.gamma, layer.beta)))
     weight, bias = map(tf.convert_to_tensor, (layer.weight, layer.bias))
@@ -167,7 +168,7 @@ def _block(
         weights = _depend_on(keys, weights)
 
     def query_key_value(x: tf.Tensor, norm: Affine, projection: Affine) -> list:
-        x = _layer_norm(x, norm, layer.ln_1.epsilon)
+        x = layer_norm(x, norm, layer.ln_1.epsilon)
         return [
             tf.reshape(
                 _project(x, third, "btc,cd->bdt", drop(layer.attn.c_attn, 0)),
@@ -177,7 +178,7 @@ def _block(
         ]
 
     def expand(x: tf.Tensor, norm: Affine, projection: Affine) -> tf.Tensor:
-        x = _layer_norm(x, norm, layer.ln_2.epsilon)
+        x = layer_norm(x, norm, layer.ln_2.epsilon)
         return _project(x, projection, drop=drop(layer.mlp.c_fc, 2))
 
     def contract(x: tf.Tensor, projection: Affine) -> tf.Tensor:
@@ -251,7 +252,8 @@ def _project(
     return y + tf.cast(bias, x.dtype)
 
 
-def _layer_norm(x: tf.Tensor, weights: Affine, epsilon: float) -> tf.Tensor:
+def layer_norm(x: tf.Tensor, weights: Affine, epsilon: float) -> tf.Tensor:
+    """Normalizes the channels, the last axis, in float32."""
     with tf.name_scope("layer_norm"):
         x32 = tf.cast(x, tf.float32)
         mean, variance = tf.nn.moments(x32, -1, keepdims=True)

@@ -63,8 +63,8 @@ def make(
         num_steps = schedule.total_steps(settings, manifest)
     architecture = architectures.get(config.model.architecture)
     task = tasks.get(settings.task)
-    if manifest and task.of_run:
-        task = task.of_run(settings, manifest)
+    if manifest:
+        task = task.resolve(settings, manifest)
     model_config, assumptions = _model_config(config, manifest)
     if task.classifies:
         labels = task.labels(manifest) if manifest else ("0", "1")

@@ -203,7 +203,7 @@ def _shift(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.roll(tokens, -1, axis=1), tf.cast(counts, tf.float32)
 
 
-def of_run(settings: TrainingConfig, manifest: Manifest) -> Task:
+def of_run(task: Task, settings: TrainingConfig, manifest: Manifest) -> Task:
     """Returns the task for a dataset: of completions it reads the mask.
 
     A completion may be certain, as the text of a language is not: there is no alarm for
@@ -211,9 +211,9 @@ def of_run(settings: TrainingConfig, manifest: Manifest) -> Task:
     """
     del settings
     if not manifest.masked:
-        return TASK
-    features = (*TASK.features, schema.MASK)
-    return dataclasses.replace(TASK, features=features, memorization=None)
+        return task
+    features = (*task.features, schema.MASK)
+    return dataclasses.replace(task, features=features, memorization=None)
 
 
 TASK = Task(

@@ -150,7 +150,7 @@ def split_figures(sums: Mapping[str, Any], split: Split) -> dict[str, Any]:
     }
 
 
-def of_run(settings: TrainingConfig, manifest: Manifest) -> Task:
+def of_run(task: Task, settings: TrainingConfig, manifest: Manifest) -> Task:
     """Returns the task with the class weights of a run, after a look at its labels.
 
     Raises:
@@ -160,13 +160,13 @@ def of_run(settings: TrainingConfig, manifest: Manifest) -> Task:
     """
     check_data(manifest, manifest.labels, [*manifest.splits])
     if settings.class_weights == "none":
-        return TASK
+        return task
     counts = manifest.split("train").labels
     sizes = np.array([counts[label] for label in manifest.labels])
     # A label's texts together weigh as much as another one's: n / (L n_label).
     weights = sizes.sum() / (len(sizes) * sizes)
     loss = functools.partial(summed_loss, class_weights=tuple(map(float, weights)))
-    return dataclasses.replace(TASK, summed_loss=loss)
+    return dataclasses.replace(task, summed_loss=loss)
 
 
 def check_data(

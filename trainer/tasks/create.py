@@ -46,9 +46,7 @@ def create_training_step(
         settings, strategy.num_replicas_in_sync
     )
     architecture = architectures.get(config.model.architecture)
-    task = tasks.get(settings.task)
-    if task.of_run:
-        task = task.of_run(settings, manifest)
+    task = tasks.get(settings.task).resolve(settings, manifest)
     model = create_model(
         config.model, manifest, settings.seed, tokenizer, task.labels(manifest)
     )

@@ -179,7 +179,7 @@ def evaluation_sums(
     }
 
 
-def of_run(settings: TrainingConfig, manifest: Manifest) -> Task:
+def of_run(task: Task, settings: TrainingConfig, manifest: Manifest) -> Task:
     """Returns the task; raises DataError for completions, whose mask it ignores."""
     del settings
     if manifest.masked:
@@ -187,7 +187,7 @@ def of_run(settings: TrainingConfig, manifest: Manifest) -> Task:
             "`training.task=permutation_lm` draws its targets from whole texts. "
             "Received: a dataset of mode completion. Use `training.task=causal_lm`."
         )
-    return TASK
+    return task
 
 
 def _states(

@@ -39,8 +39,8 @@ class Task:
         and bool [B, P, T]: the hidden states whose products with the output table are
         the predictions, and whether a prediction must not depend on a token. None: the
         task predicts no tokens that it must not see.
-      of_run: (settings, dataset) -> the task as a run learns it. Raises DataError where
-        the dataset does not fit. None: it depends on neither.
+      of_run: (task, settings, dataset) -> the task as a run learns it. Raises DataError
+        where the dataset does not fit. None: it depends on neither.
       classifies: whether the model has a head for the dataset's labels.
     """
 
@@ -52,8 +52,12 @@ class Task:
     split_figures: Callable[[Mapping[str, Any], Split], dict[str, Any]]
     memorization: Callable[[float, float, float], int] | None = None
     predictions: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None
-    of_run: Callable[[TrainingConfig, Manifest], "Task"] | None = None
+    of_run: Callable[["Task", TrainingConfig, Manifest], "Task"] | None = None
     classifies: bool = False
+
+    def resolve(self, settings: TrainingConfig, manifest: Manifest) -> "Task":
+        """Returns the task as a run learns it: see `of_run`."""
+        return self.of_run(self, settings, manifest) if self.of_run else self
 
     def labels(self, manifest: Manifest) -> tuple[str, ...]:
         """Returns the labels that the model's head is for; () without a head."""

@@ -211,13 +211,15 @@ GOOD = {"bad": 30, "good": 10}
 )
 def test_data_that_do_not_fit_are_one_message(manifest, message):
     with pytest.raises(DataError, match=message):
-        classification.TASK.of_run(TrainingConfig(), manifest)
+        classification.TASK.resolve(TrainingConfig(), manifest)
 
 
 def test_rare_labels_weigh_more_if_asked_for(model, rows):
     manifest = manifest_of(GOOD, {"good": 3})
-    assert classification.TASK.of_run(TrainingConfig(), manifest) is classification.TASK
-    task = classification.TASK.of_run(
+    assert (
+        classification.TASK.resolve(TrainingConfig(), manifest) is classification.TASK
+    )
+    task = classification.TASK.resolve(
         TrainingConfig(class_weights="balanced"), manifest
     )
     batch = batch_of(rows, labels=(0, 0, 0, 1))

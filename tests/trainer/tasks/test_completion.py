@@ -105,14 +105,14 @@ def test_exact_matches_are_what_greedy_decoding_writes(batch):
 
 
 def test_a_run_reads_the_mask_only_where_there_is_one():
-    plain = causal_lm.TASK.of_run(TrainingConfig(), manifest_of({}, mode="document"))
+    plain = causal_lm.TASK.resolve(TrainingConfig(), manifest_of({}, mode="document"))
     assert plain is causal_lm.TASK
     masked = manifest_of({}, mode="completion")
-    task = causal_lm.TASK.of_run(TrainingConfig(), masked)
+    task = causal_lm.TASK.resolve(TrainingConfig(), masked)
     assert task.signature(2, 8)["mask"].shape == (2, 8)
     assert task.memorization is None
     with pytest.raises(DataError, match="a dataset of mode completion"):
-        permutation_lm.TASK.of_run(TrainingConfig(), masked)
+        permutation_lm.TASK.resolve(TrainingConfig(), masked)
 
 
 def write_words(path, num):

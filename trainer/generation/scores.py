@@ -16,8 +16,8 @@ from trainer.generation.loop import Text
 from trainer.generation.settings import Settings
 from trainer.models.layers import noise
 
-# So many of the highest scores mostly hold `top_p`. To sort a whole vocabulary takes
-# longer than the rest of the choice: 236 ms for 32 rows, where these take 20.
+# So many of the highest scores mostly hold `top_p`. To sort the whole vocabulary of 32
+# rows takes as long as the network's own step (docs/performance.md).
 _NUM_RANKED = 1024
 
 

@@ -145,12 +145,8 @@ format: $(VENV)/.$(DEV)  ## rewrite the code in the project's format
 
 check: lint test  ## run lint and test, as CI does first
 
-benchmark: $(VENV)/.benchmark  ## compare preprocessing with the usual way: TEXT= TOKENIZER=
-	$(VENV)/bin/python benchmarks/preprocessing.py $(call flag,text,TEXT) $(call flag,tokenizer,TOKENIZER)
-	$(VENV)/bin/python benchmarks/memory.py $(call flag,text,TEXT) $(call flag,tokenizer,TOKENIZER)
-	$(VENV)/bin/python benchmarks/reading.py
-	$(VENV)/bin/python benchmarks/saving.py
-	PYTHONPATH=. $(VENV)/bin/python benchmarks/bucket_reading.py
+benchmark: $(VENV)/.benchmark  ## compare with peers, briefly: TEXT= TOKENIZER=
+	$(VENV)/bin/python -m benchmarks.all $(call flag,text,TEXT) $(call flag,tokenizer,TOKENIZER) $(args)
 
 benchmark-tpu: $(VENV)/.plan  ## compile the step for TPUs, beside plain TFGPT2
 	$(VENV)/bin/python benchmarks/tpu_step.py $(args)

@@ -1,4 +1,4 @@
-"""The benchmark of the training step, on a CPU and tiny."""
+"""The benchmark of the training step, on a CPU and tiny; and all of them together."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import all as benchmarks
 from tests.conftest import ROOT
 
 TINY = ["--layers=1", "--heads=2", "--channels=32", "--vocabulary=97"]
@@ -52,3 +53,28 @@ def test_an_unknown_contestant_is_refused():
     answer = run("--contestants=jax-float32")
     assert answer.returncode == 1
     assert "kind must be known. Received: jax-float32" in answer.stderr
+
+
+def test_what_cannot_be_measured_is_reported(tmp_path):
+    output = tmp_path / "benchmark.json"
+    answer = subprocess.run(
+        [sys.executable, "-m", "benchmarks.all", "--only=memory", f"--output={output}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    report = json.loads(output.read_text())
+    assert report["benchmarks"]["memory"] == {"error": "needs --text and --tokenizer"}
+    assert "not measured: needs --text and --tokenizer" in answer.stdout
+    assert report["versions"]["tensorflow"].startswith("2.")
+    assert report["machine"]["cores"] >= 1
+    failed = benchmarks.measure("no_such_file.py --x", 60)
+    assert failed["rows"] == []
+    assert "No such file" in failed["error"]
+
+
+def test_each_benchmark_of_the_command_exists():
+    for settings in benchmarks.BENCHMARKS.values():
+        assert (ROOT / "benchmarks" / settings.split()[0]).is_file()

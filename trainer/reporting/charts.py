@@ -32,6 +32,11 @@ _VARIABLES = {
     _HAIR: "var(--hair)",
     _INK: "var(--ink)",
 }
+# The same as in report.css.
+_LIGHT = (
+    "--faint: #656e79; --soft: #59626d; --hair: #d5dae0; --c0: #0067a8; --c1: #b84a00; "
+    "--c2: #00745a; --c3: #a0407a; --c4: #7a6000; --c5: #5b5fc7; background: #ffffff"
+)
 _SETTINGS: Any = {
     "axes.edgecolor": _SOFT,
     "axes.grid": True,
@@ -116,6 +121,11 @@ class Chart:
             if self.has_legend:
                 axes.legend()
             return _svg(figure)
+
+    def svg_file(self) -> str:
+        """Returns the picture as a file of its own, in the colors of a light page."""
+        text = str(self.svg()).replace("<svg ", f'<svg style="{_LIGHT}" ', 1)
+        return text.replace("</svg>", f"<title>{self.title}, {self.unit}</title></svg>")
 
     def _set_axes(self, axes: Axes) -> None:
         axes.set_xlabel(self.x_label)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from trainer.reporting.charts import NUM_INTERVALS, Chart, Line
 from trainer.reporting.numbers import label, short
@@ -123,3 +124,23 @@ def remarks(runs: Sequence[Run]) -> Iterator[str]:
             f"Of a long run, a line is the median of each of {NUM_INTERVALS} "
             "parts, a band its lowest to its highest value."
         )
+
+
+def frontier(plan: dict[str, Any]) -> Chart:
+    """Returns the variants that a tuned plan compared: memory against speed."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for candidate in plan["candidates"]:
+        speed = sum(candidate["tokens_per_second_estimate"]) / 2
+        point = (candidate["peak_bytes"] / 2**30, speed)
+        lines.setdefault(candidate["remat"], []).append(point)
+    return Chart(
+        f"Memory and speed on a {plan['tpu_type']}",
+        [
+            Line(f"remat {remat}", sorted(points), index, has_dots=True)
+            for index, (remat, points) in enumerate(lines.items())
+        ],
+        x_label="GiB of a replica's memory",
+        unit="tokens per second, estimated",
+        from_zero=True,
+        has_legend=True,
+    )

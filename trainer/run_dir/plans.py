@@ -17,6 +17,12 @@ def save(workdir: str, plan: dict[str, Any]) -> None:
     json_files.write(path(workdir, plan["tpu_type"]), plan)
 
 
+def save_picture(workdir: str, plan: dict[str, Any], svg: str) -> None:
+    """Writes the picture of a tuned plan beside it."""
+    name = path(workdir, plan["tpu_type"]).removesuffix(".json") + ".svg"
+    files.write(name, svg.encode())
+
+
 def load(workdir: str, tpu_type: str) -> dict[str, Any] | None:
     """Returns the plan for a TPU type; None: there is no such plan.
 

@@ -115,6 +115,22 @@ def plan(tpu_type, hbm, sizes):
     }
 
 
+def tuned(made):
+    """Returns the plan with what estimates and `--tune` add."""
+    candidates = [
+        {
+            "microbatch_size": size,
+            "accumulation_steps": 64 // size,
+            "remat": remat,
+            "peak_bytes": gib * GIB,
+            "tokens_per_second_estimate": [speed, 1.2 * speed],
+        }
+        for size, remat, gib, speed in ((16, "none", 9, 5e5), (32, "block", 4, 4e5))
+    ]
+    shares = {"attention": 0.25, "other products": 0.75}
+    return made | {"step_shares": shares, "candidates": candidates}
+
+
 def write_run(
     folder: pathlib.Path,
     *,
@@ -159,6 +175,7 @@ def write_run(
     for index, result in enumerate(scored):
         (folder / "evaluations" / f"{index}.json").write_text(json.dumps(result))
     plans = [plan("v2-8", int(7.48 * GIB), None), plan("v3-8", 15 * GIB, [GIB, GIB, 9])]
+    plans[1] = tuned(plans[1])
     for made in plans:
         path = folder / "plans" / f"{made['tpu_type']}.json"
         path.write_text(json.dumps(made))

@@ -70,6 +70,8 @@ def test_the_page_shows_scores_sizes_memory_events_and_config(one):
     for expected in (
         *("2,662,400", "5,336,576", "2,660,626", "10,797,148", "20,786"),
         *("✕ does not fit", "RESOURCE_EXHAUSTED", "2.00 of 15.00 GiB (13%)"),
+        *("Time of a step: attention 25%, other products 75%", "remat block"),
+        *("Memory and speed on a v3-8", "tokens per second, estimated"),
         *("Skipped: empty", "a byte order mark", "▲ warning", "✕ error"),
         *("2 updates were skipped", "optimizer.learning_rate", "113.06", "4.6123"),
     ):

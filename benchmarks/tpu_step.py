@@ -26,7 +26,7 @@ from trainer.models.architecture import Options
 from trainer.models.gpt2 import weights
 from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 from trainer.models.layers import cross_entropy
-from trainer.planning import compilation, planner
+from trainer.planning import compilation, search
 from trainer.tasks import causal_lm
 from trainer.tasks.create import assemble
 
@@ -174,9 +174,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     size = case.get("size", 8)
     if case.get("find"):
         hbm = tpu_type.facts.hbm_bytes
-        return {
-            "max_microbatch_size": planner.largest_microbatch(compile_for, size, hbm)
-        }
+        sizes = range(1, search.LARGEST_MICROBATCH + 1)
+        largest = search.largest_that_fits(compile_for, sizes, size, hbm)
+        return {"max_microbatch_size": largest}
     return {**compile_for(size), "microbatch_size": size}
 
 

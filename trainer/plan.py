@@ -23,6 +23,7 @@ def define_flags() -> None:
     cli.define_config()
     flags.DEFINE_string("tpu_type", "", "such as v3-8; empty: hardware.tpu_type")
     flags.DEFINE_bool("find_max_microbatch", False, "also find the largest that fits")
+    flags.DEFINE_bool("tune", False, "choose the fastest microbatch and remat that fit")
     cli.define_path("data_dir", "folder of the dataset, if it exists already")
     cli.define_path("workdir", "folder of the run that is to use the plan")
 
@@ -47,13 +48,22 @@ def main() -> None:
         manifest = manifests.load(FLAGS.data_dir) if files.exists(path) else None
 
     from trainer.planning import planner
+    from trainer.reporting import curves
     from trainer.run_dir import plans
 
-    plan = planner.make(config, tpu_type, manifest, FLAGS.find_max_microbatch)
+    plan = planner.make(
+        config,
+        tpu_type,
+        manifest,
+        find_max=FLAGS.find_max_microbatch,
+        tune=FLAGS.tune,
+    )
     rows = [*_rows(plan), *(("warning", text) for text in plan["warnings"])]
     cli.print_result(plan, as_json=FLAGS.json, rows=rows)
     if FLAGS.workdir and plan["planned_for"]:
         plans.save(FLAGS.workdir, plan)
+    if FLAGS.workdir and FLAGS.tune:
+        plans.save_picture(FLAGS.workdir, plan, curves.frontier(plan).svg_file())
     if not (plan["fits"] or plan["max_microbatch_size"]):
         raise UserError(
             f"This step does not fit a {tpu_type.name}. The compiler reports: "
@@ -66,10 +76,12 @@ def main() -> None:
 def _rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields the lines of the table for people."""
     from trainer.planning.hardware import largest_dividing_microbatch
-    from trainer.planning.planner import gib
+    from trainer.planning.variants import gib
 
     yield "TPU", f"{plan['tpu_type']}, {plan['num_replicas']} replicas"
     yield "fits", "yes" if plan["fits"] else f"NO: {plan['message']}"
+    if layers := plan["extrapolated_from"]:
+        yield "  extrapolated", f"from models of {layers[0]} and {layers[1]} layers"
     yield "a replica's HBM", gib(plan["hbm_available_bytes"])
     yield "  peak", gib(plan["peak_bytes"])
     yield "  weights, optimizer, batch", gib(plan["argument_bytes"])
@@ -89,6 +101,7 @@ def _rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     tokens_per_second = f"{plan['tokens_per_second_upper_bound']:,.0f} (a bound)"
     yield "tokens/s, at most", tokens_per_second
     yield from _estimate_rows(plan)
+    yield from _tuned_rows(plan)
     if plan["num_steps"]:
         hours = f"{plan['hours_lower_bound']:.3g} (a bound)"
         yield f"hours of {plan['num_steps']:,} steps, at least", hours
@@ -110,10 +123,28 @@ def _estimate_rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "tokens/s, estimated", "not available: the program cannot be read"
         return
     low, high = plan["tokens_per_second_estimate"]
-    yield "tokens/s, estimated", f"{low:,.0f} to {high:,.0f} (by the compiler's cycles)"
-    total = sum(plan["step_parts"].values())
-    for part, seconds in plan["step_parts"].items():
-        yield f"  {part}", f"{seconds / total:.0%} of a step"
+    basis = f"by the compiler's cycles; {plan['estimate_basis']}"
+    yield "tokens/s, estimated", f"{low:,.0f} to {high:,.0f} ({basis})"
+    for part, share in plan["step_shares"].items():
+        yield f"  {part}", f"{share:.0%} of a step"
+
+
+def _tuned_rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields what `--tune` chose, and what came next."""
+    from trainer.planning.variants import gib
+
+    if "tuned" not in plan:
+        return
+    labels = ("fastest that fits", "  next")
+    for index, candidate in enumerate(plan["candidates"]):
+        low, high = candidate["step_seconds_estimate"]
+        yield (
+            labels[index > 0],
+            f"microbatch {candidate['microbatch_size']} x "
+            f"{candidate['accumulation_steps']}, remat {candidate['remat']}: "
+            f"{low:.3g} to {high:.3g} s a step, {gib(candidate['peak_bytes'])}",
+        )
+    yield "  tuned in", f"{plan['tuning_seconds']:,.0f} s"
 
 
 def run() -> None:

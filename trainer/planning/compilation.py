@@ -5,6 +5,7 @@ TensorFlow lowers the step on the CPU, including the sum over all replicas of th
 """
 
 import concurrent.futures.process
+import copy
 import json
 import multiprocessing
 import os
@@ -26,24 +27,6 @@ from trainer.models.architecture import Architecture, Options
 from trainer.runtime import strategy as strategies
 from trainer.tasks.create import assemble, flops
 from trainer.tasks.task import Task
-
-
-def compile_run(tpu_type: tpu.TpuType, **run: Any) -> dict[str, Any]:
-    """Compiles the step of a run for a TPU type.
-
-    Args:
-      tpu_type: to compile for.
-      **run: the other arguments of `lower_run`.
-
-    Returns:
-      The result of `tpu_compiler.compile_step`, `parameter_count`,
-      `trained_parameter_count`, `optimizer_state_bytes` and `flops_per_step`.
-
-    Raises:
-      UserError: the step cannot be compiled as a whole, or no compiler is installed.
-    """
-    hlo, sizes = run_in_process(lower_run, num_replicas=tpu_type.num_replicas, **run)
-    return {**sizes, **compile_hlo(hlo, tpu_type)}
 
 
 def run_in_process(function: Callable[..., Any], **arguments: Any) -> Any:
@@ -72,6 +55,7 @@ def lower_run(
     architecture: Architecture,
     task: Task,
     model_config: Any,
+    num_layers: int,
     sequence_length: int,
     num_steps: int,
     num_replicas: int,
@@ -79,7 +63,12 @@ def lower_run(
     accumulation_steps: int,
     remat: str,
 ) -> tuple[bytes, dict[str, int]]:
-    """Lowers a run's step; returns the HLO and the sizes of its variables."""
+    """Lowers a run's step; returns the HLO and the sizes of its variables.
+
+    `num_layers` takes the place of the configuration's.
+    """
+    model_config = copy.deepcopy(model_config)
+    model_config.n_layer = num_layers
     model = architecture.build(model_config)
     lora.attach(model, config.model.lora, config.training.seed)
     training_step = assemble(
@@ -142,7 +131,9 @@ def lower(
         ) from error
 
 
-def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
+def compile_hlo(
+    hlo: bytes, tpu_type: tpu.TpuType, memory_only: bool = False
+) -> dict[str, Any]:
     """Compiles HLO in a separate process; see `tpu_compiler.compile_step`."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "step.hlo")
@@ -154,6 +145,7 @@ def compile_hlo(hlo: bytes, tpu_type: tpu.TpuType) -> dict[str, Any]:
             "trainer.planning.tpu_compiler",
             path,
             tpu_type.name,
+            *(["memory"] if memory_only else []),
         ]
         # TensorFlow sets this for its children, to the libtpu of another environment.
         environment = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}

@@ -41,8 +41,9 @@ def resolve_hardware_config(
       load_plan: of the run's workdir.
 
     Returns:
-      A config whose `training.remat` is not "auto". On another TPU than the expected
-      one, `training.microbatch_size` is the largest that this TPU's plan allows.
+      A config whose `training.remat` is not "auto". "auto" also takes the microbatch of
+      a tuned plan for the same global batch. On another TPU than the expected one,
+      `training.microbatch_size` is the largest that this TPU's plan allows.
 
     Raises:
       UserError: the hardware is not the expected one, or a plan is missing or does not
@@ -52,9 +53,9 @@ def resolve_hardware_config(
         size = _planned_microbatch_size(config, manifest, hardware, load_plan)
         config = _replace_training(config, microbatch_size=size)
     if config.training.remat == "auto":
-        remat = _planned_remat(config, manifest, hardware, load_plan)
-        logging.info("remat auto resolves to %s", remat)
-        config = _replace_training(config, remat=remat)
+        fields = _planned_fields(config, manifest, hardware, load_plan)
+        logging.info("remat auto resolves to %s", fields)
+        config = _replace_training(config, **fields)
     return config
 
 
@@ -136,7 +137,7 @@ def _planned_microbatch_size(
     """Returns the microbatch that splits the same global batch over another TPU."""
     training = config.training
     plan = _matching_plan(config, manifest, hardware.name, load_plan)
-    limit = plan["max_microbatch_size"]
+    limit = plan["max_microbatch_size"] or plan.get("tuned", {}).get("microbatch_size")
     size = largest_dividing_microbatch(
         training.global_batch_size, hardware.num_replicas, limit or 0
     )
@@ -161,18 +162,21 @@ def _planned_microbatch_size(
     return size
 
 
-def _planned_remat(
+def _planned_fields(
     config: Config,
     manifest: Manifest,
     hardware: DetectedHardware,
     load_plan: PlanLoader,
-) -> str:
-    """Returns the policy that "auto" stands for."""
+) -> dict[str, Any]:
+    """Returns the fields of `training` that remat "auto" stands for."""
     if hardware.kind != "TPU":
-        return REMAT_POLICIES[0]
+        return {"remat": REMAT_POLICIES[0]}
     name = hardware.name if hardware.tpu_type else config.hardware.tpu_type
     plan = _matching_plan(config, manifest, name, load_plan)
     training = config.training
+    tuned = plan.get("tuned")
+    if tuned and plan["global_batch_size"] == training.global_batch_size:
+        return {name: tuned[name] for name in ("microbatch_size", "remat")}
     size = training.microbatch_size
     accumulates = training.global_batch_size > size * hardware.num_replicas
     # Accumulated sums take memory: a plan without them does not cover a run with them.
@@ -180,9 +184,9 @@ def _planned_remat(
         not accumulates or plan["accumulation_steps"] > 1
     )
     if covered and plan["fits"]:
-        return plan["remat"]
+        return {"remat": plan["remat"]}
     if size <= (plan["max_microbatch_size"] or 0):
-        return REMAT_POLICIES[-1]
+        return {"remat": REMAT_POLICIES[-1]}
     raise UserError(
         f"The plan for {name} must say that the microbatch fits. Received: {size}"
         f"{', accumulated' if accumulates else ''}; and a plan for "

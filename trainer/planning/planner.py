@@ -3,10 +3,9 @@
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any
-
-from absl import logging
 
 from configs import tpu
 from configs.errors import UserError
@@ -17,19 +16,24 @@ from trainer.models import classifier
 from trainer.models import registry as architectures
 from trainer.models.create import model_configuration
 from trainer.optimizers import schedule
-from trainer.planning import compilation, hardware
+from trainer.planning import compilation, hardware, search, speed
+from trainer.planning.variants import Variant, Variants
 from trainer.runtime import strategy as strategies
 from trainer.tasks import memorization
 from trainer.tasks import registry as tasks
+from trainer.tasks.task import Task
 
-# The search for the largest microbatch ends here.
-_LARGEST_MICROBATCH = 4096
 # Assumed for a tokenizer that is not known yet.
 _GPT2_VOCABULARY = 50257
 
 
 def make(
-    config: Config, tpu_type: tpu.TpuType, manifest: Manifest | None, find_max: bool
+    config: Config,
+    tpu_type: tpu.TpuType,
+    manifest: Manifest | None,
+    *,
+    find_max: bool = False,
+    tune: bool = False,
 ) -> dict[str, Any]:
     """Plans a run.
 
@@ -38,6 +42,7 @@ def make(
       tpu_type: to plan for.
       manifest: of the dataset; None: it does not exist yet.
       find_max: also find the largest microbatch that fits.
+      tune: plan for the fastest microbatch and policy that fit the global batch.
 
     Returns:
       The object that `--json` prints. Bytes are per replica, FLOPs per global batch.
@@ -47,16 +52,7 @@ def make(
       UserError: the batch sizes do not divide, or the records are too long.
       UserError: the step cannot be compiled.
     """
-    settings = config.training
-    num_replicas = tpu_type.num_replicas
-    if find_max:
-        # The search only needs a possible microbatch to start from.
-        size = hardware.largest_dividing_microbatch(
-            settings.global_batch_size, num_replicas, settings.microbatch_size
-        )
-        size = size or settings.microbatch_size
-        settings = dataclasses.replace(settings, microbatch_size=size)
-    accumulation_steps = strategies.accumulation_steps(settings, num_replicas)
+    settings = _start_settings(config.training, tpu_type, find_max or tune)
     length = manifest.sequence_length if manifest else config.data.sequence_length
     num_steps = settings.num_steps
     if manifest:
@@ -74,102 +70,162 @@ def make(
             "`data.sequence_length` must not exceed the model's positions. Received: "
             f"{length} > {model_config.n_positions}."
         )
-    compile_run = functools.partial(
-        compilation.compile_run,
-        tpu_type,
-        config=config,
-        architecture=architecture,
-        task=task,
-        model_config=model_config,
-        sequence_length=length,
-        num_steps=num_steps or 10**6,
-    )
-    remat, compiled, largest = compile_first_that_fits(
-        compile_run, settings, accumulation_steps, tpu_type.facts.hbm_bytes, find_max
-    )
+    # Of a search, about so many.
+    with progress("plan", 12 if find_max or tune else 1, "compilation") as bar:
+        variants = _variants(
+            config, tpu_type, (task, model_config), (length, num_steps), bar.update
+        )
+        variant, compiled, entries = _compile(
+            variants, settings, tpu_type, length, find_max=find_max, tune=tune
+        )
+    num_tokens = settings.global_batch_size * length
+    key = hardware.plan_key(config, model_config, length)
     return {
         "tpu_type": tpu_type.name,
-        "num_replicas": num_replicas,
+        "num_replicas": tpu_type.num_replicas,
         **_memory(compiled, tpu_type),
+        "extrapolated_from": compiled.get("extrapolated_from"),
         "parameter_count": compiled["parameter_count"],
         "trained_parameter_count": compiled["trained_parameter_count"],
         "optimizer_state_bytes": compiled["optimizer_state_bytes"],
         "sequence_length": length,
         "global_batch_size": settings.global_batch_size,
-        "microbatch_size": settings.microbatch_size,
-        "accumulation_steps": accumulation_steps,
-        "remat": remat,
-        "max_microbatch_size": largest,
-        **_bounds(
+        **variant._asdict(),
+        **speed.bounds(
             compiled["flops_per_step"],
             compiled.get("argument_bytes", 0) + compiled.get("output_bytes", 0),
             tpu_type,
-            num_tokens=settings.global_batch_size * length,
+            num_tokens=num_tokens,
             num_steps=num_steps,
         ),
-        **_estimate(compiled, tpu_type, settings.global_batch_size * length),
+        **speed.estimate(compiled, tpu_type, num_tokens),
+        **entries,
         "warnings": [
             *assumptions,
             *warnings(config, manifest, tpu_type, compiled["trained_parameter_count"]),
         ],
-        # With an assumed model, no run may follow the plan.
-        "planned_for": (
-            None if assumptions else hardware.plan_key(config, model_config, length)
-        ),
+        # With an assumed model, no run may follow the plan. A tuned one chose the
+        # policy: that is for a run which leaves it open.
+        "planned_for": None
+        if assumptions
+        else key | ({"remat": "auto"} if tune else {}),
     }
 
 
-def compile_first_that_fits(
-    compile_run: Callable[..., dict[str, Any]],
-    settings: TrainingConfig,
-    accumulation_steps: int,
-    hbm_bytes: int,
-    find_max: bool,
-) -> tuple[str, dict[str, Any], int | None]:
-    """Compiles until a policy fits, and for the largest microbatch.
+def _start_settings(
+    settings: TrainingConfig, tpu_type: tpu.TpuType, is_searched: bool
+) -> TrainingConfig:
+    """Returns settings whose microbatch divides the global batch; a search changes it.
 
-    Returns:
-      The policy, the compiler's result for it, and the largest microbatch that fits;
-      None: it was not searched for.
+    Raises:
+      UserError: it does not divide, and is not searched for.
     """
-    policies: tuple[str, ...] = (settings.remat,)
-    if settings.remat == "auto":
-        policies = hardware.REMAT_POLICIES
-    # A bisection takes about this many guesses.
-    num_guesses = _LARGEST_MICROBATCH.bit_length() if find_max else 0
-    with progress("plan", len(policies) + num_guesses, "compilation") as bar:
+    if is_searched:
+        size = hardware.largest_dividing_microbatch(
+            settings.global_batch_size, tpu_type.num_replicas, settings.microbatch_size
+        )
+        size = size or settings.microbatch_size
+        settings = dataclasses.replace(settings, microbatch_size=size)
+    strategies.accumulation_steps(settings, tpu_type.num_replicas)  # checks
+    return settings
 
-        @functools.cache
-        def compile_step(
-            microbatch_size: int, remat: str, num_steps: int
-        ) -> dict[str, Any]:
-            result = compile_run(
-                microbatch_size=microbatch_size,
-                accumulation_steps=num_steps,
-                remat=remat,
-            )
-            size = (
-                f"peak {gib(result['peak_bytes'])}" if result["fits"] else "too large"
-            )
-            logging.info("microbatch %d, remat %s: %s", microbatch_size, remat, size)
-            bar.update()
-            return result
 
-        for remat in policies:
-            result = compile_step(settings.microbatch_size, remat, accumulation_steps)
-            if result["fits"]:
-                break
-        largest = None
-        if find_max:
-            # With accumulation, whose sums take memory: they are needed when the global
-            # batch is split into this microbatch.
-            num_steps = max(accumulation_steps, 2)
-            largest = largest_microbatch(
-                lambda size: compile_step(size, policies[-1], num_steps),
-                settings.microbatch_size,
-                hbm_bytes,
-            )
-    return remat, result, largest
+def _compile(
+    variants: Variants,
+    settings: TrainingConfig,
+    tpu_type: tpu.TpuType,
+    length: int,
+    *,
+    find_max: bool,
+    tune: bool,
+) -> tuple[Variant, dict[str, Any], dict[str, Any]]:
+    """Returns the planned variant, its result, and the plan's entries of a search."""
+    steps = strategies.accumulation_steps(settings, tpu_type.num_replicas)
+    entries: dict[str, Any] = {"max_microbatch_size": None}
+    if tune:
+        variant, compiled, tuned = _tune(variants, settings, tpu_type, length)
+        entries |= tuned
+    else:
+        variant, compiled = search.first_that_fits(variants, settings, steps)
+    if find_max:
+        remat = settings.remat
+        remat = hardware.REMAT_POLICIES[-1] if remat == "auto" else remat
+        start = Variant(settings.microbatch_size, steps, remat)
+        entries["max_microbatch_size"] = search.largest_microbatch(
+            variants, start, tpu_type.facts.hbm_bytes
+        )
+    return variant, compiled, entries
+
+
+def _variants(
+    config: Config,
+    tpu_type: tpu.TpuType,
+    task_and_model: tuple[Task, Any],
+    length_and_steps: tuple[int, int],
+    after_each: Callable[[], Any],
+) -> Variants:
+    """Returns the variants of the run's step for a TPU."""
+    task, model_config = task_and_model
+    length, num_steps = length_and_steps
+    lower = functools.partial(
+        compilation.run_in_process,
+        compilation.lower_run,
+        config=config,
+        architecture=architectures.get(config.model.architecture),
+        task=task,
+        model_config=model_config,
+        sequence_length=length,
+        num_steps=num_steps or 10**6,
+        num_replicas=tpu_type.num_replicas,
+    )
+    return Variants(
+        lower,
+        lambda hlo, memory_only: compilation.compile_hlo(hlo, tpu_type, memory_only),
+        model_config.n_layer,
+        tpu_type.facts.hbm_bytes,
+        layers_are_alike=not config.training.trainable,
+        after_each=after_each,
+    )
+
+
+def _tune(
+    variants: Variants,
+    settings: TrainingConfig,
+    tpu_type: tpu.TpuType,
+    length: int,
+) -> tuple[Variant, dict[str, Any], dict[str, Any]]:
+    """Chooses the fastest variant; returns it, its result and the plan's entries.
+
+    Raises:
+      UserError: nothing fits, or the compiler does not show its program.
+    """
+    start = time.perf_counter()
+    share = settings.global_batch_size // tpu_type.num_replicas
+    hbm = tpu_type.facts.hbm_bytes
+    ranked = search.tune(variants, share, settings.microbatch_size, hbm)
+    if not ranked:
+        raise UserError(
+            f"`--tune` needs a step that fits a {tpu_type.name}. Received: one that "
+            "does not, with microbatch 1 and everything recomputed. Use a larger TPU, "
+            "`model.lora.rank`, or a shorter `data.sequence_length`."
+        )
+    num_tokens = settings.global_batch_size * length
+    candidates = [
+        {
+            **variant._asdict(),
+            "peak_bytes": result["peak_bytes"],
+            **speed.estimate(result, tpu_type, num_tokens),
+        }
+        for variant, result in ranked
+    ]
+    variant, result = ranked[0]
+    seconds = candidates[0]["step_seconds_estimate"]
+    entries = {
+        "tuned": {**variant._asdict(), "step_seconds_estimate": seconds},
+        "candidates": candidates,
+        "tuning_seconds": time.perf_counter() - start,
+    }
+    return variant, result, entries
 
 
 def _memory(compiled: dict[str, Any], tpu_type: tpu.TpuType) -> dict[str, Any]:
@@ -185,100 +241,9 @@ def _memory(compiled: dict[str, Any], tpu_type: tpu.TpuType) -> dict[str, Any]:
         "fits": compiled["fits"],
         "message": compiled["message"],
         "hbm_available_bytes": tpu_type.facts.hbm_bytes,
-        **{name: compiled.get(name) for name in names},
+        **{name: compiled.get(name) if compiled["fits"] else None for name in names},
         "compile_seconds": compiled["compile_seconds"],
     }
-
-
-def _bounds(
-    step_flops: int,
-    moved_bytes: int,
-    tpu_type: tpu.TpuType,
-    *,
-    num_tokens: int,
-    num_steps: int,
-) -> dict[str, Any]:
-    """Returns bounds on the speed: all matrix products at the peak, or the memory.
-
-    Args:
-      step_flops: of a global batch.
-      moved_bytes: that a step moves at least: weights, optimizer state and batch are
-        read, and all but the batch are written.
-      tpu_type: to plan for.
-      num_tokens: of a step.
-      num_steps: of the run; 0: not known.
-    """
-    seconds = max(
-        step_flops / tpu_type.num_replicas / tpu_type.facts.peak_flops,
-        moved_bytes / tpu_type.facts.bandwidth,
-    )
-    return {
-        "flops_per_step": step_flops,
-        "step_seconds_lower_bound": seconds,
-        "tokens_per_second_upper_bound": num_tokens / seconds,
-        "num_steps": num_steps or None,
-        "hours_lower_bound": num_steps * seconds / 3600 if num_steps else None,
-    }
-
-
-def _estimate(
-    compiled: dict[str, Any], tpu_type: tpu.TpuType, num_tokens: int
-) -> dict[str, Any]:
-    """Returns the compiler's own estimate of the speed; None where it gives none.
-
-    The sum over the replicas is added by a model, since the compiler leaves it out: a
-    ring through all chips, which send in both directions at once.
-
-    Args:
-      compiled: result of `compilation.compile_run`.
-      tpu_type: to plan for.
-      num_tokens: of a step.
-    """
-    step_time, chips = compiled.get("step_time"), tpu_type.num_chips
-    names = ("step_seconds_estimate", "tokens_per_second_estimate", "step_parts")
-    if step_time is None:
-        return dict.fromkeys(names)
-    num_bytes = 4 * compiled["trained_parameter_count"]  # gradients in float32
-    moved = 2 * (chips - 1) / chips * num_bytes
-    all_reduce = moved / (2 * tpu_type.facts.link)
-    seconds = [step_time[name] + all_reduce for name in ("seconds_low", "seconds_high")]
-    parts = {**step_time["parts"], "all-reduce": all_reduce}
-    speeds = [num_tokens / value for value in reversed(seconds)]
-    return dict(zip(names, (seconds, speeds, parts), strict=True))
-
-
-def largest_microbatch(
-    compile_step: Callable[[int], dict[str, Any]], start: int, hbm_bytes: int
-) -> int:
-    """Finds the largest microbatch that fits, by bisection.
-
-    Every other guess extrapolates the growth of the peak.
-
-    Args:
-      compile_step: microbatch size -> the result of `tpu_compiler.compile_step`.
-      start: the first guess.
-      hbm_bytes: available to a replica.
-
-    Returns:
-      The microbatch size; 0: not even one sequence fits.
-    """
-    peaks: dict[int, int] = {}
-    low, high, guess = 0, _LARGEST_MICROBATCH + 1, start
-    by_growth = False
-    while high - low > 1:
-        result = compile_step(guess)
-        if result["fits"]:
-            low, peaks[guess] = guess, result["peak_bytes"]
-        else:
-            high = guess
-        guess = (low + high) // 2 if high <= _LARGEST_MICROBATCH else 2 * low
-        by_growth = not by_growth
-        if len(peaks) >= 2 and by_growth:
-            (first, lower), (second, upper) = sorted(peaks.items())[-2:]
-            growth = max((upper - lower) / (second - first), 1)
-            guess = low + int((hbm_bytes - upper) / growth)
-        guess = min(max(guess, low + 1), high - 1)
-    return low
 
 
 def _model_config(config: Config, manifest: Manifest | None) -> tuple[Any, list[str]]:
@@ -329,8 +294,3 @@ def warnings(
         pretrained=bool(config.model.initial_checkpoint),
     )
     return [*messages, message] if message else messages
-
-
-def gib(num_bytes: int | None) -> str:
-    """Returns bytes as GiB; "-" where they are not known."""
-    return "-" if num_bytes is None else f"{num_bytes / 2**30:,.2f} GiB"

@@ -161,6 +161,26 @@ def test_auto_takes_what_the_plan_chose(tmp_path):
         resolve(made, V3, tmp_path)
 
 
+def test_auto_takes_a_tuned_microbatch_for_the_same_global_batch(tmp_path):
+    made = config(remat="auto")
+    tuned = {"microbatch_size": 64, "accumulation_steps": 1, "remat": "block"}
+    for name in ("v3-8", "v2-8"):
+        save_plan(tmp_path, made, name, tuned=tuned, global_batch_size=512)
+    resolved = resolve(made, V3, tmp_path)
+    assert (resolved.microbatch_size, resolved.remat) == (64, "block")
+    made.hardware.on_mismatch = "adapt"
+    resolved = resolve(made, V2, tmp_path)
+    assert (resolved.microbatch_size, resolved.remat) == (64, "block")
+    # What is set is not changed; nor is another global batch.
+    made.training.remat = "none"
+    with pytest.raises(UserError, match="remat auto, not none"):
+        resolve(made, V2, tmp_path)
+    assert resolve(made, V3, tmp_path).microbatch_size == 32
+    made.training.remat = "auto"
+    made.training.global_batch_size = 256
+    assert resolve(made, V3, tmp_path).microbatch_size == 32
+
+
 def test_auto_without_a_tpu_recomputes_nothing(tmp_path):
     made = config(remat="auto")
     made.hardware.tpu_type = ""

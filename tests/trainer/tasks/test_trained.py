@@ -197,7 +197,7 @@ def test_the_plan_shows_what_freezing_saves(monkeypatch):
         config.data.tokenizer, config.data.vocab_size = "train", 4096
         for name, value in fields.items():
             setattr(config.model if name == "lora" else config.training, name, value)
-        return planner.make(config, tpu.parse("v3-8"), None, find_max=False)
+        return planner.make(config, tpu.parse("v3-8"), None)
 
     whole, part, adapters = plan(), plan(trainable="ln_f"), plan(lora=LoraConfig(8))
     weights = 4 * whole["parameter_count"]

@@ -107,11 +107,13 @@ def _target(tpu_type: tpu.TpuType, folder: str) -> tuple[list[Any], Any]:
         **tpu_type.facts.compiler_options,
     )
     devices: list[Any] = topology.devices[: tpu_type.num_replicas]
+    # Declared as strings; the compiler refuses a bool that is one.
+    dump: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     options = compiler.get_compile_options(
         num_replicas=len(devices),
         num_partitions=1,
         device_assignment=np.array([[device.id] for device in devices]),
-        env_options_overrides={"xla_dump_to": folder, "xla_dump_hlo_as_text": "true"},
+        env_options_overrides=dump,
     )
     return devices, options
 

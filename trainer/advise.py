@@ -65,7 +65,7 @@ def main() -> None:
 def _cost(plan: dict[str, Any]) -> Iterator[Any]:
     """Yields the lines about the TPU."""
     from trainer.planning.advice import Line
-    from trainer.planning.planner import gib
+    from trainer.planning.variants import gib
 
     source = f"trainer.plan for a {plan['tpu_type']}"
     peak = gib(plan["peak_bytes"]) if plan["fits"] else "DOES NOT FIT"

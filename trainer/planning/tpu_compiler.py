@@ -73,7 +73,8 @@ def compile_step(
         )
         try:
             if memory_only:
-                figures = _assigned_bytes(compile_module, folder)
+                hbm_bytes = tpu_type.facts.hbm_bytes
+                figures = _assigned_bytes(compile_module, folder, hbm_bytes)
             else:
                 figures = _bytes(compile_module())
         except JaxRuntimeError as error:
@@ -118,7 +119,9 @@ def _target(tpu_type: tpu.TpuType, folder: str) -> tuple[list[Any], Any]:
     return devices, options
 
 
-def _assigned_bytes(compile_module: Callable[[], Any], folder: str) -> dict[str, int]:
+def _assigned_bytes(
+    compile_module: Callable[[], Any], folder: str, hbm_bytes: int
+) -> dict[str, int]:
     """Returns the bytes of a replica, once the compiler has assigned its buffers.
 
     The compiler goes on in its thread, until the process ends.
@@ -140,7 +143,10 @@ def _assigned_bytes(compile_module: Callable[[], Any], folder: str) -> dict[str,
             is_argument = ", parameter " in match.group(2)
             name = "argument_bytes" if is_argument else "temporary_bytes"
             sizes[name] += int(match.group(1))
-    return {**sizes, "peak_bytes": sum(sizes.values())}
+    peak = sum(sizes.values())
+    if peak > hbm_bytes:
+        compilation.result()  # raises what the compiler says next
+    return {**sizes, "peak_bytes": peak}
 
 
 def _bytes(executable: Any) -> dict[str, int]:

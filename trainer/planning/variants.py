@@ -131,7 +131,7 @@ class Variants:
         names = ("argument_bytes", "temporary_bytes")
         peak = sum(result[name] for name in names) + code_bytes
         fits = peak <= self._hbm_bytes
-        message = f"It needs {gib(peak)} of {gib(self._hbm_bytes)}, extrapolated."
+        message = f"Step and program need {gib(peak)} of {gib(self._hbm_bytes)}."
         return {
             **result,
             "generated_code_bytes": code_bytes,

@@ -154,4 +154,4 @@ def test_a_deep_model_that_does_not_fit_is_refused_with_its_size(monkeypatch):
     monkeypatch.setattr(variants, "system_memory", lambda: 10**12)
     result = Compiler(layers=48).variants.whole(Variant(4, 1, "none"))
     assert not result["fits"]
-    assert result["message"] == "It needs 2.01 GiB of 0.93 GiB, extrapolated."
+    assert result["message"] == "Step and program need 2.01 GiB of 0.93 GiB."

@@ -67,10 +67,12 @@ setup(
             "selenium==4.51.0",
             "trustme==1.2.1",
         ],
+        # The judge of `evaluate --benchmark`. Apart: with scikit-learn, which it brings,
+        # every program takes longer to import transformers.
+        "harness": ["lm-eval==0.4.13"],
         # Independent judges of the numerics.
         "parity": [
             "accelerate==1.15.0",  # which PEFT asks for
-            "lm-eval==0.4.13",
             "optax==0.2.8",
             "peft==0.21.2",
             "torch==2.13.0",

@@ -91,7 +91,7 @@ def checkpoint(small_run, tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.slow
 def test_figures_are_those_of_the_harness(checkpoint, tmp_path, monkeypatch):
-    pytest.importorskip("lm_eval", reason="needs lm-eval, of the extra `parity`")
+    pytest.importorskip("lm_eval", reason="needs lm-eval, of the extra `harness`")
     for name, values in judge(checkpoint, tmp_path, monkeypatch).items():
         found = evaluate(
             f"--checkpoint={checkpoint}",

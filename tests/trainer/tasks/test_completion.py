@@ -139,7 +139,9 @@ def test_a_model_learns_to_reverse_a_word(tmp_path, monkeypatch):
             sequence_length=12,
         ),
         model=config_schema.ModelConfig(n_layer=2, n_head=4, n_embd=64, n_positions=12),
-        optimizer=config_schema.OptimizerConfig(name="adamw", learning_rate=3e-3),
+        optimizer=config_schema.OptimizerConfig(
+            name="adamw", learning_rate=1e-3, warmup_steps=50
+        ),
         training=tiny_config(
             num_steps=400,
             evaluation_interval=100,

@@ -43,9 +43,8 @@ unexport TPU_LIBRARY_PATH MPLBACKEND
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-tpu quickstart preprocess inspect advise plan doctor \
-        train train-forever evaluate generate chat predict export report test \
-        test-slow lint format \
-        check benchmark benchmark-tpu clean
+        train train-forever study evaluate generate chat predict export report \
+        test test-slow lint format check benchmark benchmark-tpu clean
 
 help:  ## print this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -105,6 +104,10 @@ train: $(VENV)/.base  ## train, or continue a run: CONFIG= DATA= WORKDIR= TPU= D
 train-forever: $(VENV)/.base  ## train, and start again after each preemption
 	$(RUN) trainer.forever --config=$(config) --data_dir=$(data) --workdir=$(workdir) \
 	  $(devices) $(args)
+
+study: $(VENV)/.base  ## train and compare a grid: ARGS='--grid.model.n_layer=2,4'
+	$(RUN) trainer.study --config=$(config) --data_dir=$(data) \
+	  --workdir=$(call typed,WORKDIR,studies/$(NAME)) $(devices) $(args)
 
 evaluate: $(VENV)/.base  ## measure the perplexity of a run: DATA= WORKDIR= TPU=
 	$(RUN) trainer.evaluate --workdir=$(workdir) --data_dir=$(data) $(devices) $(args)

@@ -86,6 +86,7 @@ setup(
             "gpt2-tpu-plan = trainer.plan:run",
             "gpt2-tpu-doctor = trainer.doctor:run",
             "gpt2-tpu-train = trainer.train:run",
+            "gpt2-tpu-study = trainer.study:run",
             "gpt2-tpu-forever = trainer.forever:run",
             "gpt2-tpu-evaluate = trainer.evaluate:run",
             "gpt2-tpu-generate = trainer.generate:run",

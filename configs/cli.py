@@ -256,16 +256,21 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _check_config_fields(argv: Sequence[str]) -> None:
-    """Names the nearest known field for each unknown `--config.FIELD`."""
+    """Names the nearest known field for each unknown `--config.` or `--grid.FIELD`."""
     known = list(schema.flatten(schema.Config()))
+    problems = []
     for argument in argv[1:]:
-        field = argument.split("=")[0].lstrip("-").removeprefix("no")
-        if not (argument.startswith("-") and field.startswith("config.")):
+        name = argument.split("=")[0].lstrip("-").removeprefix("no")
+        kind, dot, field = name.partition(".")
+        if not (argument.startswith("-") and kind in ("config", "grid") and dot):
             continue
-        field = field.removeprefix("config.")
         if field not in known:
             nearest = difflib.get_close_matches(field, known, n=1, cutoff=0)[0]
-            _stop(f"There is no config field `{field}`. Did you mean `{nearest}`?")
+            problems.append(
+                f"There is no config field `{field}`. Did you mean `{nearest}`?"
+            )
+    if problems:
+        _stop("\n".join(problems))
 
 
 def _first_lines(error: BaseException) -> str:

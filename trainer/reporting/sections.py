@@ -94,7 +94,7 @@ def evaluations(runs: Sequence[Run]) -> dict[str, Any]:
     if not results:
         return {}
     protocols = {str(_protocol(result)): _protocol(result) for _, result in results}
-    common, differing = _compare(list(protocols.values()))
+    common, differing = compare(list(protocols.values()))
     # A task's figures are fractions, its counts whole numbers.
     scores = {k: None for _, r in results for k, v in r.items() if isinstance(v, float)}
     bodies: dict[str, Rows] = {key: [] for key in protocols}
@@ -135,7 +135,7 @@ def _score(value: float | None) -> str | None:
     return f"{value:,.4f}" if abs(value) < 10 else f"{value:,.2f}"
 
 
-def _compare(tables: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+def compare(tables: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
     """Returns the fields that all tables share, and the names of the others."""
     names = dict.fromkeys(name for table in tables for name in table)
     first = tables[0]
@@ -219,7 +219,7 @@ def differences(runs: Sequence[Run]) -> Rows:
         }
         for run in runs
     ]
-    return [[key, *(table.get(key) for table in tables)] for key in _compare(tables)[1]]
+    return [[key, *(table.get(key) for table in tables)] for key in compare(tables)[1]]
 
 
 def configuration(run: Run) -> tuple[Rows, dict[str, Any]]:

@@ -1,0 +1,208 @@
+"""Trains and compares a grid of runs: `trainer.study --config=… --grid.FIELD=A,B,C …`.
+
+Trains a run for each combination of the fields' values, one after the other, each in
+its folder of WORKDIR. Scores the checkpoint with the lowest validation loss, and writes
+WORKDIR/report.html. The same command continues a study that was stopped.
+"""
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from configs import cli, grid
+from configs.errors import DataError, UserError
+from configs.grid import Cell
+from configs.schema import Config
+from configs.validation import validate
+from trainer.models import registry as architectures
+from trainer.tasks import registry as tasks
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the program's flags."""
+    cli.define_config()
+    cli.define_hardware()
+    grid.define_grid()
+    cli.define_path(
+        "data_dir",
+        "folder of the dataset; {data.sequence_length} in it stands for the value of "
+        "that field in the grid, and so on",
+    )
+    cli.define_path("workdir", "folder of the runs' folders and of the report")
+
+
+def main() -> None:
+    """Runs the program."""
+    cells = grid.cells(
+        FLAGS.config, FLAGS["config"].config_filename, grid.typed_grid(), _check
+    )
+    cli.check_hardware(FLAGS.tpu, FLAGS.num_virtual_devices)
+    cli.check_folder("data_dir", FLAGS.data_dir, cli.tpu_name())
+    cli.check_folder("workdir", FLAGS.workdir, cli.tpu_name())
+    data_dirs = [_data_dir(cell) for cell in cells]
+    if problems := "\n".join(_data_problems(cells, data_dirs)):
+        raise UserError(problems)
+
+    from tfrecords.storage import files
+    from trainer.reporting import runs as folders
+    from trainer.reporting import study
+    from trainer.reporting.page import page
+
+    scorings = study.scorings(data_dirs)
+    workdirs = [files.join(FLAGS.workdir, cell.name) for cell in cells]
+    for index, cell in enumerate(cells):
+        place = f"Run {index + 1} of {len(cells)}, {cell.name}"
+        workdir, scoring = workdirs[index], scorings[index]
+        if study.is_done(workdir, cell.config, scoring):
+            _say(f"{place}: finished already.")
+            continue
+        _say(f"{place}: training.")
+        _run("trainer.train", *_training_flags(cell, data_dirs[index], workdir))
+        _say(f"{place}: evaluation.")
+        _run("trainer.evaluate", *_evaluation_flags(scoring, workdir))
+    runs = [
+        folders.read(workdir, cell.name)
+        for workdir, cell in zip(workdirs, cells, strict=True)
+    ]
+    report = files.join(FLAGS.workdir, "report.html")
+    files.write(report, page(runs).encode(errors="replace"))
+    _print(study.rank(runs, scorings), report)
+
+
+def _check(config: Config) -> None:
+    validate(config)
+    architectures.check(config.model.architecture)
+    tasks.check(config.training.task)
+
+
+def _data_dir(cell: Cell) -> str:
+    """Returns a cell's dataset: `--data_dir` with the cell's values in it."""
+    path = str(FLAGS.data_dir)
+    for field, value in cell.values.items():
+        path = path.replace(f"{{{field}}}", str(value))
+    return path
+
+
+def _data_problems(cells: Sequence[Cell], data_dirs: Sequence[str]) -> Iterator[str]:
+    """Yields what is wrong with the datasets, and the commands that make them."""
+    from tfrecords import manifest as manifests
+
+    fields = [field for field in cells[0].values if field.startswith("data.")]
+    missing = [f"{{{f}}}" for f in fields if f"{{{f}}}" not in FLAGS.data_dir]
+    if missing:
+        yield (
+            f"`--data_dir` must hold {' and '.join(missing)}, since each value needs a "
+            f"dataset of its own. Received: {FLAGS.data_dir}. Such as "
+            f"{FLAGS.data_dir}-{'-'.join(missing)}."
+        )
+        return
+    for data_dir, cell in dict(zip(data_dirs, cells, strict=True)).items():
+        try:
+            stored = manifests.load(data_dir).config
+        except DataError as error:
+            yield f"{error} The command: {_preprocess(cell, data_dir)}"
+            continue
+        for field in fields:
+            value, name = cell.values[field], field.removeprefix("data.")
+            if isinstance(value, (int, str)) and stored.get(name, value) != value:
+                yield (
+                    f"The dataset {data_dir} must have `{field}` {value}. Received: "
+                    f"{stored[name]}. The command: {_preprocess(cell, data_dir)}"
+                )
+
+
+def _preprocess(cell: Cell, data_dir: str) -> str:
+    """Returns the command that makes a cell's dataset."""
+    values = {k: v for k, v in cell.values.items() if k.startswith("data.")}
+    fields = _overrides(values)
+    return shlex.join(
+        [
+            *("make", "preprocess", f"CONFIG={FLAGS['config'].config_filename}"),
+            *([] if cell.config.data.input else ["INPUT=…"]),
+            f"DATA={data_dir}",
+            f"ARGS={shlex.join(fields)}",
+        ]
+    )
+
+
+def _overrides(values: Mapping[str, Any]) -> list[str]:
+    """Returns the flags of the command line's fields and of a cell's values."""
+    values = {**FLAGS["config"].override_values, **values}
+    return [f"--config.{field}={value}" for field, value in values.items()]
+
+
+def _training_flags(cell: Cell, data_dir: str, workdir: str) -> Iterator[str]:
+    yield f"--config={FLAGS['config'].config_filename}"
+    yield from _overrides(cell.values)
+    yield from (f"--data_dir={data_dir}", f"--workdir={workdir}")
+
+
+def _evaluation_flags(scoring: Any, workdir: str) -> Iterator[str]:
+    from trainer.reporting import runs as folders
+    from trainer.reporting import study
+
+    yield from (f"--data_dir={scoring.data_dir}", f"--workdir={workdir}")
+    yield f"--step={study.best_step(folders.read(workdir, ''))}"
+    yield f"--context_length={','.join(map(str, scoring.context_lengths))}"
+
+
+def _run(program: str, *arguments: str) -> None:
+    """Runs a program to its end; ends this one where that fails.
+
+    Its result goes to stderr. SIGTERM is passed on to it, so that a training saves.
+    """
+    hardware = (
+        f"--tpu={FLAGS.tpu}",
+        f"--num_virtual_devices={FLAGS.num_virtual_devices}",
+    )
+    command = [sys.executable, "-m", program, *arguments, *hardware]
+    child = subprocess.Popen(command, stdout=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    code = child.wait()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if code:
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}; see above"
+        _say(
+            f"The study has stopped: {program} ended {how}. The same command continues, "
+            "and keeps the finished runs."
+        )
+        sys.exit(code if code > 0 else 128 - code)
+
+
+def _print(ranking: Any, report: str) -> None:
+    tables, differing = ranking
+    if FLAGS.json:
+        result = {"rankings": tables, "differing": differing, "report": report}
+        cli.print_result(result, as_json=True)
+        return
+    for table in tables:
+        for name in differing:
+            print(f"{name.replace('_', ' ')} {table['protocol'].get(name)}:")
+        head = [name.replace("_", " ") for name in table["runs"][0]]
+        rows = [head, *(list(row.values()) for row in table["runs"])]
+        cli.print_result({}, as_json=False, rows=rows)
+        print(f"best: {table['best']}\n" if table["best"] else "")
+    if differing:
+        names = ", ".join(differing).replace("_", " ")
+        print(f"Losses of different {names} do not compare: each has its own table.")
+    print(f"report: {report}")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def run() -> None:
+    """Runs the program as a command."""
+    cli.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -37,6 +37,14 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "trainer.train": {"missing flag": (_CONFIG,), **_WITH_CONFIG},
     "trainer.forever": {"missing flag": (_CONFIG,), **_WITH_CONFIG},
+    "trainer.study": {
+        "missing flag": (_CONFIG,),
+        "unknown field": (_CONFIG, "--grid.optimizer.lerning_rate=1"),
+        "impossible config": (
+            *(_CONFIG, "--data_dir=a", "--workdir=b"),
+            "--grid.training.microbatch_size=2,3",
+        ),
+    },
     "trainer.evaluate": {
         "missing flag": ("--data_dir=a",),
         "unknown field": ("--workdri=a",),

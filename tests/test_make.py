@@ -95,6 +95,7 @@ def test_every_variable_is_one_argument(tmp_path, venv):
         ("train", "TPU"): "tpu",
         ("train", "DEVICES"): "num_virtual_devices",
         ("train-forever", "WORKDIR"): "workdir",
+        ("study", "WORKDIR"): "workdir",
         ("evaluate", "DATA"): "data_dir",
         ("doctor", "CONFIG"): "config",
         ("plan", "TPU"): "tpu_type",

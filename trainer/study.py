@@ -170,8 +170,8 @@ def _run(program: str, *arguments: str) -> None:
     if code:
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}; see above"
         _say(
-            f"The study has stopped: {program} ended {how}. The same command continues, "
-            "and keeps the finished runs."
+            f"The study has stopped: {program} ended {how}. The same command continues "
+            "it, and keeps the finished runs."
         )
         sys.exit(code if code > 0 else 128 - code)
 

@@ -59,17 +59,28 @@ def main() -> None:
     workdirs = [files.join(FLAGS.workdir, cell.name) for cell in cells]
     for index, cell in enumerate(cells):
         place = f"Run {index + 1} of {len(cells)}, {cell.name}"
-        workdir, scoring = workdirs[index], scorings[index]
-        if study.is_done(workdir, cell.config, scoring):
+        folder, scoring = workdirs[index], scorings[index]
+        if study.is_done(folder, cell.config, scoring):
             _say(f"{place}: finished already.")
             continue
         _say(f"{place}: training.")
-        _run("trainer.train", *_training_flags(cell, data_dirs[index], workdir))
+        workdir = f"--workdir={folder}"
+        config = (
+            f"--config={FLAGS['config'].config_filename}",
+            *_overrides(cell.values),
+        )
+        _run("trainer.train", *config, f"--data_dir={data_dirs[index]}", workdir)
         _say(f"{place}: evaluation.")
-        _run("trainer.evaluate", *_evaluation_flags(scoring, workdir))
+        step = study.best_step(folders.read(folder, cell.name))
+        lengths = ",".join(map(str, scoring.context_lengths))
+        _run(
+            "trainer.evaluate",
+            *(workdir, f"--step={step}", f"--data_dir={scoring.data_dir}"),
+            f"--context_length={lengths}",
+        )
     runs = [
-        folders.read(workdir, cell.name)
-        for workdir, cell in zip(workdirs, cells, strict=True)
+        folders.read(folder, cell.name)
+        for folder, cell in zip(workdirs, cells, strict=True)
     ]
     report = files.join(FLAGS.workdir, "report.html")
     files.write(report, page(runs).encode(errors="replace"))
@@ -138,32 +149,18 @@ def _overrides(values: Mapping[str, Any]) -> list[str]:
     return [f"--config.{field}={value}" for field, value in values.items()]
 
 
-def _training_flags(cell: Cell, data_dir: str, workdir: str) -> Iterator[str]:
-    yield f"--config={FLAGS['config'].config_filename}"
-    yield from _overrides(cell.values)
-    yield from (f"--data_dir={data_dir}", f"--workdir={workdir}")
-
-
-def _evaluation_flags(scoring: Any, workdir: str) -> Iterator[str]:
-    from trainer.reporting import runs as folders
-    from trainer.reporting import study
-
-    yield from (f"--data_dir={scoring.data_dir}", f"--workdir={workdir}")
-    yield f"--step={study.best_step(folders.read(workdir, ''))}"
-    yield f"--context_length={','.join(map(str, scoring.context_lengths))}"
-
-
 def _run(program: str, *arguments: str) -> None:
     """Runs a program to its end; ends this one where that fails.
 
-    Its result goes to stderr. SIGTERM is passed on to it, so that a training saves.
+    Its log is shown; its result is in the run's folder. SIGTERM is passed on to it, so
+    that a training saves.
     """
     hardware = (
         f"--tpu={FLAGS.tpu}",
         f"--num_virtual_devices={FLAGS.num_virtual_devices}",
     )
     command = [sys.executable, "-m", program, *arguments, *hardware]
-    child = subprocess.Popen(command, stdout=sys.stderr)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -183,8 +180,9 @@ def _print(ranking: Any, report: str) -> None:
         cli.print_result(result, as_json=True)
         return
     for table in tables:
-        for name in differing:
-            print(f"{name.replace('_', ' ')} {table['protocol'].get(name)}:")
+        if differing:
+            values = (f"{name} {table['protocol'].get(name)}" for name in differing)
+            print(", ".join(values).replace("_", " ") + ":")
         head = [name.replace("_", " ") for name in table["runs"][0]]
         rows = [head, *(list(row.values()) for row in table["runs"])]
         cli.print_result({}, as_json=False, rows=rows)

@@ -86,15 +86,17 @@ def results(run: Run, scoring: Scoring) -> list[dict[str, Any]]:
 
 
 def is_done(workdir: str, config: Config, scoring: Scoring) -> bool:
-    """Returns whether a run of this config was trained to its last step, and scored."""
+    """Returns whether a run of this config was trained to its end, and scored."""
     if not files.exists(files.join(workdir, layout.RUN)):
         return False
     run = folders.read(workdir, workdir)
     if run.record["config"] != dataclasses.asdict(config):
         return False
-    losses = run.points("validation_loss")
-    trained = bool(losses) and losses[-1][0] == run.record["num_steps"]
-    return trained and len(results(run, scoring)) == len(scoring.context_lengths)
+    steps = [step for step, _ in run.points("validation_loss") if step]
+    patience, best = config.training.early_stopping_patience, best_step(run)
+    stopped_early = 0 < patience <= sum(step > best for step in steps)
+    is_trained = stopped_early or run.record["num_steps"] in steps
+    return is_trained and len(results(run, scoring)) == len(scoring.context_lengths)
 
 
 def rank(

@@ -1,7 +1,7 @@
 """How the runs of a study are scored, when they are done, and how they rank."""
 
 import dataclasses
-import sys
+import json
 
 import numpy as np
 import pytest
@@ -116,17 +116,21 @@ def test_only_results_of_the_studys_protocol_count(tmp_path, scoring, protocol, 
     assert bool(study.results(run, scoring)) == counts
 
 
-def test_a_run_is_done_when_all_of_it_is_there(tmp_path, scoring, monkeypatch):
-    def is_done(name, losses, *, seed=0):
-        run = studied(tmp_path, scoring, name, losses)
+def test_a_run_is_done_when_all_of_it_is_there(tmp_path, scoring):
+    def is_done(name, losses=((4, 5.0), (8, 4.0)), *, seed=0, patience=0, steps=2600):
+        run = studied(tmp_path, scoring, name, dict(losses))
+        run.record["num_steps"] = steps
+        run.record["config"]["training"]["early_stopping_patience"] = patience
+        (tmp_path / name / "run.json").write_text(json.dumps(run.record))
         config = schema.from_dict(run.record["config"])
         config.training.seed = seed
         return study.is_done(run.workdir, config, scoring)
 
-    losses = {4: 5.0, 8: 4.0}
-    assert is_done("done", losses)
-    assert not is_done("half", {4: 5.0})
-    assert not is_done("other", losses, seed=1)
+    assert is_done("done")
+    assert not is_done("half", [(4, 5.0)])
+    assert not is_done("other", seed=1)
+    assert not is_done("unfinished", steps=5200)
+    # Of these lines, the last evaluation is not the best.
+    assert is_done("early", steps=5200, patience=1)
+    assert not is_done("patient", steps=5200, patience=2)
     assert not study.is_done(str(tmp_path / "none"), schema.Config(), scoring)
-    monkeypatch.setattr(sys.modules[__name__], "LINES", LINES[:-1])
-    assert not is_done("unfinished", losses)

@@ -1,12 +1,10 @@
 """Turns `--grid.FIELD=A,B,…` into a study's cells, a config for each combination."""
 
-import copy
 import dataclasses
-import functools
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -15,8 +13,6 @@ from ml_collections import config_flags
 from configs import paths, schema
 from configs.errors import UserError
 from configs.schema import Config
-
-_KINDS = {int: "whole numbers", bool: "true or false"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +23,13 @@ class Cell:
       name: of its folder, such as "n_layer=2+learning_rate=0.001".
       values: of the grid's fields.
       config: of the run.
+      flags: `--config` and its fields, from which a program makes this config.
     """
 
     name: str
     values: dict[str, Any]
     config: Config
+    flags: list[str]
 
 
 def define_grid() -> None:
@@ -39,124 +37,91 @@ def define_grid() -> None:
     flags.DEFINE_string(
         "grid.FIELD",
         "",
-        "values of a config field, separated by commas: one run for each. Several "
-        "fields are combined",
+        "values of a config field, separated by commas: a run for each. Several fields "
+        "are combined",
     )
     typed = {argument.lstrip("-").split("=")[0] for argument in sys.argv[1:]}
-    for field in schema.flatten(Config()):
-        name = f"grid.{field}"
-        if name in typed and name not in flags.FLAGS:
+    for name in (f"grid.{field}" for field in schema.flatten(Config())):
+        if name in typed:
             parser, serializer = flags.ListParser(), flags.CsvListSerializer(",")
-            flags.DEFINE_multi(parser, serializer, name, None, f"values of {field}")
+            flags.DEFINE_multi(parser, serializer, name, None, f"values of {name[5:]}")
 
 
 def typed_grid() -> dict[str, list[str]]:
     """Returns field -> values, as they were typed, of all flags `--grid.FIELD`."""
-    names = [name for name in flags.FLAGS if name.startswith("grid.")]
-    names.remove("grid.FIELD")
     return {
         name.removeprefix("grid."): list(itertools.chain(*flags.FLAGS[name].value))
-        for name in names
+        for name in flags.FLAGS
+        if name.startswith("grid.") and name != "grid.FIELD"
     }
 
 
 def cells(
-    config: Config,
     path: str,
+    overrides: Mapping[str, Any],
     grid: Mapping[str, Sequence[str]],
     check: Callable[[Config], None],
 ) -> list[Cell]:
-    """Returns the cells of a grid, the last field's values in a row.
+    """Returns the cells of a grid; the values of its last field vary fastest.
 
     Args:
-      config: that the cells change.
-      path: of the config's file, by which the types of its fields are known.
+      path: file of the config that the cells change.
+      overrides: fields that the command line changes in all cells.
       grid: field -> values, as they were typed.
       check: raises UserError for a config that cannot be trained.
 
     Raises:
-      UserError: lists all problems of the grid, or else those of all cells.
+      UserError: lists the problems of all cells.
     """
-    if not grid:
+    if not grid or not all(grid.values()):
+        empty = [f"`--grid.{field}` has none" for field in grid if not grid[field]]
         raise UserError(
             "`--grid.FIELD=A,B,…` must name a config field and its values. Received: "
-            "none. Such as `--grid.optimizer.learning_rate=3e-4,1e-3`."
+            f"{', '.join(empty) or 'none'}. Use such as "
+            "`--grid.optimizer.learning_rate=3e-4,1e-3`."
         )
-    values = {
-        field: [_value(path, field, text) for text in grid[field]] for field in grid
-    }
-    _raise_all(_grid_problems(grid, values))
-    rows = itertools.product(*values.values())
-    result = [_cell(config, dict(zip(grid, row, strict=True))) for row in rows]
-    _raise_all(_cell_problems(result, check))
-    return result
+    result: dict[str, Cell] = {}
+    problems: dict[str, list[str]] = {}  # each with the cells that have it
+    for row in itertools.product(*grid.values()):
+        texts = dict(zip(grid, row, strict=True))
+        try:
+            cell = _cell(path, {**overrides, **texts}, list(grid))
+            check(cell.config)
+        except (flags.Error, ValueError) as error:
+            for problem in str(error).splitlines():
+                problems.setdefault(problem, []).append(_name(texts))
+            continue
+        if cell.name in result:
+            problems[f"Two cells are {cell.name}: leave one out."] = []
+        result[cell.name] = cell
+    if problems:
+        num_cells = len(list(itertools.product(*grid.values())))
+        raise UserError(
+            "\n".join(
+                problem + f" ({', '.join(names)})" * (0 < len(names) < num_cells)
+                for problem, names in problems.items()
+            )
+        )
+    return list(result.values())
 
 
-def _cell(config: Config, values: dict[str, Any]) -> Cell:
-    config = copy.deepcopy(config)
+def _cell(path: str, fields: Mapping[str, Any], of_grid: Sequence[str]) -> Cell:
+    """Reads a cell's config as a program does."""
+    arguments = [f"--config={path}", *(f"--config.{k}={v}" for k, v in fields.items())]
+    argv, parsed = ["study", *arguments], flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", flag_values=parsed, lock_config=False, sys_argv=argv
+    )
+    parsed(argv)
+    paths.expand_config(parsed.config)
+    flat = schema.flatten(parsed.config)
+    values = {field: flat[field] for field in of_grid}
+    return Cell(_name(values), values, parsed.config, arguments)
+
+
+def _name(values: Mapping[str, Any]) -> str:
     names = [field.rpartition(".")[2] for field in values]
     if len(set(names)) < len(names):  # such as data.seed and training.seed
         names = list(values)
-    for field, value in values.items():
-        *parents, name = field.split(".")
-        setattr(functools.reduce(getattr, parents, config), name, value)
     parts = (f"{n}={v}" for n, v in zip(names, values.values(), strict=True))
-    return Cell(re.sub(r"[^\w.=+-]", "_", "+".join(parts)), values, config)
-
-
-def _value(path: str, field: str, text: str) -> Any:
-    """Returns a value as `--config.FIELD=…` reads it; the error if it cannot."""
-    argv = ["study", f"--config={path}", f"--config.{field}={text}"]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", flag_values=values, lock_config=False, sys_argv=argv
-    )
-    try:
-        values(argv)
-    except flags.Error as error:
-        return error
-    return schema.flatten(values.config)[field]
-
-
-def _grid_problems(
-    grid: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[Any]]
-) -> Iterator[str]:
-    types = {name: type(v) for name, v in schema.flatten(Config()).items()}
-    for field, texts in grid.items():
-        wrong = [
-            text
-            for text, value in zip(texts, values[field], strict=True)
-            if isinstance(value, Exception)
-        ]
-        kind = _KINDS.get(types[field], "numbers")
-        if wrong:
-            yield f"`--grid.{field}` must be {kind}. Received: {', '.join(wrong)}."
-        elif not texts:
-            yield f"`--grid.{field}` must have values, separated by commas."
-        elif len({str(value) for value in values[field]}) < len(texts):
-            received = ",".join(texts)
-            yield f"`--grid.{field}` must have each value once. Received: {received}."
-
-
-def _cell_problems(
-    cells: Sequence[Cell], check: Callable[[Config], None]
-) -> Iterator[str]:
-    """Yields each problem once, with the cells that have it."""
-    having: dict[str, list[str]] = {}
-    for cell in cells:
-        try:
-            paths.expand_config(cell.config)
-            check(cell.config)
-        except ValueError as error:
-            for problem in str(error).splitlines():
-                having.setdefault(problem, []).append(cell.name)
-    for problem, names in having.items():
-        where = "" if len(names) == len(cells) else f"{', '.join(names)}: "
-        yield f"{where}{problem}"
-    if len({cell.name for cell in cells}) < len(cells):
-        yield "Two cells have the same folder name: change a path or text of the grid."
-
-
-def _raise_all(problems: Iterator[str]) -> None:
-    if message := "\n".join(problems):
-        raise UserError(message)
+    return re.sub(r"[^\w.=+-]", "_", "+".join(parts))

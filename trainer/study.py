@@ -5,11 +5,10 @@ its folder of WORKDIR. Scores the checkpoint with the lowest validation loss, an
 WORKDIR/report.html. The same command continues a study that was stopped.
 """
 
-import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -40,8 +39,9 @@ def define_flags() -> None:
 
 def main() -> None:
     """Runs the program."""
+    config = FLAGS["config"]
     cells = grid.cells(
-        FLAGS.config, FLAGS["config"].config_filename, grid.typed_grid(), _check
+        config.config_filename, config.override_values, grid.typed_grid(), _check
     )
     cli.check_hardware(FLAGS.tpu, FLAGS.num_virtual_devices)
     cli.check_folder("data_dir", FLAGS.data_dir, cli.tpu_name())
@@ -55,36 +55,26 @@ def main() -> None:
     from trainer.reporting import study
     from trainer.reporting.page import page
 
-    scorings = study.scorings(data_dirs)
-    workdirs = [files.join(FLAGS.workdir, cell.name) for cell in cells]
+    scorings, runs = study.scorings(data_dirs), []
     for index, cell in enumerate(cells):
         place = f"Run {index + 1} of {len(cells)}, {cell.name}"
-        folder, scoring = workdirs[index], scorings[index]
+        folder, scoring = files.join(FLAGS.workdir, cell.name), scorings[index]
+        workdir = f"--workdir={folder}"
         if study.is_done(folder, cell.config, scoring):
             _say(f"{place}: finished already.")
-            continue
-        _say(f"{place}: training.")
-        workdir = f"--workdir={folder}"
-        config = (
-            f"--config={FLAGS['config'].config_filename}",
-            *_overrides(cell.values),
-        )
-        _run("trainer.train", *config, f"--data_dir={data_dirs[index]}", workdir)
-        _say(f"{place}: evaluation.")
-        step = study.best_step(folders.read(folder, cell.name))
-        lengths = ",".join(map(str, scoring.context_lengths))
-        _run(
-            "trainer.evaluate",
-            *(workdir, f"--step={step}", f"--data_dir={scoring.data_dir}"),
-            f"--context_length={lengths}",
-        )
-    runs = [
-        folders.read(folder, cell.name)
-        for folder, cell in zip(workdirs, cells, strict=True)
-    ]
+        else:
+            _say(f"{place}: training.")
+            data_dir = f"--data_dir={data_dirs[index]}"
+            _run("trainer.train", *cell.flags, data_dir, workdir)
+            _say(f"{place}: evaluation.")
+            step = study.best_step(folders.read(folder, cell.name))
+            how = (f"--data_dir={scoring.data_dir}", f"--step={step}")
+            lengths = ",".join(map(str, scoring.context_lengths))
+            _run("trainer.evaluate", workdir, *how, f"--context_length={lengths}")
+        runs.append(folders.read(folder, cell.name))
     report = files.join(FLAGS.workdir, "report.html")
     files.write(report, page(runs).encode(errors="replace"))
-    _print(study.rank(runs, scorings), report)
+    _print(*study.rank(runs, scorings), report)
 
 
 def _check(config: Config) -> None:
@@ -102,51 +92,32 @@ def _data_dir(cell: Cell) -> str:
 
 
 def _data_problems(cells: Sequence[Cell], data_dirs: Sequence[str]) -> Iterator[str]:
-    """Yields what is wrong with the datasets, and the commands that make them."""
+    """Yields what is wrong with the datasets, and the fields that they need."""
     from tfrecords import manifest as manifests
 
     fields = [field for field in cells[0].values if field.startswith("data.")]
-    missing = [f"{{{f}}}" for f in fields if f"{{{f}}}" not in FLAGS.data_dir]
-    if missing:
+    absent = [f"{{{f}}}" for f in fields if f"{{{f}}}" not in FLAGS.data_dir]
+    if absent:
         yield (
-            f"`--data_dir` must hold {' and '.join(missing)}, since each value needs a "
-            f"dataset of its own. Received: {FLAGS.data_dir}. Such as "
-            f"{FLAGS.data_dir}-{'-'.join(missing)}."
+            f"`--data_dir` must hold {' and '.join(absent)}, since each value needs a "
+            f"dataset of its own. Received: {FLAGS.data_dir}. Use such as "
+            f"{FLAGS.data_dir}-{'-'.join(absent)}."
         )
         return
     for data_dir, cell in dict(zip(data_dirs, cells, strict=True)).items():
+        values = {field: cell.values[field] for field in fields}
+        how = " ".join(f"--config.{field}={value}" for field, value in values.items())
         try:
             stored = manifests.load(data_dir).config
         except DataError as error:
-            yield f"{error} The command: {_preprocess(cell, data_dir)}"
+            yield f"{error} It needs {how}." if how else str(error)
             continue
-        for field in fields:
-            value, name = cell.values[field], field.removeprefix("data.")
-            if isinstance(value, (int, str)) and stored.get(name, value) != value:
+        for field, value in values.items():
+            received = stored.get(field.removeprefix("data."), value)
+            if not isinstance(received, list) and received != value:  # a list: inputs
                 yield (
-                    f"The dataset {data_dir} must have `{field}` {value}. Received: "
-                    f"{stored[name]}. The command: {_preprocess(cell, data_dir)}"
+                    f"{data_dir} must be preprocessed with {how}. Received: {received}."
                 )
-
-
-def _preprocess(cell: Cell, data_dir: str) -> str:
-    """Returns the command that makes a cell's dataset."""
-    values = {k: v for k, v in cell.values.items() if k.startswith("data.")}
-    fields = _overrides(values)
-    return shlex.join(
-        [
-            *("make", "preprocess", f"CONFIG={FLAGS['config'].config_filename}"),
-            *([] if cell.config.data.input else ["INPUT=…"]),
-            f"DATA={data_dir}",
-            f"ARGS={shlex.join(fields)}",
-        ]
-    )
-
-
-def _overrides(values: Mapping[str, Any]) -> list[str]:
-    """Returns the flags of the command line's fields and of a cell's values."""
-    values = {**FLAGS["config"].override_values, **values}
-    return [f"--config.{field}={value}" for field, value in values.items()]
 
 
 def _run(program: str, *arguments: str) -> None:
@@ -173,8 +144,7 @@ def _run(program: str, *arguments: str) -> None:
         sys.exit(code if code > 0 else 128 - code)
 
 
-def _print(ranking: Any, report: str) -> None:
-    tables, differing = ranking
+def _print(tables: list[dict[str, Any]], differing: list[str], report: str) -> None:
     if FLAGS.json:
         result = {"rankings": tables, "differing": differing, "report": report}
         cli.print_result(result, as_json=True)

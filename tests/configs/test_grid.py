@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import grid, quickstart
+from configs import grid, quickstart, schema
 from configs.errors import UserError
 from configs.validation import validate
 from tests.conftest import ROOT, assert_refused, run_program
@@ -10,9 +10,9 @@ from tests.conftest import ROOT, assert_refused, run_program
 PATH = str(ROOT / "configs" / "quickstart.py")
 
 
-def cells(check=validate, **fields):
+def cells(**fields):
     typed = {name.replace("__", "."): values for name, values in fields.items()}
-    return grid.cells(quickstart.get_config(), PATH, typed, check)
+    return grid.cells(PATH, {"training.num_steps": 7}, typed, validate)
 
 
 def test_each_combination_is_a_cell():
@@ -27,7 +27,11 @@ def test_each_combination_is_a_cell():
         assert cell.config.model.n_layer == cell.values["model.n_layer"]
         rate = cell.config.optimizer.learning_rate
         assert rate == cell.values["optimizer.learning_rate"]
-    assert made[0].config.data == quickstart.get_config().data
+    expected = schema.flatten(quickstart.get_config())
+    expected |= {"training.num_steps": 7, **made[3].values}
+    assert schema.flatten(made[3].config) == expected
+    fields = ("training.num_steps=7", "model.n_layer=3", "optimizer.learning_rate=2")
+    assert made[3].flags == [f"--config={PATH}", *(f"--config.{f}" for f in fields)]
 
 
 def test_names_are_folders():
@@ -37,35 +41,37 @@ def test_names_are_folders():
     assert made[0].name == "data.seed=1+training.seed=2+model.initial_checkpoint=a_b_c"
     assert made[0].config.model.initial_checkpoint == "a/b c"
     assert cells(model__lora__rank=["4"])[0].config.model.lora.rank == 4
-    with pytest.raises(UserError, match="the same folder name"):
+    with pytest.raises(UserError, match="Two cells are initial_checkpoint=a_b"):
         cells(model__initial_checkpoint=["a/b", "a_b"])
 
 
-def test_all_problems_of_the_values_are_one_message():
+def test_all_problems_are_one_message():
     with pytest.raises(UserError) as caught:
-        cells(
-            model__n_layer=["1", "x", "1.5"],
-            optimizer__learning_rate=["0.1", "1e-1"],
-            data__deduplicate=["perhaps"],
-            training__seed=[],
-        )
-    assert str(caught.value).splitlines() == [
-        "`--grid.model.n_layer` must be whole numbers. Received: x, 1.5.",
-        "`--grid.optimizer.learning_rate` must have each value once. Received: "
-        "0.1,1e-1.",
-        "`--grid.data.deduplicate` must be true or false. Received: perhaps.",
-        "`--grid.training.seed` must have values, separated by commas.",
-    ]
+        cells(model__n_layer=["1", "1.5"], training__seed=["1", "01"])
+    wrong, twice = sorted(str(caught.value).splitlines(), reverse=True)
+    assert "--config.model.n_layer=1.5: invalid literal for int()" in wrong
+    assert wrong.endswith(" (n_layer=1.5+seed=1, n_layer=1.5+seed=01)")
+    assert twice == "Two cells are n_layer=1+seed=1: leave one out."
 
 
-def test_a_problem_is_told_once_with_its_cells():
+def test_a_problem_stands_once_with_its_cells():
     with pytest.raises(UserError) as caught:
         cells(model__n_head=["2", "3"], training__dropout=["0.95"])
     everywhere, one = str(caught.value).splitlines()
-    assert everywhere.startswith("`training.dropout` must be from 0 to 0.9")
-    assert one.startswith("n_head=3+dropout=0.95: `model.n_embd` must be a multiple")
+    assert everywhere == "`training.dropout` must be from 0 to 0.9. Received: 0.95."
+    assert one.startswith("`model.n_embd` must be a multiple")
+    assert one.endswith(" (n_head=3+dropout=0.95)")
     with pytest.raises(UserError, match="home folder"):
         cells(model__initial_checkpoint=["~nobody-of-this-name/gpt2"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "received"),
+    [({}, "none"), ({"model__n_layer": []}, "`--grid.model.n_layer` has none")],
+)
+def test_a_grid_has_fields_and_values(fields, received):
+    with pytest.raises(UserError, match=f"Received: {received}"):
+        cells(**fields)
 
 
 def test_a_list_is_commas_quotes_and_repeated_flags(tmp_path):
@@ -80,12 +86,8 @@ def test_a_list_is_commas_quotes_and_repeated_flags(tmp_path):
         f"--data_dir={tmp_path}/{{data.sequence_length}}",
         f"--workdir={tmp_path}/study",
     )
-    assert_refused(process, f"DATA={tmp_path}/64 ")
-    *_, first, second, _ = process.stderr.split("\n")
-    for length, line in ((32, first), (64, second)):
-        fields = "--config.model.lora.rank=4 --config.data.sequence_length="
-        assert f"make preprocess CONFIG={PATH} DATA={tmp_path}/{length} " in line
-        assert line.endswith(f"'ARGS={fields}{length}'")
+    needed = (f"It needs --config.data.sequence_length={n}." for n in (32, 64))
+    assert_refused(process, *needed, f"{tmp_path}/64, which has no manifest.json")
     assert not (tmp_path / "study").exists()
 
 
@@ -94,5 +96,17 @@ def test_all_unknown_fields_are_one_message():
         "trainer.study", "--config=quickstart", "--grid.model.layers=1", "--config.x=2"
     )
     assert_refused(process, "no config field `model.layers`", "no config field `x`")
-    process = run_program("trainer.study", "--config=quickstart")
-    assert_refused(process, "`--grid.FIELD=A,B,…` must name")
+
+
+def test_a_field_of_the_data_needs_a_dataset_for_each_value(small_run, tmp_path):
+    flags = ["--config=quickstart", f"--workdir={tmp_path}/study"]
+    length = "--grid.data.sequence_length=64,128"
+    data = f"--data_dir={small_run}/data"
+    process = run_program("trainer.study", *flags, length, data)
+    assert_refused(process, "must hold {data.sequence_length}", "Received: ")
+    for name in (64, 128):
+        (tmp_path / f"data-{name}").symlink_to(small_run / "data")
+    data = f"--data_dir={tmp_path}/data-{{data.sequence_length}}"
+    process = run_program("trainer.study", *flags, length, data)
+    assert_refused(process, "--config.data.sequence_length=64. Received: 128.")
+    assert process.stderr.count("must be preprocessed") == 1

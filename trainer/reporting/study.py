@@ -76,11 +76,11 @@ def results(run: Run, scoring: Scoring) -> list[dict[str, Any]]:
         "precision": run.config["training.precision"],
     }
     by_length = {
-        result["protocol"]["context_length"]: result
+        protocol["stride"]: result
         for result in run.evaluations
         if result["step"] == best_step(run)
-        and result["protocol"].get("stride") == result["protocol"].get("context_length")
-        and wanted.items() <= result["protocol"].items()
+        and wanted.items() <= (protocol := result["protocol"]).items()
+        and protocol["stride"] == protocol["context_length"]
     }
     return [by_length[n] for n in scoring.context_lengths if n in by_length]
 

@@ -79,7 +79,7 @@ def results(run: Run, scoring: Scoring) -> list[dict[str, Any]]:
         protocol["stride"]: result
         for result in run.evaluations
         if result["step"] == best_step(run)
-        and wanted.items() <= (protocol := result["protocol"]).items()
+        and wanted.items() <= (protocol := result.get("protocol", {})).items()
         and protocol["stride"] == protocol["context_length"]
     }
     return [by_length[n] for n in scoring.context_lengths if n in by_length]

@@ -49,11 +49,11 @@ def define_grid() -> None:
 
 def typed_grid() -> dict[str, list[str]]:
     """Returns field -> values, as they were typed, of all flags `--grid.FIELD`."""
-    return {
-        name.removeprefix("grid."): list(itertools.chain(*flags.FLAGS[name].value))
-        for name in flags.FLAGS
-        if name.startswith("grid.") and name != "grid.FIELD"
-    }
+    grid: dict[str, list[str]] = {}
+    for name, texts in flags.FLAGS.flag_values_dict().items():
+        if name.startswith("grid.") and name != "grid.FIELD":
+            grid[name.removeprefix("grid.")] = list(itertools.chain(*texts))
+    return grid
 
 
 def cells(

@@ -39,7 +39,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Runs the program."""
-    config = FLAGS["config"]
+    config: Any = FLAGS["config"]
     cells = grid.cells(
         config.config_filename, config.override_values, grid.typed_grid(), _check
     )

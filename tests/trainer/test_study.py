@@ -71,6 +71,7 @@ def test_a_killed_study_continues_and_ranks_its_runs(small_run, tmp_path):
     assert "learning_rate=0.01" in page
 
 
+@pytest.mark.slow
 def test_a_runs_error_ends_the_study(small_run, tmp_path):
     """With the run's message and exit code; a finished run before it stays."""
     data = tmp_path / "data"

@@ -80,6 +80,10 @@ class DataConfig:
     # Packed training data: tokens from the start of one record to the start of the
     # next. Records overlap if it is less than `sequence_length`. 0: no overlap.
     stride: int = 0
+    # Packed data: what a token sees of its record. "causal": all tokens before it.
+    # "document": those of its own document, whose positions begin at 0. The records
+    # are the same.
+    attention: str = "causal"
     # Where records that are not packed are padded: "right" or "left".
     padding_side: str = "right"
     # Seed of the order of training records on disk.
@@ -245,7 +249,7 @@ class Config:
     """Configures a whole run.
 
     `data_pipeline` reads `data`, and `model.n_positions`, which a new tokenizer stores
-    as its maximum length. `trainer` reads the rest.
+    as its maximum length. `trainer` reads the rest, and `data.attention`.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.null_text": ("stop", "skip"),
     "data.mode": ("packed", "document", "labelled", "completion"),
     "data.completions_per_record": ("one", "several"),
+    "data.attention": ("causal", "document"),
     "data.padding_side": ("right", "left"),
     "data.tokenizer_model": ("bpe", "unigram", "wordpiece"),
     "model.vocabulary": ("resize", "transplant"),
@@ -124,6 +125,16 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield (
             "`data.padding_side` must be right if `data.mode` is packed: only the last "
             "record is padded. Received: left. Set it to right."
+        )
+    architecture, task = config.model.architecture, config.training.task
+    knows_documents = data.mode == "packed" and data.end_token != ""
+    knows_documents &= task == "causal_lm" and architecture != "xlnet"
+    if data.attention == "document" and not knows_documents:
+        yield (
+            "`data.attention` must be causal, unless `data.mode` is packed, documents "
+            "have an end token, `training.task` is causal_lm, and `model.architecture` "
+            f"is not xlnet. Received: document with mode {data.mode}, end token "
+            f"{data.end_token!r}, {task} and {architecture}. Set it to causal."
         )
 
 

@@ -57,14 +57,15 @@ class Job:
     @functools.cached_property
     def chunks(self) -> list[Chunk]:
         """The whole input in chunks, those of `validation_files` last."""
-        # Names of files, which may be many, do not travel to the workers. The last
-        # changes no token: what a run without it has finished is used again.
+        # Names of files, which may be many, do not travel to the workers. The last two
+        # change no token: what a run without them has finished is used again.
         config = dataclasses.replace(
             self.config,
             input="",
             validation_input="",
             tokenizer="",
             allow_lossy_tokenizer=False,
+            attention=DataConfig.attention,
         )
         chunks: list[Chunk] = []
         for files, fraction in (
@@ -123,7 +124,7 @@ class Job:
         """Returns what the manifest records of the job: contents, not paths."""
         config = dataclasses.asdict(self.config)
         del config["input"], config["validation_input"], config["tfds_data_dir"]
-        del config["allow_lossy_tokenizer"]
+        del config["allow_lossy_tokenizer"], config["attention"]
         config["validation_fraction"] = self.validation_fraction
         config["n_positions"] = self.n_positions
         for name in _NEW_FIELDS:

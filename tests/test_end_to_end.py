@@ -78,6 +78,27 @@ def test_evaluate_gives_what_training_measured(trained):
     assert measured["word_perplexity"] > measured["token_perplexity"] > 1
 
 
+@pytest.mark.slow
+def test_attention_by_document_is_that_of_training_and_evaluation(trained):
+    folder, result = trained
+    data, workdir = f"--data_dir={folder / 'data'}", f"--workdir={folder / 'by-doc'}"
+    command = ("trainer.train", *SMALL, "--num_virtual_devices=2", data, workdir)
+    by_document = "--config.data.attention=document"
+    learnt = json.loads(succeed(programs.run(*command, by_document, "--json")))
+    # The same weights at first, which see less.
+    before = learnt["validation_loss_before"]
+    assert before != pytest.approx(result["validation_loss_before"], abs=1e-5)
+    assert learnt["validation_loss_after"] < before
+    measured = json.loads(
+        succeed(run_program("trainer.evaluate", data, workdir, "--json"))
+    )
+    assert measured["loss"] == pytest.approx(learnt["validation_loss_after"], rel=1e-6)
+    assert measured["protocol"]["attention"] == "document"
+    # Neither does a run go on with another attention.
+    process = programs.run(*command)
+    assert "data.attention: 'document' in the workdir, 'causal' now" in process.stderr
+
+
 def test_a_hugging_face_checkpoint_goes_all_the_way(trained):
     """The run is exported, scored, and trained on."""
     folder, result = trained

@@ -103,6 +103,31 @@ def test_lora_that_makes_no_sense_is_refused(lora, trainable, message):
         validation.validate(config)
 
 
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("data", "mode", "document"),
+        ("data", "mode", "labelled"),
+        ("data", "mode", "completion"),
+        ("data", "end_token", ""),
+        ("training", "task", "classification"),
+        ("training", "task", "permutation_lm"),
+        ("model", "architecture", "xlnet"),
+    ],
+)
+def test_attention_by_document_needs_packed_documents_of_a_causal_model(
+    section, field, value
+):
+    config = schema.Config()
+    config.data.attention = "document"
+    validation.validate(config)
+    setattr(getattr(config, section), field, value)
+    with pytest.raises(UserError, match=r"^`data.attention` must be causal") as error:
+        validation.validate(config)
+    assert len(str(error.value).splitlines()) == 1
+    assert value in str(error.value)
+
+
 def test_a_config_is_restored_from_its_dict():
     config = schema.Config()
     config.optimizer.beta_1 = 0.5

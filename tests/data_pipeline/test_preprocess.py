@@ -221,6 +221,17 @@ def test_new_fields_at_their_defaults_leave_old_datasets_the_same(corpus):
         assert one.differences(other.description()) == ["null_text"]
 
 
+def test_attention_changes_no_record(corpus):
+    """The trainer reads it. Finished work and datasets are those without it."""
+    plans = [
+        plan_job(Config(data=DataConfig(input=str(corpus), attention=value)))
+        for value in ("causal", "document")
+    ]
+    assert plans[0].description() == plans[1].description()
+    assert "attention" not in plans[0].description()
+    assert plans[0].chunks == plans[1].chunks
+
+
 @pytest.mark.parametrize("detokenizer", ["none", "wikitext"])
 def test_special_tokens_that_become_text_are_counted(tmp_path, caplog, detokenizer):
     """415 of them, some in one document, as in a corpus that they separate."""

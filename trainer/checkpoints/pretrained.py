@@ -41,6 +41,7 @@ class Pretrained:
       dropout: that it was trained with; None: not known.
       padding_text: that stood before the prompt of its samples.
       sequence_length: tokens of its dataset's records; None: not known.
+      attention: the value of `data.attention`.
     """
 
     model: tf_keras.Model
@@ -56,6 +57,15 @@ class Pretrained:
     dropout: float | None = None
     padding_text: str = ""
     sequence_length: int | None = None
+    attention: str = "causal"
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """Returns what a result's protocol says of the model's computation."""
+        # Results of older versions, which had no other attention, do not mention it.
+        if self.attention == "causal":
+            return {}
+        return {"attention": self.attention}
 
 
 def load(workdir: str, step: int, folder: str) -> Pretrained:
@@ -105,6 +115,7 @@ def load(workdir: str, step: int, folder: str) -> Pretrained:
         dropout=record.config["training"]["dropout"],
         padding_text=record.config["tracking"].get("sample_padding_text", ""),
         sequence_length=manifest.sequence_length if manifest else None,
+        attention=record.config["data"].get("attention", "causal"),
     )
 
 

@@ -32,6 +32,7 @@ def score(
     *,
     precision: str,
     batch_size: int,
+    end_of_text_id: int,
 ) -> list[Score]:
     """Scores rows, in whatever order is fastest.
 
@@ -41,12 +42,13 @@ def score(
       rows: of at most one token more than the model's positions.
       precision: of the matrix products.
       batch_size: rows that a replica scores at once.
+      end_of_text_id: that a row may begin with.
     """
     global_batch_size = batch_size * strategy.num_replicas_in_sync
     task = dataclasses.replace(
         causal_lm.TASK, evaluation_sums=_batch_scores(global_batch_size)
     )
-    step = scoring_step(trained, strategy, precision, task)
+    step = scoring_step(trained, strategy, precision, task, end_of_text_id)
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         length = _padded_length(len(row.tokens) - 1, trained.model.config.n_positions)

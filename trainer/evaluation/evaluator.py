@@ -94,9 +94,11 @@ def evaluate(
             stride=stride or length,
             precision=precision,
         )
+        | trained.protocol
         for length in lengths
     ]
-    step = scoring_step(trained, strategy, precision, tasks.get(trained.task))
+    task = tasks.get(trained.task)
+    step = scoring_step(trained, strategy, precision, task, manifest.end_of_text_id)
     # All scorers before the first runs for long: a later one may be impossible.
     scorers = []
     for stamp in stamps:

@@ -91,15 +91,19 @@ def _differences(
                 f"it is of {study.text['name']}, {count:,} {unit}: this text has "
                 f"{result[unit]:,}"
             )
-    for name, value in study.protocol.items():
-        if result["protocol"][name] != value:
-            yield f"{name} {value} there, {result['protocol'][name]} here"
+    theirs, ours = (
+        {"attention": "causal", **protocol}
+        for protocol in (study.protocol, result["protocol"])
+    )
+    for name, value in theirs.items():
+        if ours[name] != value:
+            yield f"{name} {value} there, {ours[name]} here"
     if weights != study.weights:
         yield f"weights {study.weights} there, {weights} here"
     figures = study.figures[checkpoint]
     if {"word_perplexity", "token_perplexity"} <= figures.keys():
-        theirs = math.log(figures["word_perplexity"])
-        theirs /= math.log(figures["token_perplexity"])
-        ours = result["tokens"] / result["words"]
-        if abs(theirs / ours - 1) > _TOKENS_PER_WORD_TOLERANCE:
-            yield f"{theirs:.3f} tokens a word there, {ours:.3f} here"
+        per_word = math.log(figures["word_perplexity"])
+        per_word /= math.log(figures["token_perplexity"])
+        tokens_per_word = result["tokens"] / result["words"]
+        if abs(per_word / tokens_per_word - 1) > _TOKENS_PER_WORD_TOLERANCE:
+            yield f"{per_word:.3f} tokens a word there, {tokens_per_word:.3f} here"

@@ -35,16 +35,31 @@ class Windows(Protocol):
 
 
 def scoring_step(
-    trained: Pretrained, strategy: tf.distribute.Strategy, precision: str, task: Task
+    trained: Pretrained,
+    strategy: tf.distribute.Strategy,
+    precision: str,
+    task: Task,
+    end_of_text_id: int,
 ) -> TrainingStep:
-    """Returns a step that evaluates a model by a task."""
+    """Returns a step that evaluates a model by a task, with its own attention.
+
+    Args:
+      trained: the model, built under `strategy`.
+      strategy: that scores.
+      precision: of the matrix products.
+      task: gives the sums.
+      end_of_text_id: the last token of each document that is scored.
+    """
+    by_document = trained.attention == "document"
     with strategy.scope():
         return TrainingStep(
             trained.model,
             trained.architecture,
             task,
             options=Options(
-                precision, compiled=strategies.compiles_everything(strategy)
+                precision,
+                compiled=strategies.compiles_everything(strategy),
+                end_token=end_of_text_id if by_document else None,
             ),
             compile_local=strategies.compiles_local_work(strategy, precision),
         )

@@ -69,6 +69,7 @@ def evaluate(
             list(itertools.chain(*rows)),
             precision=precision,
             batch_size=batch_size,
+            end_of_text_id=tokenizer.eos_token_id,
         )
     )
     by_example = [list(itertools.islice(scores, len(part))) for part in rows]
@@ -88,6 +89,7 @@ def evaluate(
             **benchmark.describe(examples),
             "context_length": num_positions,
             "precision": precision,
+            **trained.protocol,
         },
     }
     studies = published.compare(result, trained.published_name, trained.origin)

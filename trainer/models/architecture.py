@@ -17,7 +17,7 @@ from configs.schema import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a network is computed. What it computes is the same for all options.
+    """How a network is computed. All but `end_token` change rounding alone.
 
     Attributes:
       precision: "float32" or "bfloat16", of the matrix products and of the activations
@@ -26,11 +26,15 @@ class Options:
         "none": only those that cost no matrix product. "attention": scores and
         probabilities as well. "block": whole blocks, of which only the input is kept.
       compiled: whether XLA compiles the computation.
+      end_token: id of the last token of a document. Attention does not go beyond a
+        document, and its positions begin at 0. None: a record is one text. The task
+        "causal_lm" of GPT-2 and ALGPT2 alone knows documents.
     """
 
     precision: str = "float32"
     remat: str = "none"
     compiled: bool = False
+    end_token: int | None = None
 
     @property
     def dtype(self) -> tf.DType:

@@ -78,7 +78,13 @@ def lower_run(
         config,
         num_steps,
         accumulation_steps=accumulation_steps,
-        options=Options(config.training.precision, remat, compiled=True),
+        options=Options(
+            config.training.precision,
+            remat,
+            compiled=True,
+            # Which token it is does not change the program.
+            end_token=0 if config.data.attention == "document" else None,
+        ),
         all_reduce=all_reduce_over(num_replicas),
     )
     batch_size = microbatch_size * accumulation_steps

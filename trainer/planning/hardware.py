@@ -107,6 +107,7 @@ def plan_key(config: Config, model_config: Any, sequence_length: int) -> dict[st
         # None for what older plans do not have.
         "architecture": _unless("gpt2", config.model.architecture),
         "task": _unless("causal_lm", config.training.task),
+        "attention": _unless("causal", config.data.attention),
         "trainable": config.training.trainable or None,
         "lora": dataclasses.asdict(lora) if lora.rank else None,
     }

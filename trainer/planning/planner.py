@@ -21,6 +21,7 @@ from trainer.planning.variants import Variant, Variants
 from trainer.runtime import strategy as strategies
 from trainer.tasks import memorization
 from trainer.tasks import registry as tasks
+from trainer.tasks.create import end_token
 from trainer.tasks.task import Task
 
 # Assumed for a tokenizer that is not known yet.
@@ -60,6 +61,7 @@ def make(
     architecture = architectures.get(config.model.architecture)
     task = tasks.get(settings.task)
     if manifest:
+        end_token(config, manifest)  # refuses a dataset that does not fit
         task = task.resolve(settings, manifest)
     model_config, assumptions = _model_config(config, manifest)
     if task.classifies:

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras
 from absl import logging
 
+from configs.errors import DataError
 from configs.schema import Config, TrainingConfig
 from tfrecords.manifest import Manifest
 from trainer.models import lora, variables
@@ -72,12 +73,32 @@ def create_training_step(
             precision=settings.precision,
             remat=settings.remat,
             compiled=strategies.compiles_everything(strategy),
+            end_token=end_token(config, manifest),
         ),
         compile_local=strategies.compiles_local_work(strategy, settings.precision),
         compile_update=strategies.compiles_update(strategy),
     )
     _log_sizes(step, config, manifest, strategy)
     return step
+
+
+def end_token(config: Config, manifest: Manifest) -> int | None:
+    """Returns the token that attention does not go beyond; None: a record is one text.
+
+    Raises:
+      DataError: the dataset's records do not hold documents that such a token ends.
+    """
+    if config.data.attention != "document":
+        return None
+    if manifest.mode != "packed" or manifest.config.get("end_token") == "":
+        raise DataError(
+            "`data.attention=document` needs packed records, and a token after each "
+            f"document. Received: mode {manifest.mode}, end token "
+            f"{manifest.config.get('end_token')!r}. Preprocess with "
+            "`--config.data.mode=packed` and the tokenizer's end token, or set "
+            "`data.attention=causal`."
+        )
+    return manifest.end_of_text_id
 
 
 def trained_variables(

@@ -119,7 +119,7 @@ def test_rows_of_all_lengths_are_scored_on_replicas_as_alone():
         model, ARCHITECTURE, "causal_lm", "", "float32", "tiny", None, "", ""
     )
     found = completions.score(
-        trained, strategy, rows, precision="float32", batch_size=2
+        trained, strategy, rows, precision="float32", batch_size=2, end_of_text_id=0
     )
     for row, score in zip(rows, found, strict=True):
         logits = gpt2(tf.constant([row.tokens[:-1]])).logits[0, -row.num_scored :]

@@ -60,6 +60,11 @@ def test_the_same_protocol_compares():
             "detokenizer wikitext there, none here",
         ),
         ({"mode": "document"}, "as published", "mode packed there, document here"),
+        (
+            {"attention": "document"},
+            "as published",
+            "attention causal there, document here",
+        ),
         ({}, TUNED, f"weights as published there, {TUNED} here"),
         ({"tokens": 295_878}, "as published", "1.129 tokens a word there, 1.227 here"),
     ],

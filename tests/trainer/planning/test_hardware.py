@@ -139,6 +139,15 @@ def test_a_plan_of_another_architecture_is_not_taken(tmp_path):
         resolve(other, V3, tmp_path)
 
 
+def test_a_plan_of_another_attention_is_not_taken(tmp_path):
+    made = config(remat="auto")
+    save_plan(tmp_path, made, "v3-8")
+    other = copy.deepcopy(made)
+    other.data.attention = "document"
+    with pytest.raises(UserError, match="attention None, not document"):
+        resolve(other, V3, tmp_path)
+
+
 def test_adapting_stops_where_nothing_fits(tmp_path):
     made = config()
     made.hardware.on_mismatch = "adapt"

@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer.models.algpt2.weights import ALGPT2
 from trainer.models.architecture import DEFAULT_OPTIONS, Options
 from trainer.models.gpt2 import forward
+from trainer.models.layers.documents import document_starts
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
 
 
@@ -32,10 +33,11 @@ def hidden_states(
     embedded = forward.embed(output_table(model), tokens)  # (B, T, E)
     projection = tf.cast(model.projection, options.dtype)  # (E, C)
     x = tf.einsum("bte,ec->btc", tf.cast(embedded, options.dtype), projection)
-    x = tf.cast(x, tf.float32) + model.positions[: tokens.shape[1]]
-    x = forward.run_layers(
-        x, [model.block] * model.config.n_layer, model.last_norm, options, dropout
-    )
+    starts = document_starts(tokens, options.end_token)
+    positions = forward.embed_positions(model.positions, tokens.shape[1], starts)
+    x = tf.cast(x, tf.float32) + positions
+    layers = [model.block] * model.config.n_layer
+    x = forward.run_layers(x, layers, model.last_norm, options, dropout, starts)
     return tf.einsum("btc,ec->bte", x, projection)
 
 

@@ -20,6 +20,7 @@ from transformers import TFGPT2LMHeadModel
 from trainer.models import lora
 from trainer.models.architecture import DEFAULT_OPTIONS, Options
 from trainer.models.layers.attention import attention
+from trainer.models.layers.documents import document_starts
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
 from trainer.models.layers.recompute import optimization_barrier, rematerialize
 
@@ -69,8 +70,9 @@ def hidden_states(
     transformer = model.transformer
     with tf.name_scope("embedding"):  # these names are parts of a plan
         x = embed(output_table(model), tokens)  # (B, T, C)
-    x += transformer.wpe.embeddings[: tokens.shape[1]]
-    return run_layers(x, transformer.h, transformer.ln_f, options, dropout)
+    starts = document_starts(tokens, options.end_token)
+    x += embed_positions(transformer.wpe.embeddings, tokens.shape[1], starts)
+    return run_layers(x, transformer.h, transformer.ln_f, options, dropout, starts)
 
 
 def run_layers(
@@ -79,6 +81,7 @@ def run_layers(
     last_norm: tf_keras.layers.LayerNormalization,
     options: Options,
     dropout: Dropout,
+    starts: tf.Tensor | None,
 ) -> tf.Tensor:
     """Runs the blocks and the last layer norm.
 
@@ -88,6 +91,7 @@ def run_layers(
       last_norm: the norm after the last block.
       options: how to compute.
       dropout: applied wherever GPT-2 has dropout.
+      starts: of `document_starts`.
 
     Returns:
       `dtype` [B, T, C].
@@ -99,6 +103,7 @@ def run_layers(
             layer=layer,
             options=options,
             rate=dropout.rate,
+            starts=starts,
             site=1 + index * _SITES_PER_BLOCK,
         )
         if options.remat == "block":
@@ -117,7 +122,7 @@ def output_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
 
 @tf.custom_gradient
 def embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Looks up embeddings. The table is tied to the output: its gradient is dense."""
+    """Looks up embeddings, with a dense gradient: a table is tied to the output."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
         rows = tf.reshape(upstream, [-1, table.shape[1]])
@@ -127,6 +132,24 @@ def embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         return dense, None
 
     return tf.gather(table, tokens), gradient
+
+
+def embed_positions(
+    table: tf.Variable, length: int, starts: tf.Tensor | None
+) -> tf.Tensor:
+    """Looks up the positions of T = `length` tokens.
+
+    Args:
+      table: float32 [P, C].
+      length: tokens of a record.
+      starts: of `document_starts`.
+
+    Returns:
+      float32 [T, C]; where positions begin anew with each document, [B, T, C].
+    """
+    if starts is None:
+        return table[:length]
+    return embed(tf.convert_to_tensor(table), tf.range(length) - starts)
 
 
 def block_weights(layer: tf_keras.layers.Layer) -> Block:
@@ -158,6 +181,7 @@ def _block(
     options: Options,
     rate: float,
     site: int,
+    starts: tf.Tensor | None,
 ) -> tf.Tensor:
     """Computes one transformer block, `dtype` [B, T, C] -> [B, T, C]."""
     batch, length, channels = x.shape
@@ -202,6 +226,7 @@ def _block(
             # A rematerialized block has each kernel twice. With smaller query blocks,
             # the program of XL would itself take gigabytes.
             query_block=QUERY_BLOCK * (2 if options.remat == "block" else 1),
+            starts=starts,
         )
     mixed = tf.reshape(mixed, [batch, channels, length])
     mixed = _project(

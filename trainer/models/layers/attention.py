@@ -20,6 +20,7 @@ def attention(
     keep: bool,
     compiled: bool,
     query_block: int,
+    starts: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Returns softmax(query · key / sqrt(D)) · value.
 
@@ -37,6 +38,7 @@ def attention(
       keep: whether to keep the exponentials instead of computing them again.
       compiled: whether XLA compiles this.
       query_block: queries of a block; they attend to all keys up to the last of them.
+      starts: int32 [B, T], the first key that each query attends to; None: 0.
 
     Returns:
       `dtype` [B, H, D, T].
@@ -47,13 +49,20 @@ def attention(
         for first in range(0, length, query_block)
     ]
 
+    def exp_scores(
+        query: tf.Tensor, key: tf.Tensor, first: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        last = first + query.shape[3]
+        begin = None if starts is None else starts[:, first:last]
+        return _exp_scores(query, key, begin, compiled)
+
     @tf.custom_gradient
     def call(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         query, key, value = inputs
         kept, mixed = [], []
         for first, last in blocks:
-            exponentials, total = _exp_scores(
-                query[..., first:last], key[..., :last], compiled
+            exponentials, total = exp_scores(
+                query[..., first:last], key[..., :last], first
             )
             if keep:
                 kept.append((exponentials, total))
@@ -79,7 +88,7 @@ def attention(
                 q, k, v = query[..., first:last], key[..., :last], value[..., :last]
                 d_q, d_k, d_v = _block_gradient(
                     (q, k, v),
-                    kept[number] if keep else _exp_scores(q, k, compiled),
+                    kept[number] if keep else exp_scores(q, k, first),
                     inner[..., first:last],
                     upstream[..., first:last],
                     lambda weights: drop(weights, first),
@@ -117,36 +126,42 @@ def _block_gradient(
 
 
 def _exp_scores(
-    query: tf.Tensor, key: tf.Tensor, compiled: bool
+    query: tf.Tensor, key: tf.Tensor, begin: tf.Tensor | None, compiled: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns exp(score - largest score) and its sum over the keys.
 
-    The queries are the last Q of the K tokens.
+    The queries are the last Q of the K tokens. `begin` is `starts` of the queries.
 
     Returns:
       `dtype` [B, H, Q, K], and float32 [B, H, Q].
     """
-    scores = _scores(query, key, compiled)
+    scores = _scores(query, key, begin, compiled)
     largest = tf.reduce_max(scores, axis=-1, keepdims=True)
     if compiled:
         # XLA fuses a product with a maximum, or with exponentials, into one kernel. One
         # product for both would write the scores, the largest tensor of all, to memory
         # and read them again. So the product is computed twice.
         (query,), (largest,) = optimization_barrier([query], [largest], compiled)
-        scores = _scores(query, key, compiled)
+        scores = _scores(query, key, begin, compiled)
     exponentials = tf.exp(scores - largest)
     return tf.cast(exponentials, query.dtype), tf.reduce_sum(exponentials, axis=-1)
 
 
-def _scores(query: tf.Tensor, key: tf.Tensor, compiled: bool) -> tf.Tensor:
-    """Returns float32 [B, H, Q, K]; -1e9 where the key comes after the query."""
+def _scores(
+    query: tf.Tensor, key: tf.Tensor, begin: tf.Tensor | None, compiled: bool
+) -> tf.Tensor:
+    """Returns float32 [B, H, Q, K]; -1e9 where the query does not attend to the key."""
     depth, num_queries, num_keys = query.shape[2], query.shape[3], key.shape[3]
     scores = tf.einsum(
         "bhdq,bhdk->bhqk", tf.cast(query, tf.float32), tf.cast(key, tf.float32)
     )
     # Without the barrier TensorFlow folds each mask into a constant of the program.
-    (position,), _ = optimization_barrier([tf.range(num_keys)], [], compiled)
+    (position, *begins), _ = optimization_barrier(
+        [tf.range(num_keys), *([] if begin is None else [begin])], [], compiled
+    )
     visible = position[num_keys - num_queries :, None] >= position[None, :]
+    for begin in begins:
+        visible &= begin[:, None, :, None] <= position
     return tf.where(visible, scores * depth**-0.5, -1e9)
 
 

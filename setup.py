@@ -67,8 +67,8 @@ setup(
             "selenium==4.51.0",
             "trustme==1.2.1",
         ],
-        # The judge of `evaluate --benchmark`. Apart: with scikit-learn, which it brings,
-        # every program takes longer to import transformers.
+        # The judge of `evaluate --benchmark`. It brings scikit-learn, with which every
+        # program takes longer to import transformers.
         "harness": ["lm-eval==0.4.13"],
         # Independent judges of the numerics.
         "parity": [

@@ -68,7 +68,7 @@ def lower_run(
     `num_layers` takes the place of the configuration's.
     """
     model_config = copy.deepcopy(model_config)
-    model_config.n_layer = num_layers
+    model_config.num_hidden_layers = num_layers
     model = architecture.build(model_config)
     lora.attach(model, config.model.lora, config.training.seed)
     training_step = assemble(

@@ -183,7 +183,8 @@ def _variants(
     return Variants(
         lower,
         lambda hlo, memory_only: compilation.compile_hlo(hlo, tpu_type, memory_only),
-        model_config.n_layer,
+        # By transformers' name for it; an architecture need not have layers.
+        getattr(model_config, "num_hidden_layers", 1),
         tpu_type.facts.hbm_bytes,
         layers_are_alike=not config.training.trainable,
         after_each=after_each,

@@ -53,9 +53,11 @@ def largest_microbatch(variants: Variants, start: Variant, hbm_bytes: int) -> in
     # The size of the program itself was a guess.
     while size and not variants.whole(of(size))["fits"]:
         size -= 1
-    while (
-        variants.memory(of(size + 1))["fits"] and variants.whole(of(size + 1))["fits"]
-    ):
+    while size < LARGEST_MICROBATCH:
+        if not variants.memory(of(size + 1))["fits"]:
+            break
+        if not variants.whole(of(size + 1))["fits"]:
+            break
         size += 1
     return size
 

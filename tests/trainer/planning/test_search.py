@@ -91,6 +91,13 @@ def test_the_program_counts_for_the_largest_microbatch(code):
     assert max(whole) <= largest + 3
 
 
+def test_the_search_ends_where_everything_fits():
+    compiler = Compiler(hbm=10**13)
+    start = Variant(1, 1, "none")
+    largest = search.largest_microbatch(compiler.variants, start, 10**13)
+    assert largest == search.LARGEST_MICROBATCH
+
+
 def test_tuning_takes_more_recomputation_only_for_a_larger_microbatch():
     compiler = Compiler()
     ranked = search.tune(compiler.variants, share=64, start=8, hbm_bytes=HBM)

@@ -5,7 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs import tpu
 from configs.errors import UserError
@@ -54,34 +54,15 @@ def make(
       UserError: the step cannot be compiled.
     """
     settings = _start_settings(config.training, tpu_type, find_max or tune)
-    length = manifest.sequence_length if manifest else config.data.sequence_length
-    num_steps = settings.num_steps
-    if manifest:
-        num_steps = schedule.total_steps(settings, manifest)
-    architecture = architectures.get(config.model.architecture)
-    task = tasks.get(settings.task)
-    if manifest:
-        end_token(config, manifest)  # refuses a dataset that does not fit
-        task = task.resolve(settings, manifest)
-    model_config, assumptions = _model_config(config, manifest)
-    if task.classifies:
-        labels = task.labels(manifest) if manifest else ("0", "1")
-        model_config = classifier.configure(architecture, model_config, labels)
-    if length > model_config.n_positions:
-        raise UserError(
-            "`data.sequence_length` must not exceed the model's positions. Received: "
-            f"{length} > {model_config.n_positions}."
-        )
+    job = _job(config, manifest)
     # Of a search, about so many.
     with progress("plan", 12 if find_max or tune else 1, "compilation") as bar:
-        variants = _variants(
-            config, tpu_type, (task, model_config), (length, num_steps), bar.update
-        )
+        variants = _variants(config, tpu_type, job, bar.update)
         variant, compiled, entries = _compile(
-            variants, settings, tpu_type, length, find_max=find_max, tune=tune
+            variants, settings, tpu_type, job.length, find_max=find_max, tune=tune
         )
-    num_tokens = settings.global_batch_size * length
-    key = hardware.plan_key(config, model_config, length)
+    num_tokens = settings.global_batch_size * job.length
+    key = hardware.plan_key(config, job.model_config, job.length)
     return {
         "tpu_type": tpu_type.name,
         "num_replicas": tpu_type.num_replicas,
@@ -90,7 +71,7 @@ def make(
         "parameter_count": compiled["parameter_count"],
         "trained_parameter_count": compiled["trained_parameter_count"],
         "optimizer_state_bytes": compiled["optimizer_state_bytes"],
-        "sequence_length": length,
+        "sequence_length": job.length,
         "global_batch_size": settings.global_batch_size,
         **variant._asdict(),
         **speed.bounds(
@@ -98,20 +79,60 @@ def make(
             compiled.get("argument_bytes", 0) + compiled.get("output_bytes", 0),
             tpu_type,
             num_tokens=num_tokens,
-            num_steps=num_steps,
+            num_steps=job.num_steps,
         ),
         **speed.estimate(compiled, tpu_type, num_tokens),
         **entries,
         "warnings": [
-            *assumptions,
+            *job.assumptions,
             *warnings(config, manifest, tpu_type, compiled["trained_parameter_count"]),
         ],
         # With an assumed model, no run may follow the plan. A tuned one chose the
         # policy: that is for a run which leaves it open.
         "planned_for": None
-        if assumptions
+        if job.assumptions
         else key | ({"remat": "auto"} if tune else {}),
     }
+
+
+class _Job(NamedTuple):
+    """What a run computes.
+
+    Attributes:
+      task: as the run learns it.
+      model_config: of its model.
+      length: tokens of a record.
+      num_steps: of the run; 0: not known.
+      assumptions: about what is not known yet, for people.
+    """
+
+    task: Task
+    model_config: Any
+    length: int
+    num_steps: int
+    assumptions: list[str]
+
+
+def _job(config: Config, manifest: Manifest | None) -> _Job:
+    """Returns what the run computes; raises UserError where its parts do not fit."""
+    settings, task = config.training, tasks.get(config.training.task)
+    length, num_steps = config.data.sequence_length, settings.num_steps
+    if manifest:
+        length = manifest.sequence_length
+        num_steps = schedule.total_steps(settings, manifest)
+        end_token(config, manifest)  # refuses a dataset that does not fit
+        task = task.resolve(settings, manifest)
+    model_config, assumptions = _model_config(config, manifest)
+    if task.classifies:
+        labels = task.labels(manifest) if manifest else ("0", "1")
+        architecture = architectures.get(config.model.architecture)
+        model_config = classifier.configure(architecture, model_config, labels)
+    if length > model_config.n_positions:
+        raise UserError(
+            "`data.sequence_length` must not exceed the model's positions. Received: "
+            f"{length} > {model_config.n_positions}."
+        )
+    return _Job(task, model_config, length, num_steps, assumptions)
 
 
 def _start_settings(
@@ -162,29 +183,26 @@ def _compile(
 def _variants(
     config: Config,
     tpu_type: tpu.TpuType,
-    task_and_model: tuple[Task, Any],
-    length_and_steps: tuple[int, int],
+    job: _Job,
     after_each: Callable[[], Any],
 ) -> Variants:
     """Returns the variants of the run's step for a TPU."""
-    task, model_config = task_and_model
-    length, num_steps = length_and_steps
     lower = functools.partial(
         compilation.run_in_process,
         compilation.lower_run,
         config=config,
         architecture=architectures.get(config.model.architecture),
-        task=task,
-        model_config=model_config,
-        sequence_length=length,
-        num_steps=num_steps or 10**6,
+        task=job.task,
+        model_config=job.model_config,
+        sequence_length=job.length,
+        num_steps=job.num_steps or 10**6,
         num_replicas=tpu_type.num_replicas,
     )
     return Variants(
         lower,
         lambda hlo, memory_only: compilation.compile_hlo(hlo, tpu_type, memory_only),
         # By transformers' name for it; an architecture need not have layers.
-        getattr(model_config, "num_hidden_layers", 1),
+        getattr(job.model_config, "num_hidden_layers", 1),
         tpu_type.facts.hbm_bytes,
         layers_are_alike=not config.training.trainable,
         after_each=after_each,

@@ -4,7 +4,7 @@ from typing import Any
 
 from configs import tpu
 
-# What the estimated speed was compared with. Source: docs/tpu.md.
+# What the estimated speed was compared with, in an experiment: see docs/tpu.md.
 _ESTIMATE_BASIS = {"v3": "near published runs of GPT-2 on v3"}
 
 
@@ -48,13 +48,13 @@ def estimate(
     ring through all chips, which send in both directions at once.
 
     Args:
-      compiled: result of `compilation.compile_run`.
+      compiled: result of `Variants`.
       tpu_type: to plan for.
       num_tokens: of a step.
     """
     step_time, chips = compiled.get("step_time"), tpu_type.num_chips
     names = (
-        *("step_seconds_estimate", "tokens_per_second_estimate", "step_parts"),
+        *("step_seconds_estimate", "tokens_per_second_estimate"),
         *("step_shares", "estimate_basis"),
     )
     if step_time is None:
@@ -67,5 +67,4 @@ def estimate(
     speeds = [num_tokens / value for value in reversed(seconds)]
     shares = {part: value / sum(parts.values()) for part, value in parts.items()}
     basis = _ESTIMATE_BASIS.get(tpu_type.generation, "it ranks programs")
-    values = (seconds, speeds, parts, shares, basis)
-    return dict(zip(names, values, strict=True))
+    return dict(zip(names, (seconds, speeds, shares, basis), strict=True))

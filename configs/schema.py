@@ -265,6 +265,14 @@ def flatten(config: Config) -> dict[str, Any]:
     return dict(leaves(dataclasses.asdict(config)))
 
 
+def is_of_dataset(field: str) -> bool:
+    """Returns whether a dataset's fingerprint stands for a field, such as "data.mode".
+
+    `data_pipeline` reads all of `data` but `data.attention`.
+    """
+    return field.startswith("data.") and field != "data.attention"
+
+
 def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields ("data.input", …) and so on of nested dicts such as a stored config."""
     for name, value in fields.items():

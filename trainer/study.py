@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from configs import cli, grid
+from configs import cli, grid, schema
 from configs.errors import DataError, UserError
 from configs.grid import Cell
 from configs.schema import Config
@@ -95,7 +95,7 @@ def _data_problems(cells: Sequence[Cell], data_dirs: Sequence[str]) -> Iterator[
     """Yields what is wrong with the datasets, and the fields that they need."""
     from tfrecords import manifest as manifests
 
-    fields = [field for field in cells[0].values if field.startswith("data.")]
+    fields = [*filter(schema.is_of_dataset, cells[0].values)]
     absent = [f"{{{f}}}" for f in fields if f"{{{f}}}" not in FLAGS.data_dir]
     if absent:
         yield (

@@ -104,6 +104,11 @@ def test_a_field_of_the_data_needs_a_dataset_for_each_value(small_run, tmp_path)
     data = f"--data_dir={small_run}/data"
     process = run_program("trainer.study", *flags, length, data)
     assert_refused(process, "must hold {data.sequence_length}", "Received: ")
+    # The trainer's own field: one dataset serves all its values, and is looked for.
+    attention = "--grid.data.attention=causal,document"
+    absent = f"--data_dir={tmp_path}/absent"
+    process = run_program("trainer.study", *flags, attention, absent)
+    assert_refused(process, f"{tmp_path}/absent, which has no manifest.json")
     for name in (64, 128):
         (tmp_path / f"data-{name}").symlink_to(small_run / "data")
     data = f"--data_dir={tmp_path}/data-{{data.sequence_length}}"

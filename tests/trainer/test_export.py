@@ -179,6 +179,8 @@ def test_the_card_tells_how_the_model_was_made(exported):
     assert result["protocol"]["dataset"] in card
     assert f"| 128 | 32 | {result['loss']:.4f} |" in card
     assert "| optimizer.name | `adamw` |" in card
+    assert "| data.attention | `causal` |" in card
+    assert "| data.seed |" not in card  # the dataset's fingerprint stands for it
     # What acted, where the config leaves the choice open.
     assert "| optimizer.beta_1 | `0.9` |" in card
     assert "| optimizer.warmup_steps | `1` |" in card

@@ -218,8 +218,7 @@ class Checkpoints:
         different = [
             f"{name}: {stored[name]!r} in the workdir, {value!r} now"
             for name, value in schema.flatten(self._config).items()
-            # The dataset's fingerprint stands for `data`, as far as the pipeline reads.
-            if (not name.startswith(("data.", "tracking.")) or name == "data.attention")
+            if not (schema.is_of_dataset(name) or name.startswith("tracking."))
             and name not in _FREE_FIELDS
             and stored[name] != value
         ]

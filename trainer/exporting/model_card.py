@@ -24,7 +24,7 @@ from trainer.run_dir import json_files, layout, results
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # These fields do not change what a run computes.
-_LEFT_OUT = ("data.", "hardware.", "tracking.")
+_LEFT_OUT = ("hardware.", "tracking.")
 # Figure of a result -> the hub's name of the metric.
 _METRICS = {
     "token_perplexity": "perplexity",
@@ -195,7 +195,7 @@ def _of_run(run: dict[str, Any], step: int | None) -> Iterator[str]:
     rows = [
         f"| {name} | `{value}` |"
         for name, value in fields.items()
-        if not name.startswith(_LEFT_OUT)
+        if not (schema.is_of_dataset(name) or name.startswith(_LEFT_OUT))
     ]
     yield "\n".join(["| | |", "|---|---|", *rows])
     versions = ", ".join(f"{name} {v}" for name, v in run["versions"].items())

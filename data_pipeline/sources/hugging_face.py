@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.errors import DataError, UserError
 from configs.schema import DataConfig
+from data_pipeline.sources.input_files import split_name
 from tfrecords.storage import files
 
 
@@ -23,19 +24,13 @@ def list_files(name: str, config: DataConfig) -> list[str]:
       DataError: the dataset or the split does not exist, or is a part of a split.
     """
     del config
-    prefix, _, dataset_and_split = name.partition(":")
-    dataset, _, split = dataset_and_split.rpartition("/")
+    dataset, split = split_name(name)
     dataset, _, config_name = dataset.partition(":")
-    if "[" in split:
-        raise DataError(
-            f"`{prefix}:NAME/SPLIT` must name a whole split. Received: {name!r}. Leave "
-            "the brackets out."
-        )
     try:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"`{prefix}:` needs the extra datasets: pip install 'gpt2-tpu[datasets]'."
+            "`hf:` needs the extra datasets: pip install 'gpt2-tpu[datasets]'."
         ) from error
     try:
         rows = datasets.load_dataset(dataset, config_name or None, split=split)
@@ -43,7 +38,7 @@ def list_files(name: str, config: DataConfig) -> list[str]:
     except Exception as error:  # of the hub, of the network, of a file of any format
         reasons = [*str(error).strip().splitlines(), type(error).__name__]
         raise DataError(
-            f"`{prefix}:NAME[:CONFIG]/SPLIT` must name a dataset of the hub and one of "
+            "`hf:NAME[:CONFIG]/SPLIT` must name a dataset of the hub and one of "
             f"its splits. Received: {name!r}, which fails with: {reasons[0]}"
         ) from error
 
@@ -59,8 +54,8 @@ def select_saved(paths: Sequence[str]) -> list[str]:
     dropped: set[str] = set()
     for path in paths:
         folder, name = os.path.split(path)
-        if name == "dataset_dict.json":
-            _check_split(path, folder)
+        if name == "dataset_dict.json" and (splits := _load(path).get("splits")):
+            _check_split(splits, folder)
             dropped.add(path)
         elif name == "state.json" and (names := _saved_files(path)):
             data = {files.join(folder, name) for name in names}
@@ -73,8 +68,7 @@ def select_saved(paths: Sequence[str]) -> list[str]:
     return [path for path in paths if path not in dropped]
 
 
-def _check_split(path: str, folder: str) -> None:
-    splits = _load(path).get("splits", [])
+def _check_split(splits: Sequence[str], folder: str) -> None:
     if len(splits) > 1:
         raise DataError(
             "The input must be one split of a saved dataset. Received: "

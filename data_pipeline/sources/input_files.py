@@ -142,3 +142,19 @@ def line_name(piece: Piece, offset: int) -> str:
             number += block.count(b"\n")
             offset -= len(block)
     return f"{piece.file.path}:{number}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Returns dataset and split of `PREFIX:DATASET/SPLIT`.
+
+    Raises:
+      DataError: the split is a part of one.
+    """
+    prefix, _, dataset_and_split = name.partition(":")
+    dataset, _, split = dataset_and_split.rpartition("/")
+    if "[" in split:
+        raise DataError(
+            f"`{prefix}:NAME/SPLIT` must name a whole split. Received: {name!r}. Leave "
+            "the brackets out."
+        )
+    return dataset, split

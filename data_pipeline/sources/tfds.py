@@ -9,7 +9,7 @@ from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline.documents.document import Document
 from data_pipeline.sources import rows
-from data_pipeline.sources.input_files import Piece
+from data_pipeline.sources.input_files import Piece, split_name
 
 
 def list_files(name: str, config: DataConfig) -> list[str]:
@@ -24,13 +24,7 @@ def list_files(name: str, config: DataConfig) -> list[str]:
     """
     import tensorflow_datasets
 
-    prefix, _, dataset_and_split = name.partition(":")
-    dataset, _, split = dataset_and_split.rpartition("/")
-    if "[" in split:
-        raise DataError(
-            f"`{prefix}:NAME/SPLIT` must name a whole split. Received: {name!r}. Leave "
-            "the brackets out."
-        )
+    dataset, split = split_name(name)
     try:
         data_dir = config.tfds_data_dir or None
         builder = tensorflow_datasets.builder(dataset, data_dir=data_dir)
@@ -39,7 +33,7 @@ def list_files(name: str, config: DataConfig) -> list[str]:
     except Exception as error:  # AssertionError for a version, DownloadError, …
         reasons = [*str(error).strip().splitlines(), type(error).__name__]
         raise DataError(
-            f"`{prefix}:NAME[:VERSION]/SPLIT` must name a dataset of "
+            "`tfds:NAME[:VERSION]/SPLIT` must name a dataset of "
             f"tensorflow-datasets and one of its splits. Received: {name!r}, data_dir "
             f"{config.tfds_data_dir!r}, which fails with: {reasons[0]}"
         ) from error

@@ -110,10 +110,11 @@ def test_a_missing_or_truncated_file_is_named(tmp_path):
         find(tmp_path / "saved")
 
 
-def test_other_json_is_refused_as_before(tmp_path):
-    (tmp_path / "state.json").write_text("[]")
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+def test_other_json_is_refused_as_before(tmp_path, name):
+    (tmp_path / name).write_text("[]")
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(DataError, match=r"state\.json"):
+    with pytest.raises(DataError, match=name):
         find(tmp_path)
 
 

@@ -3,14 +3,13 @@
 Prints the label of each text, and the probabilities of all labels.
 """
 
-import sys
 from collections.abc import Sequence
 
 from absl import flags, logging
 
 from configs import cli
 from configs.errors import UserError
-from tfrecords.storage import files
+from tfrecords.storage import text_lines
 
 FLAGS = flags.FLAGS
 
@@ -33,21 +32,9 @@ def read_texts(texts: Sequence[str], path: str) -> list[str]:
     """
     if bool(texts) == bool(path):
         raise UserError("Give either `--text` or `--text_file`.")
-    texts = list(texts)
-    if path:
-        try:
-            content = sys.stdin.buffer.read() if path == "-" else files.read(path)
-            lines = content.decode().removesuffix("\n").replace("\r\n", "\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"`--text_file` must be a file of UTF-8 text. Received: {path}: "
-                f"{error}."
-            ) from error
-        texts = lines.split("\n")  # `splitlines` splits at ten other characters, too
+    text_lines.check_arguments("text", texts)
+    texts = text_lines.read("text_file", path) if path else list(texts)
     for number, text in enumerate(texts, 1):
-        # Bytes of an argument that are not UTF-8 become lone surrogates.
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"`--text` must be UTF-8. Received: {text!a}.")
         if not text.strip():
             raise UserError(
                 f"Each text must hold a word. Received: nothing in {path or '--text'}, "

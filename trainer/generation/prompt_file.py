@@ -1,12 +1,11 @@
 """Reads the prompts of `trainer.generate`, before TensorFlow is imported."""
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from configs.errors import UserError
-from tfrecords.storage import files
+from tfrecords.storage import text_lines
 
 
 class Prompt(NamedTuple):
@@ -26,27 +25,11 @@ def read(texts: Sequence[str], path: str) -> list[Prompt]:
         are no prompts.
     """
     if not path:
-        for text in texts:
-            # Bytes of an argument that are not UTF-8 become lone surrogates.
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise UserError(f"`--prompt` must be UTF-8. Received: {text!a}.")
+        text_lines.check_arguments("prompt", texts)
         return [Prompt(text) for text in texts] or [Prompt("")]
     if texts:
         raise UserError("Give either `--prompt` or `--prompt_file`.")
-    try:
-        content = sys.stdin.buffer.read() if path == "-" else files.read(path)
-        text = content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"`--prompt_file` must be a file of UTF-8 text. Received: {path}: {error}."
-        ) from error
-    if not text:
-        raise UserError(
-            f"`--prompt_file` must hold a prompt on each line. Received: {path}, which "
-            "is empty."
-        )
-    # `splitlines` would also split at ten other characters.
-    lines = text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+    lines = text_lines.read("prompt_file", path)
     if path.endswith(".jsonl"):
         return _parse(lines, path)
     return [Prompt(line) for line in lines]

@@ -16,7 +16,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from trainer.evaluation import benchmarks
+from trainer.evaluation.benchmarks import catalog
 
 FLAGS = flags.FLAGS
 
@@ -45,7 +45,7 @@ def define_flags() -> None:
         "of the matrix products; default: as trained, float32 of a --checkpoint",
     )
     flags.DEFINE_enum(
-        "benchmark", "", ["", *benchmarks.BENCHMARKS], "measure by a standard benchmark"
+        "benchmark", "", ["", *catalog.BENCHMARKS], "measure by a standard benchmark"
     )
     cli.define_path(
         "benchmark_file", "the benchmark's file, as published; default: from TFDS"
@@ -92,7 +92,7 @@ def _of_dataset() -> Callable[..., Iterable[dict[str, Any]]]:
     cli.check_folder("data_dir", FLAGS.data_dir, cli.tpu_name())
     context_lengths = _numbers("context_length", FLAGS.context_length)
     if FLAGS.benchmark_file:
-        names = ", ".join(benchmarks.BENCHMARKS)
+        names = ", ".join(catalog.BENCHMARKS)
         raise UserError(
             f"`--benchmark_file` belongs to `--benchmark`, one of {names}. Received: "
             f"{FLAGS.benchmark_file} alone. Name the benchmark."
@@ -124,12 +124,12 @@ def _of_benchmark() -> Callable[..., Iterable[dict[str, Any]]]:
                 f"scored. Received: {FLAGS[flag].value}. Leave either out."
             )
 
-    examples = benchmarks.load(FLAGS.benchmark, FLAGS.benchmark_file)
+    examples = catalog.load(FLAGS.benchmark, FLAGS.benchmark_file)
 
-    from trainer.evaluation import standard
+    from trainer.evaluation.benchmarks import evaluator
 
     def measure(trained: Any, strategy: Any) -> Iterable[dict[str, Any]]:
-        yield standard.evaluate(
+        yield evaluator.evaluate(
             trained,
             strategy,
             FLAGS.benchmark,

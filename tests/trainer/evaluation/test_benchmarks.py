@@ -10,9 +10,10 @@ import tensorflow as tf
 from configs.errors import DataError, UserError
 from tests.conftest import shared, tiny_model
 from trainer.checkpoints.pretrained import Pretrained
-from trainer.evaluation import completions, published
-from trainer.evaluation.benchmarks import BENCHMARKS, load
-from trainer.evaluation.rows import Row, RowMaker, Score
+from trainer.evaluation import published
+from trainer.evaluation.benchmarks import row_scores
+from trainer.evaluation.benchmarks.catalog import BENCHMARKS, load
+from trainer.evaluation.benchmarks.rows import Row, RowMaker, Score
 from trainer.models.gpt2.architecture import ARCHITECTURE
 from trainer.runtime.strategy import mirror_cpu
 
@@ -118,7 +119,7 @@ def test_rows_of_all_lengths_are_scored_on_replicas_as_alone():
     trained = Pretrained(
         model, ARCHITECTURE, "causal_lm", "", "float32", "tiny", None, "", ""
     )
-    found = completions.score(
+    found = row_scores.score(
         trained, strategy, rows, precision="float32", batch_size=2, end_of_text_id=0
     )
     for row, score in zip(rows, found, strict=True):

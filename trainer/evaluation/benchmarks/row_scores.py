@@ -14,7 +14,7 @@ import tf_keras
 
 from tfrecords import reader
 from trainer.checkpoints.pretrained import Pretrained
-from trainer.evaluation.rows import Row, Score
+from trainer.evaluation.benchmarks.rows import Row, Score
 from trainer.evaluation.scoring import Scorer, scoring_step
 from trainer.models.architecture import Architecture, Options
 from trainer.models.layers import cross_entropy

@@ -12,11 +12,12 @@ import tensorflow as tf
 from configs.errors import UserError
 from tfrecords import encoding, fingerprints
 from trainer.checkpoints.pretrained import Pretrained
-from trainer.evaluation import completions, published
-from trainer.evaluation.benchmark_files import Example
-from trainer.evaluation.benchmarks import BENCHMARKS
+from trainer.evaluation import published
+from trainer.evaluation.benchmarks import row_scores
+from trainer.evaluation.benchmarks.catalog import BENCHMARKS
+from trainer.evaluation.benchmarks.example_files import Example
+from trainer.evaluation.benchmarks.rows import RowMaker
 from trainer.evaluation.evaluator import check_finite
-from trainer.evaluation.rows import RowMaker
 from trainer.models import create
 
 
@@ -36,7 +37,7 @@ def evaluate(
       trained: the model, built under `strategy`.
       strategy: that scores.
       name: of the benchmark.
-      examples: from `benchmarks.load`.
+      examples: from `catalog.load`.
       source: the file that they are from; empty: TFDS.
       precision: of the matrix products; empty: that of the training.
       batch_size: rows that a replica scores at once.
@@ -61,9 +62,20 @@ def evaluate(
     maker = RowMaker(
         lambda text: encode([text])[0], tokenizer.eos_token_id, num_positions
     )
+    digest = hashlib.sha256(json.dumps(list(examples)).encode()).hexdigest()
+    protocol = {
+        "benchmark": name,
+        "split": os.path.basename(source) or f"tfds:{benchmark.tfds}",
+        "dataset": digest[:16],
+        "tokenizer": fingerprints.of_tokenizer_json(tokenizer_json)[:16],
+        **benchmark.describe(examples),
+        "context_length": num_positions,
+        "precision": precision,
+        **trained.protocol,
+    }
     rows = [benchmark.rows(example, maker) for example in examples]
     scores = iter(
-        completions.score(
+        row_scores.score(
             trained,
             strategy,
             list(itertools.chain(*rows)),
@@ -75,22 +87,12 @@ def evaluate(
     by_example = [list(itertools.islice(scores, len(part))) for part in rows]
     nats = sum(score.total for part in by_example for score in part)
     check_finite({"log_likelihood": nats}, trained.name)
-    digest = hashlib.sha256(json.dumps(list(examples)).encode()).hexdigest()
     result: dict[str, Any] = {
         "model": trained.name,
         "step": trained.step,
         "examples": len(examples),
         **benchmark.figures(examples, by_example),
-        "protocol": {
-            "benchmark": name,
-            "split": os.path.basename(source) or f"tfds:{benchmark.tfds}",
-            "dataset": digest[:16],
-            "tokenizer": fingerprints.of_tokenizer_json(tokenizer_json)[:16],
-            **benchmark.describe(examples),
-            "context_length": num_positions,
-            "precision": precision,
-            **trained.protocol,
-        },
+        "protocol": protocol,
     }
     studies = published.compare(result, trained.published_name, trained.origin)
     return {**result, "published": studies}

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError, UserError
-from trainer.evaluation import benchmark_files
-from trainer.evaluation.benchmark_files import Example
-from trainer.evaluation.rows import Row, RowMaker, Score
+from trainer.evaluation.benchmarks import example_files
+from trainer.evaluation.benchmarks.example_files import Example
+from trainer.evaluation.benchmarks.rows import Row, RowMaker, Score
 
 Figures = dict[str, float | None]
 
@@ -247,10 +247,10 @@ def load(name: str, path: str) -> list[Example]:
     """
     benchmark = BENCHMARKS[name]
     if path:
-        return benchmark_files.load(path, benchmark.fields, is_pages=benchmark.is_pages)
+        return example_files.load(path, benchmark.fields, is_pages=benchmark.is_pages)
     if not benchmark.tfds:
         raise UserError(
             f"`--benchmark={name}` needs `--benchmark_file`: TFDS does not have it. "
             "docs/evaluation.md says which file."
         )
-    return benchmark_files.load_tfds(benchmark.tfds, benchmark.tfds_fields)
+    return example_files.load_tfds(benchmark.tfds, benchmark.tfds_fields)

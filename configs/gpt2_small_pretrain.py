@@ -8,7 +8,7 @@ Hardware  v3-128: 128 replicas x microbatch 4
 Cost      3.4 to 3.7 hours of steps: 100,000 of 122 to 133 ms
 Expected  not measured here; others report perplexity 21 on OpenWebText with this
           schedule, after 10 to 20 hours
-Trap      too few shards leave hosts without files: 256 are 16 for each of 16 hosts.
+Trap      too few shards leave hosts without files: 256 are 16 for each of 16 hosts
 """
 
 from configs import schema

@@ -135,9 +135,8 @@ class _SplitWriter:
         # The beginning of the row whose document continues in the next batch.
         self._row = np.empty(0, self._dtype)
         self._row_tokens = 0  # also those that did not fit into the row
-        self._mask = np.empty(
-            0, completions.MASK_DTYPE
-        )  # 1 for what is learnt of the row
+        # 1 for what is learnt of the row.
+        self._mask = np.empty(0, completions.MASK_DTYPE)
         self._label_numbers: dict[str, int] = {}
         self._start_batch(continues=False)
 

@@ -54,13 +54,13 @@ def machine() -> dict[str, object]:
 
 def versions() -> dict[str, str | None]:
     """Returns the version of each package; None: it is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    result: dict[str, str | None] = {"python": platform.python_version()}
     for package in (*PACKAGES, *PEERS):
         try:
-            found[package] = metadata.version(package)
+            result[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            result[package] = None
+    return result
 
 
 def measure(settings: str, timeout_seconds: int) -> dict[str, object]:

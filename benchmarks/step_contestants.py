@@ -43,11 +43,11 @@ def model_fields(shape: dict[str, int]) -> dict[str, int]:
 
 def ours(shape: dict[str, int], precision: str, remat: str = "none") -> Runner:
     """Returns the execution of `trainer.train`."""
-    import types
 
     import tensorflow as tf
 
     from configs import schema
+    from tfrecords.manifest import Manifest, Split
     from trainer.runtime import strategy as strategies
     from trainer.tasks.create import create_training_step
 
@@ -71,11 +71,20 @@ def ours(shape: dict[str, int], precision: str, remat: str = "none") -> Runner:
             steps_per_execution=shape["steps"],
         ),
     )
-    manifest = types.SimpleNamespace(
-        vocabulary_size=vocabulary,
+    manifest = Manifest(
+        format_version=0,
         sequence_length=shape["length"],
+        token_dtype="uint16",
+        vocabulary_size=vocabulary,
         end_of_text_id=0,
-        split=lambda _: types.SimpleNamespace(tokens=10**10),
+        pad_id=0,
+        padding_side="right",
+        tokenizer_fingerprint="",
+        tokenizer_engine="",
+        added_tokens=(),
+        mode="packed",
+        config={},
+        splits={"train": Split(tokens=10**10)},
     )
     batch = {
         "tokens": random_tokens(shape),

@@ -15,6 +15,7 @@ cd "$(dirname "$0")/.."
 # TensorFlow 2.20 loads all of these. Its wheel asks for 0.0.14 or newer, so that is the
 # first; which chips and machine images each version serves is known only there.
 LADDER="0.0.14 0.0.17 0.0.21 0.0.24 0.0.31"
+IMPORTS="import tf_keras; from transformers import TFGPT2LMHeadModel"
 
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
 # Without a TPU, libtpu would ask a metadata server for it, for minutes.
@@ -25,11 +26,10 @@ done
 [ -z "$skip_query" ] || export TPU_SKIP_MDS_QUERY="$skip_query"
 
 # Prints the devices; fails where TensorFlow, as it is installed, has no TPU system.
+# Without the variable, there is none while another program uses the TPU.
 list_devices() {
-  "$venv/bin/python" - <<'PYTHON'
+  ALLOW_MULTIPLE_LIBTPU_LOAD=1 "$venv/bin/python" - <<'PYTHON'
 import tensorflow as tf
-import tf_keras
-from transformers import TFGPT2LMHeadModel
 
 devices = tf.config.list_physical_devices()
 print(*devices, sep="\n")
@@ -69,7 +69,7 @@ touch "$venv/.tpu"
 # The TPU's compiler needs another libtpu, in an environment of its own.
 rm -f "$venv"/.*plan
 if "$venv/bin/python" -m pip show --quiet tensorflow 2>/dev/null ||
-  ! list_devices >/dev/null 2>&1; then
+  ! "$venv/bin/python" -c "$IMPORTS" >/dev/null 2>&1; then
   rm -f "$venv/.base" # two TensorFlows, or one that cannot be imported: install again
 fi
 if [ ! -e "$venv/.base" ] || [ setup.py -nt "$venv/.base" ]; then

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +19,8 @@ from configs.errors import UserError
 from configs.schema import TrainingConfig
 from tfrecords.tensorflow_errors import root_cause
 from trainer.runtime import cloud_metadata
+
+_LIBTPU_LOCK = "/tmp/libtpu_lockfile"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +233,11 @@ def _tpu(name: str) -> tf.distribute.Strategy:
         else:
             tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        if name == "local" and (holder := _process_with_libtpu()):
+            raise UserError(
+                "The TPU of this machine must be free. It is already in use by process "
+                f"{holder}. End that, or set `--tpu=none` to use the CPU."
+            ) from error
         raise UserError(
             "`--tpu`, or TPU_NAME of the environment, "
             f"must name a TPU that can be reached. Received: {name!r}. "
@@ -237,6 +245,23 @@ def _tpu(name: str) -> tf.distribute.Strategy:
             "`--tpu=none` to train on this machine's CPU or GPUs."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def _process_with_libtpu() -> str:
+    """Returns the id of the process that holds libtpu's lock; "" where none does.
+
+    In any other process, TensorFlow sees no TPU.
+    """
+    try:
+        inode = os.stat(_LIBTPU_LOCK).st_ino
+        locks = pathlib.Path("/proc/locks").read_text()
+    except OSError:
+        return ""
+    for line in locks.splitlines():
+        *_, process, file, _, _ = line.split()
+        if file.endswith(f":{inode}"):
+            return process
+    return ""
 
 
 def _initialize_hosts(

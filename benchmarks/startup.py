@@ -55,6 +55,11 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
         "unknown field": ("--workdri=a",),
         "impossible config": ("--workdir=a", "--num_beams=2", "--top_k=5"),
     },
+    "trainer.predict": {
+        "missing flag": ("--text=a",),
+        "unknown field": ("--workdri=a",),
+        "impossible config": ("--workdir=a", "--checkpoint=b", "--text=c"),
+    },
     "trainer.export": {
         "missing flag": ("--workdir=a",),
         "unknown field": ("--workdri=a",),
@@ -64,6 +69,11 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
             "--format=saved_model",
             "--push_to_hub=a/b",
         ),
+    },
+    "trainer.advise": {
+        "missing flag": (),
+        "unknown field": ("--tpu_tpye=v3-8",),
+        "impossible config": ("--data_dir=a", "--tpu_type=v9-8"),
     },
     "trainer.plan": {
         "missing flag": (_CONFIG, "--config.hardware.tpu_type="),

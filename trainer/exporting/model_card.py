@@ -75,57 +75,72 @@ def write(
       datasets: names on the hub.
       is_adapter: whether the folder holds LoRA's adapters alone, for PEFT.
     """
-    shape = trained.model.config
-    task = "text-classification" if labels_of(shape) else "text-generation"
-    name = {"gpt2": "GPT-2", "xlnet": "XLNet"}.get(trained.architecture.name)
-    if name is None:
-        name = f"GPT-2, written from {trained.architecture.name},"
-    count = variables.num_parameters(lora.base(trained.model))
-    if is_adapter:
-        name = f"Adapters of LoRA, which PEFT reads, for a {name}"
-    sections = [
-        f"# {PurePosixPath(trained.name).name}",
-        f"{name} with {count:,} parameters: {shape.n_layer} "
-        f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
-        f"positions, a vocabulary of {shape.vocab_size:,}.",
-    ]
-    if labels_of(shape):
-        sections.append(f"It classifies texts as {', '.join(labels_of(shape))}.")
-    source, evaluations = "" if workdir else trained.name, []
-    if workdir:
-        path = files.join(workdir, layout.RUN)
-        if files.exists(path):
-            run = json_files.read(path)
-            sections += _of_run(run, trained.step)
-            # Of a folder, loading has recorded the absolute path.
-            source = run.get("model_config", {}).get("_name_or_path", "")
-        path = files.join(workdir, layout.MANIFEST)
-        if files.exists(path):
-            sections += _of_data(manifests.load(workdir))
-        evaluations = results.load(workdir)
-        sections += _of_results(evaluations)
-    sections += ["## Use", _use(repository, shape.n_positions, task)]
+    labels = labels_of(trained.model.config)
+    task = "text-classification" if labels else "text-generation"
+    evaluations = results.load(workdir) if workdir else []
+    source = _source(trained, workdir)
+    metrics = {
+        metric
+        for name, metric in _METRICS.items()
+        for result in evaluations
+        if result.get(name) is not None
+    }
     header = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=task,
-        tags=["xlnet" if name == "XLNet" else "gpt2", "gpt2-tpu"],
+        tags=["xlnet" if trained.architecture.name == "xlnet" else "gpt2", "gpt2-tpu"],
         license=license or _license(source) or "unknown",
         language=list(languages) or None,
         datasets=list(datasets) or None,
         base_model=source if workdir and _HUB_NAME.fullmatch(source) else None,
-        metrics=sorted(
-            {
-                metric
-                for name, metric in _METRICS.items()
-                for result in evaluations
-                if result.get(name) is not None
-            }
-        )
-        or None,
+        metrics=sorted(metrics) or None,
         model_name=PurePosixPath(trained.name).name,
         eval_results=list(_model_index(evaluations, trained.step, task)) or None,
     )
+    sections = [
+        f"# {header.model_name}",
+        _description(trained, is_adapter),
+        *([f"It classifies texts as {', '.join(labels)}."] if labels else []),
+        *(_of_workdir(trained, workdir) if workdir else []),
+        *_of_results(evaluations),
+        "## Use",
+        _use(repository, trained.model.config.n_positions, task),
+    ]
     return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _description(trained: Pretrained, is_adapter: bool) -> str:
+    shape = trained.model.config
+    name = {"gpt2": "GPT-2", "xlnet": "XLNet"}.get(trained.architecture.name)
+    if name is None:
+        name = f"GPT-2, written from {trained.architecture.name},"
+    if is_adapter:
+        name = f"Adapters of LoRA, which PEFT reads, for a {name}"
+    count = variables.num_parameters(lora.base(trained.model))
+    return (
+        f"{name} with {count:,} parameters: {shape.n_layer} "
+        f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
+        f"positions, a vocabulary of {shape.vocab_size:,}."
+    )
+
+
+def _source(trained: Pretrained, workdir: str) -> str:
+    """Returns the name of the checkpoint that the weights came from; "": of none."""
+    if not workdir:
+        return trained.name
+    path = files.join(workdir, layout.RUN)
+    if not files.exists(path):
+        return ""
+    # Of a folder, loading has recorded the absolute path.
+    return json_files.read(path).get("model_config", {}).get("_name_or_path", "")
+
+
+def _of_workdir(trained: Pretrained, workdir: str) -> Iterator[str]:
+    path = files.join(workdir, layout.RUN)
+    if files.exists(path):
+        yield from _of_run(json_files.read(path), trained.step)
+    if files.exists(files.join(workdir, layout.MANIFEST)):
+        yield from _of_data(manifests.load(workdir))
 
 
 def _license(checkpoint: str) -> str | None:

@@ -82,14 +82,19 @@ def advise(
     return config, lines
 
 
-def _fine_tune(config: Config, num_tokens: int, largest: str) -> Iterator[Line]:
+def _checkpoint(num_tokens: int, largest: str) -> str:
+    """Returns the largest checkpoint for which there are tokens enough."""
     names = list(_CHECKPOINTS)
     fitting = [
         name
         for name in names[: names.index(largest) + 1]
         if num_tokens >= _FEWEST_PER_PARAMETER * _CHECKPOINTS[name][0]
     ]
-    name = fitting[-1] if fitting else names[0]
+    return fitting[-1] if fitting else names[0]
+
+
+def _fine_tune(config: Config, num_tokens: int, largest: str) -> Iterator[Line]:
+    name = _checkpoint(num_tokens, largest)
     job = _CHECKPOINTS[name][1].get_config()
     config.data.tokenizer, config.model = job.data.tokenizer, job.model
     config.training.remat = job.training.remat
@@ -138,21 +143,29 @@ def _fine_tune(config: Config, num_tokens: int, largest: str) -> Iterator[Line]:
     )
 
 
+def _shape(manifest: Manifest) -> tuple[tuple[int, int, int], int]:
+    """Returns the largest shape for which there are tokens enough; its parameters."""
+    tokens = _USEFUL_EPOCHS * manifest.split("train").tokens
+    counts = {
+        shape: 12 * shape[0] * shape[2] ** 2
+        + (manifest.vocabulary_size + manifest.sequence_length) * shape[2]
+        for shape in _SHAPES
+    }
+    fitting = (s for s in _SHAPES if counts[s] <= tokens / _BEST_PER_PARAMETER)
+    shape = max(fitting, default=_SHAPES[0])
+    return shape, counts[shape]
+
+
 def _from_scratch(
     config: Config, manifest: Manifest, has_own_tokenizer: bool
 ) -> Iterator[Line]:
     num_tokens = manifest.split("train").tokens
-    positions = manifest.sequence_length
-    most = _USEFUL_EPOCHS * num_tokens / _BEST_PER_PARAMETER
-    counts = {
-        shape: 12 * shape[0] * shape[2] ** 2
-        + (manifest.vocabulary_size + positions) * shape[2]
-        for shape in _SHAPES
-    }
-    shape = max((s for s in _SHAPES if counts[s] <= most), default=_SHAPES[0])
-    layers, heads, channels = shape
+    (layers, heads, channels), parameters = _shape(manifest)
     config.model = ModelConfig(
-        n_layer=layers, n_head=heads, n_embd=channels, n_positions=positions
+        n_layer=layers,
+        n_head=heads,
+        n_embd=channels,
+        n_positions=manifest.sequence_length,
     )
     why = (
         "the dataset has a tokenizer of its own"
@@ -167,12 +180,12 @@ def _from_scratch(
     )
     yield Line(
         "model.n_layer, n_head, n_embd",
-        ", ".join(map(str, shape)),
-        f"{counts[shape] / 1e6:.3g} M parameters: the largest with "
+        f"{layers}, {heads}, {channels}",
+        f"{parameters / 1e6:.3g} M parameters: the largest with "
         f"{_BEST_PER_PARAMETER} tokens each, in {_USEFUL_EPOCHS} epochs",
         _CHINCHILLA,
     )
-    enough = num_tokens >= _BEST_PER_PARAMETER * counts[shape]
+    enough = num_tokens >= _BEST_PER_PARAMETER * parameters
     config.training.num_epochs = 1 if enough else _USEFUL_EPOCHS
     yield Line(
         "training.num_epochs",

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 from typing import Any
 
 import tensorflow as tf
@@ -18,9 +17,7 @@ from configs import tpu
 from configs.errors import UserError
 from configs.schema import TrainingConfig
 from tfrecords.tensorflow_errors import root_cause
-from trainer.runtime import cloud_metadata
-
-_LIBTPU_LOCK = "/tmp/libtpu_lockfile"
+from trainer.runtime import cloud_metadata, tpu_system
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +61,7 @@ def create(name: str, num_virtual_devices: int) -> tf.distribute.Strategy:
     """
     # Its warnings are about Keras callbacks that take longer than a step: ours do.
     tf.get_logger().setLevel("ERROR")
-    if not name and not num_virtual_devices and _has_tpu_device():
+    if not name and not num_virtual_devices and tpu_system.has_device():
         name = "local"
     if name not in ("", "none"):
         strategy = _tpu(name)
@@ -93,7 +90,7 @@ def detect_hardware(strategy: tf.distribute.Strategy) -> DetectedHardware:
         return DetectedHardware("GPU" if gpu else "CPU", num_replicas)
     name = ""
     # On other machines, this would be about another TPU than the remote one.
-    if _has_tpu_device() or _is_local(strategy):
+    if tpu_system.has_device() or _is_local(strategy):
         name = os.environ.get("TPU_ACCELERATOR_TYPE") or cloud_metadata.metadata(
             "attributes/accelerator-type"
         )
@@ -218,22 +215,13 @@ def accumulation_steps(config: TrainingConfig, num_replicas: int) -> int:
     return config.global_batch_size // at_once
 
 
-def _has_tpu_device() -> bool:
-    """Returns whether this is a TPU VM, such as Cloud's or Colab's."""
-    # The first up to v4, the second from v5e on.
-    return any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
-
-
 def _tpu(name: str) -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         tf.config.experimental_connect_to_cluster(resolver)
-        if len(resolver.cluster_spec().as_dict().get("worker", ())) > 1:
-            _initialize_hosts(resolver)
-        else:
-            tf.tpu.experimental.initialize_tpu_system(resolver)
+        tpu_system.initialize(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        if name == "local" and (holder := _process_with_libtpu()):
+        if name == "local" and (holder := tpu_system.process_with_libtpu()):
             raise UserError(
                 "The TPU of this machine must be free. It is already in use by process "
                 f"{holder}. End that, or set `--tpu=none` to use the CPU."
@@ -245,45 +233,6 @@ def _tpu(name: str) -> tf.distribute.Strategy:
             "`--tpu=none` to train on this machine's CPU or GPUs."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
-
-
-def _process_with_libtpu() -> str:
-    """Returns the id of the process that holds libtpu's lock; "" where none does.
-
-    In any other process, TensorFlow sees no TPU.
-    """
-    try:
-        inode = os.stat(_LIBTPU_LOCK).st_ino
-        locks = pathlib.Path("/proc/locks").read_text()
-    except OSError:
-        return ""
-    for line in locks.splitlines():
-        *_, process, file, _, _ = line.split()
-        if file.endswith(f":{inode}"):
-            return process
-    return ""
-
-
-def _initialize_hosts(
-    resolver: tf.distribute.cluster_resolver.TPUClusterResolver,
-) -> None:
-    """Initializes a TPU of several hosts, which TensorFlow 2.20's own function cannot.
-
-    That function's graph is cut at the edges between hosts, and the ends of an edge are
-    named by its source and a number. Each remote host cuts its part again, since 2.20
-    registers `_HostSend` for a TPU's host without saying that its input is in host
-    memory. It counts from 1 again: "Node 'disconnect_tpu_host/_2/_1' is not unique". An
-    operation that all hosts wait for takes the first numbers in the whole graph.
-    """
-
-    @tf.function(autograph=False)
-    def initialize() -> tf.Tensor:
-        with tf.device("/job:worker/task:0/device:CPU:0"):
-            operation = tf.timestamp()
-        with tf.control_dependencies([operation]):
-            return tf.tpu.experimental.initialize_tpu_system(resolver)
-
-    resolver.set_tpu_topology(initialize().numpy())
 
 
 def _several_machines(num_virtual_devices: int) -> tf.distribute.Strategy:

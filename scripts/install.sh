@@ -43,13 +43,21 @@ fi
 
 # The wheels `tensorflow`, which the base and tf-keras require, and `tensorflow-tpu` hold
 # the same files: the one installed last wins, and removing one removes files of the
-# other. So remove `tensorflow`, and then install `tensorflow-tpu` again. --no-compile,
-# because the bytecode of removed files would stay.
+# other. So there is only the second. While pip installs, an entry without files in its
+# list of packages stands for the first. --no-compile: of thousands of modules, what is
+# imported is compiled then.
+if "$venv/bin/python" -m pip show --quiet tensorflow 2>/dev/null; then
+  "$venv/bin/python" -m pip uninstall --quiet --yes tensorflow tensorflow-tpu
+fi
+entry=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+entry=$entry/tensorflow-2.20.0.dist-info
+trap 'rm -rf "$entry"' EXIT
+mkdir -p "$entry"
+printf 'Metadata-Version: 2.1\nName: tensorflow\nVersion: 2.20.0\n' >"$entry/METADATA"
+# With this, pip can remove an entry that a stopped installation has left.
+printf '%s/METADATA,,\n%s/RECORD,,\n' "${entry##*/}" "${entry##*/}" >"$entry/RECORD"
 libtpu=$(cat "$venv/.libtpu" 2>/dev/null || true)
 pip_install --no-compile --editable ".[tpu${extras:+,$extras}]" ${libtpu:+"libtpu==$libtpu"}
-"$venv/bin/python" -m pip uninstall --quiet --yes tensorflow
-wheel=$("$venv/bin/python" -m pip freeze | grep '^tensorflow.tpu==')
-pip_install --no-deps --force-reinstall "$wheel"
 # transformers looks for TensorFlow by the name of its wheel, and does not know this one.
 "$venv/bin/python" - <<'PYTHON'
 import pathlib

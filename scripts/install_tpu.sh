@@ -70,7 +70,10 @@ touch "$venv/.tpu"
 rm -f "$venv"/.*plan
 if "$venv/bin/python" -m pip show --quiet tensorflow 2>/dev/null ||
   ! "$venv/bin/python" -c "$IMPORTS" >/dev/null 2>&1; then
-  rm -f "$venv/.base" # two TensorFlows, or one that cannot be imported: install again
+  # There are two TensorFlows, or one that cannot be imported: install again.
+  rm -f "$venv/.base"
+  "$venv/bin/python" -m pip uninstall --quiet --yes tensorflow tensorflow-tpu \
+    2>/dev/null || true # nothing is installed yet
 fi
 if [ ! -e "$venv/.base" ] || [ setup.py -nt "$venv/.base" ]; then
   [ -e "$venv/.libtpu" ] || echo "${LADDER%% *}" >"$venv/.libtpu"

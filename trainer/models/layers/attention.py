@@ -73,6 +73,10 @@ def attention(
         output = tf.concat(mixed, axis=3)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with tf.name_scope("attention"):  # a part of a plan
+                return backward(upstream)
+
+        def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
             query, key, value = inputs
             if not keep:
                 (query, key, value), (upstream,) = optimization_barrier(

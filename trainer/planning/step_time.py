@@ -80,6 +80,8 @@ def estimate(program: str, generation: str) -> dict[str, object]:
         moved += sum(_size(scope.get(name, "")) for name in instruction.operands)
         if cycles > 0:
             seconds = cycles / facts.clock
+        elif instruction.opcode == "custom-call":
+            seconds = 0.0  # a view of slices or an assumption; a kernel states cycles
         else:
             # A slice reads no more than it writes.
             seconds = min(moved, 2 * _size(instruction.shape)) / facts.bandwidth

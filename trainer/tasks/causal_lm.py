@@ -62,7 +62,9 @@ def summed_loss(
     labels, weights = _shift(batch)
     table = architecture.output_table(model)
     with tf.name_scope("cross_entropy"):  # a part of a plan
-        loss = cross_entropy.summed_loss(hidden, table, labels, weights)
+        loss = cross_entropy.summed_loss(
+            hidden, table, labels, weights, compiled=options.compiled
+        )
     return loss, tf.reduce_sum(weights)
 
 

@@ -155,7 +155,9 @@ def summed_loss(
     labels, weights = _labels(batch["tokens"], drawn.targets)
     table = architecture.output_table(model)
     with tf.name_scope("cross_entropy"):  # a part of a plan
-        loss = cross_entropy.summed_loss(states, table, labels, weights)
+        loss = cross_entropy.summed_loss(
+            states, table, labels, weights, compiled=options.compiled
+        )
     return loss, tf.reduce_sum(weights)
 
 

@@ -126,9 +126,10 @@ def embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
         rows = tf.reshape(upstream, [-1, table.shape[1]])
-        dense = tf.math.unsorted_segment_sum(
-            rows, tf.reshape(tokens, [-1]), table.shape[0]
-        )
+        with tf.name_scope("embedding"):
+            dense = tf.math.unsorted_segment_sum(
+                rows, tf.reshape(tokens, [-1]), table.shape[0]
+            )
         return dense, None
 
     return tf.gather(table, tokens), gradient
@@ -268,13 +269,26 @@ def _project(
 
     `drop` is the dropout of its adapter's inputs, where it has one.
     """
-    bias = weights.bias[0]
-    if product.endswith("dt"):
-        bias = bias[:, None]
     y = tf.einsum(product, x, tf.cast(weights.weight, x.dtype))
     if weights.adapter:
         y += lora.low_rank(x, weights.adapter, product, drop)
-    return y + tf.cast(bias, x.dtype)
+    return _add_bias(y, weights.bias[0], -2 if product.endswith("dt") else -1)
+
+
+def _add_bias(x: tf.Tensor, bias: tf.Tensor, axis: int) -> tf.Tensor:
+    """Adds a float32 bias [D] along an axis; its gradient is added up in float32."""
+    shape = [1] * len(x.shape)
+    shape[axis] = -1
+
+    @tf.custom_gradient
+    def add(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
+            return upstream, tf.reduce_sum(tf.cast(upstream, tf.float32), others)
+
+        return x + tf.cast(tf.reshape(bias, shape), x.dtype), gradient
+
+    return add(x, bias)
 
 
 def layer_norm(x: tf.Tensor, weights: Affine, epsilon: float) -> tf.Tensor:

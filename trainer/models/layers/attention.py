@@ -73,6 +73,10 @@ def attention(
         output = tf.concat(mixed, axis=3)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with tf.name_scope("attention"):  # a part of a plan
+                return backward(upstream)
+
+        def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
             query, key, value = inputs
             if not keep:
                 (query, key, value), (upstream,) = optimization_barrier(
@@ -151,10 +155,10 @@ def _scores(
     query: tf.Tensor, key: tf.Tensor, begin: tf.Tensor | None, compiled: bool
 ) -> tf.Tensor:
     """Returns float32 [B, H, Q, K]; -1e9 where the query does not attend to the key."""
-    depth, num_queries, num_keys = query.shape[2], query.shape[3], key.shape[3]
-    scores = tf.einsum(
-        "bhdq,bhdk->bhqk", tf.cast(query, tf.float32), tf.cast(key, tf.float32)
-    )
+    num_queries, num_keys = query.shape[3], key.shape[3]
+    # Scaled before the product, which has D values for each query, and not K.
+    query = tf.cast(query, tf.float32) * query.shape[2] ** -0.5
+    scores = tf.einsum("bhdq,bhdk->bhqk", query, tf.cast(key, tf.float32))
     # Without the barrier TensorFlow folds each mask into a constant of the program.
     (position, *begins), _ = optimization_barrier(
         [tf.range(num_keys), *([] if begin is None else [begin])], [], compiled
@@ -162,7 +166,7 @@ def _scores(
     visible = position[num_keys - num_queries :, None] >= position[None, :]
     for begin in begins:
         visible &= begin[:, None, :, None] <= position
-    return tf.where(visible, scores * depth**-0.5, -1e9)
+    return tf.where(visible, scores, -1e9)
 
 
 def _divide_by_total(product: tf.Tensor, total: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from trainer.models.layers.recompute import optimization_barrier
+
 # Tokens whose logits exist at once: 1,024 x 50,257 float32 are 206 MB.
 CHUNK_TOKENS = 1024
 
@@ -64,10 +66,14 @@ def token_scores(
     return losses, is_likeliest
 
 
-@tf.custom_gradient
 def summed_loss(
-    hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
-) -> tuple[tf.Tensor, Callable]:
+    hidden: tf.Tensor,
+    table: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    *,
+    compiled: bool,
+) -> tf.Tensor:
     """Returns the weighted sum of the losses; differentiable.
 
     The gradient is computed chunk by chunk together with the loss, while the chunk's
@@ -79,26 +85,49 @@ def summed_loss(
       table: float32 [V, C].
       labels: int32 [B, T].
       weights: float32 [B, T].
+      compiled: whether XLA compiles this.
 
     Returns:
       float32 [], in nats.
     """
 
+    @tf.custom_gradient
+    def call(hidden: tf.Tensor, table: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        total, d_hidden, d_table = _sum_chunks(hidden, table, labels, weights, compiled)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return d_hidden * tf.cast(upstream, hidden.dtype), d_table * upstream
+
+        return total, gradient
+
+    return call(hidden, table)
+
+
+def _sum_chunks(
+    hidden: tf.Tensor,
+    table: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    compiled: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the weighted sum of the losses, and its gradients."""
+
     def chunk(
         hidden: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        losses, d_logits = _losses(hidden, table, labels)
-        # Rounded like the inputs of the other products; added up in float32.
-        d_logits = tf.cast(d_logits * weights[:, None], hidden.dtype)
-        d_logits = tf.cast(d_logits, tf.float32)
+        losses, d_logits = _weighted(hidden, table, labels, weights, compiled)
         return (
             tf.reduce_sum(losses * weights),
             tf.cast(tf.matmul(d_logits, table), hidden.dtype),
             tf.matmul(d_logits, tf.cast(hidden, tf.float32), transpose_a=True),
         )
 
-    channels = hidden.shape[2:]
-    chunks = (_in_chunks(hidden, channels), _in_chunks(labels), _in_chunks(weights))
+    # As many bytes as the float32 logits of CHUNK_TOKENS.
+    size = CHUNK_TOKENS * 4 // hidden.dtype.size if compiled else CHUNK_TOKENS
+    chunks = [
+        _in_chunks(values, values.shape[2:], size)
+        for values in (hidden, labels, weights)
+    ]
     num_chunks = chunks[0].shape[0]
 
     def body(
@@ -125,13 +154,71 @@ def summed_loss(
             maximum_iterations=num_chunks,
         )
         rows = array.stack()
-    d_hidden = _out_of_chunks(rows, hidden.shape)
+    return total, _out_of_chunks(rows, hidden.shape), d_table
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, None, None]:
-        scale = tf.cast(upstream, hidden.dtype)
-        return d_hidden * scale, d_table * upstream, None, None
 
-    return total, gradient
+def _weighted(
+    hidden: tf.Tensor,
+    table: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    compiled: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the losses, and the gradients of their weighted sum in the logits.
+
+    Compiled, only exp(logit - shift) is written to memory, in the type of `hidden`. XLA
+    fuses it with the product, since the shift is known before: about the logit of the
+    label. That overflows where a loss exceeds 88 nats; then the largest logit is
+    subtracted, as usual, which takes two products more.
+
+    Args:
+      hidden: [N, C].
+      table: float32 [V, C].
+      labels: int32 [N].
+      weights: float32 [N].
+      compiled: whether XLA compiles this.
+
+    Returns:
+      float32 [N], in nats, and float32 [N, V], rounded to the type of `hidden`, as the
+      inputs of other products are.
+    """
+
+    def is_label() -> tf.Tensor:
+        return tf.range(table.shape[0]) == labels[:, None]
+
+    def softmax(
+        hidden: tf.Tensor, shift: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        shifted = _logits(hidden, table) - shift[:, None]
+        exponentials = tf.exp(shifted)
+        results = (
+            tf.cast(exponentials, hidden.dtype),
+            tf.reduce_sum(exponentials, axis=1),
+            tf.reduce_sum(tf.where(is_label(), shifted, 0.0), axis=1),
+        )
+        # Without the barrier XLA would write the logits, and move parts of a branch.
+        return tuple(optimization_barrier(results, [], compiled)[0])
+
+    def of_largest() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        largest = tf.reduce_max(_logits(hidden, table), axis=1)
+        (again,), (largest,) = optimization_barrier([hidden], [largest], compiled)
+        return softmax(again, largest)
+
+    if not compiled:
+        losses, d_logits = _losses(hidden, table, labels)
+        d_logits = tf.cast(d_logits * weights[:, None], hidden.dtype)
+        return losses, tf.cast(d_logits, tf.float32)
+    products = tf.cast(hidden, tf.float32) * tf.gather(table, labels)
+    of_label = softmax(hidden, tf.reduce_sum(products, axis=1))
+    is_finite = tf.reduce_all(tf.math.is_finite(of_label[1]))
+    exponentials, total, label = tf.cond(is_finite, lambda: of_label, of_largest)
+    scale = weights / total
+    # Small for a token that is nearly sure, and exact.
+    d_label = tf.exp(label) * scale - weights
+    d_others = tf.cast(exponentials, tf.float32) * scale[:, None]
+    d_logits = tf.where(is_label(), d_label[:, None], d_others)
+    losses = tf.math.log(total) - label
+    return losses, tf.cast(tf.cast(d_logits, hidden.dtype), tf.float32)
 
 
 def _losses(
@@ -152,10 +239,15 @@ def _logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
     return tf.matmul(tf.cast(hidden, tf.float32), table, transpose_b=True)
 
 
-def _in_chunks(values: tf.Tensor, inner: Sequence[int] = ()) -> tf.Tensor:
-    """Splits [B, T, *inner] into [chunks, N, *inner]; pads the last with zeros."""
+def _in_chunks(
+    values: tf.Tensor, inner: Sequence[int] = (), size: int = 0
+) -> tf.Tensor:
+    """Splits [B, T, *inner] into [chunks, N, *inner]; pads the last with zeros.
+
+    N is at most `size`; 0: CHUNK_TOKENS.
+    """
     num_tokens = values.shape[0] * values.shape[1]
-    num_chunks = -(-num_tokens // CHUNK_TOKENS)
+    num_chunks = -(-num_tokens // (size or CHUNK_TOKENS))
     size = -(-num_tokens // num_chunks)
     rows = tf.reshape(values, [num_tokens, *inner])
     rows = tf.pad(rows, [[0, num_chunks * size - num_tokens], *([[0, 0]] * len(inner))])

@@ -30,7 +30,7 @@ BENCHMARKS = {
     "step": f"training_step.py {STEP} --steps=2 --rounds=3",
     "reading": "reading.py --records=20000",
     "saving": "saving.py --saves=2",
-    "bucket": "bucket_reading.py --records=5000",
+    "bucket": "bucket_reading.py --records=5000 --shards=16,128",
     "many files": "many_files.py --counts=1000",
     "preprocessing": f"preprocessing.py {TEXT} --mebibytes=64 --peer_mebibytes=8 "
     "--repeats=1",

@@ -18,8 +18,8 @@ _DEFAULTS = {
     # Faster starts: TensorFlow would also import Keras 3, and transformers PyTorch.
     "TF_USE_LEGACY_KERAS": "1",
     "USE_TORCH": "0",
-    # What each open shard of a bucket holds in memory; TensorFlow's default is 64.
-    "GCS_READ_CACHE_BLOCK_SIZE_MB": "8",
+    # Each open shard of a bucket would hold 64 MiB; `tfrecords/reader.py` has buffers.
+    "GCS_READ_CACHE_BLOCK_SIZE_MB": "0",
 }
 _CHATTER = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\)"

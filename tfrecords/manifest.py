@@ -137,6 +137,17 @@ class Manifest:
         return np.dtype(self.token_dtype).newbyteorder("<")
 
     @property
+    def record_bytes(self) -> int:
+        """Returns the size in a shard of all records but the last of a packed split."""
+        return schema.frame_bytes(
+            self.sequence_length,
+            self.dtype,
+            with_length=self.mode != "packed",
+            with_label=self.labelled,
+            with_mask=self.masked,
+        )
+
+    @property
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the manifest without engine and other files.
 

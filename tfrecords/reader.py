@@ -8,16 +8,26 @@ each shard at its position for that step.
 
 import contextlib
 import itertools
+import math
+import resource
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from configs.errors import DataError
+from configs.errors import DataError, RunError
 from tfrecords import order, schema, verify
 from tfrecords.manifest import Manifest, Split
 from tfrecords.storage import files
 from tfrecords.tensorflow_errors import is_about_file, root_cause
+
+# A shard that is open holds a buffer in memory, which is also what is asked of a bucket
+# at once. All shards of a host are open.
+LARGEST_BUFFER_BYTES = 2 << 20
+_BUFFERS_BYTES = 128 << 20
+# They wait for a disk or a bucket: TensorFlow would take one for each core, up to 16.
+_PARALLEL_READS = 16
+_OTHER_OPEN_FILES = 512
 
 
 def training_batches(
@@ -219,17 +229,45 @@ def _host_records(
         host_index=host_index,
         num_hosts=num_hosts,
     )
-    records = _read_phases(paths(data_dir, split), phases)
+    if not files.is_remote(data_dir):
+        _allow_open_files(max(len(phase.shard) for phase in phases))
+    records = _read_phases(paths(data_dir, split), phases, manifest.record_bytes)
     return records.take((stop - start) // num_hosts)
+
+
+def _allow_open_files(num_shards: int) -> None:
+    """Raises this process's own limit of open files, where it is too low.
+
+    Raises:
+      RunError: the system's limit is too low.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (math.inf if n == resource.RLIM_INFINITY else n for n in limits)
+    wanted = num_shards + _OTHER_OPEN_FILES
+    if hard < wanted:
+        raise RunError(
+            "A host opens all its shards at once: its limit of open files must be at "
+            f"least {wanted}, for {num_shards} shards. Received: {hard}. Raise the "
+            "limit, or preprocess with a smaller `--config.data.num_shards`."
+        )
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
 
 
 def _sizes(split: Split) -> np.ndarray:
     return np.array([shard.num_records for shard in split.shards])
 
 
-def _read_phases(paths: list[str], phases: list[order.Phase]) -> tf.data.Dataset:
-    """Reads phases one after the other, and the rows of each in round-robin order."""
+def _read_phases(
+    paths: list[str], phases: list[order.Phase], record_bytes: int
+) -> tf.data.Dataset:
+    """Reads phases one after the other, and the rows of each in round-robin order.
+
+    A row starts at the byte of its first record: only the last record of a split can
+    have another size than `record_bytes`.
+    """
     num_rows = max(len(phase.shard) for phase in phases)
+    buffer_bytes = min(LARGEST_BUFFER_BYTES, _BUFFERS_BYTES // num_rows)
 
     def table(field: str) -> np.ndarray:
         # All phases get the same number of rows; an added row has count 0.
@@ -242,16 +280,23 @@ def _read_phases(paths: list[str], phases: list[order.Phase]) -> tf.data.Dataset
     def read_row(
         shard: tf.Tensor, first: tf.Tensor, count: tf.Tensor
     ) -> tf.data.Dataset:
-        records = tf.data.TFRecordDataset(all_paths[shard])
-        rotated = records.skip(first).concatenate(records.take(first))
-        return rotated.shard(stride, 0).take(count)
+        rotated = tf.raw_ops.TFRecordDatasetV2(
+            filenames=tf.repeat(all_paths[shard], 2),
+            compression_type="",
+            buffer_size=buffer_bytes,
+            byte_offsets=tf.stack([first * record_bytes, 0]),
+        )
+        records = tf.data.experimental.from_variant(
+            rotated, tf.TensorSpec([], tf.string)
+        )
+        return records.shard(stride, 0).take(count)
 
     def read_phase(*rows: tf.Tensor) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices(rows).interleave(
             read_row,
             cycle_length=num_rows,
             block_length=1,
-            num_parallel_calls=tf.data.AUTOTUNE,
+            num_parallel_calls=min(num_rows, _PARALLEL_READS),
             deterministic=True,
         )
 

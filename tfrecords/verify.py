@@ -215,13 +215,7 @@ def _count_problems(manifest: Manifest, name: str) -> list[str]:
     """
     split, length = manifest.split(name), manifest.sequence_length
     packed = manifest.mode == "packed"
-    full = schema.frame_bytes(
-        length,
-        manifest.dtype,
-        with_length=not packed,
-        with_label=manifest.labelled,
-        with_mask=manifest.masked,
-    )
+    full = manifest.record_bytes
     padded = schema.frame_bytes(length, manifest.dtype, with_length=True)
     num_records = split.rows or split.documents
     if packed:

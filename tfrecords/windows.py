@@ -149,7 +149,8 @@ class Windows:
 def _records(
     data_dir: str, manifest: Manifest, split: str, labels: Sequence[str]
 ) -> tf.data.Dataset:
-    records = tf.data.TFRecordDataset(reader.paths(data_dir, manifest.split(split)))
+    shards = reader.paths(data_dir, manifest.split(split))
+    records = tf.data.TFRecordDataset(shards, buffer_size=reader.LARGEST_BUFFER_BYTES)
     return records.batch(_PARSE_BATCH_RECORDS).map(
         lambda serialized: reader.parse(serialized, manifest, labels),
         num_parallel_calls=tf.data.AUTOTUNE,

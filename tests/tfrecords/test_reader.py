@@ -1,12 +1,16 @@
 """Tests that a step's batch depends on dataset, seed, batch size and step alone."""
 
+import dataclasses
+import pathlib
+import resource
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from configs.errors import DataError
 from tests.conftest import write_dataset
-from tfrecords import reader
+from tfrecords import order, reader, schema
 from tfrecords.windows import Windows
 
 
@@ -115,3 +119,99 @@ def test_an_id_outside_the_vocabulary_raises_an_error(tmp_path):
     )
     with pytest.raises(tf.errors.InvalidArgumentError, match="outside the vocabulary"):
         list(batches)
+
+
+@pytest.fixture
+def shards(request, tmp_path):
+    """45 records in 7 shards: the folder, the manifest, each shard's tokens."""
+    rows = np.arange(45 * 8, dtype=np.uint16).reshape(45, 8) % 97
+    manifest = write_dataset(
+        tmp_path,
+        train_tokens=rows.reshape(-1)[:-3],  # the last record is padded, and longer
+        validation_tokens=np.array([1, 2]),
+        sequence_length=8,
+        num_shards=7,
+    )
+    manifest = dataclasses.replace(manifest, mode=getattr(request, "param", "packed"))
+    if manifest.mode != "packed":
+        for part, shard in zip(
+            _split(rows), manifest.split("train").shards, strict=True
+        ):
+            payloads = [
+                schema.serialize(
+                    row,
+                    length=8,
+                    label=1 if manifest.labelled else None,
+                    mask=np.ones(8, np.uint8) if manifest.masked else None,
+                )
+                for row in part
+            ]
+            (tmp_path / shard.name).write_bytes(b"".join(map(schema.frame, payloads)))
+    rows[-1, -3:] *= manifest.mode != "packed"
+    return str(tmp_path), manifest, _split(rows)
+
+
+def _split(rows):
+    return np.split(rows, np.cumsum(order.shard_sizes(45, 7))[:-1])
+
+
+@pytest.mark.parametrize(
+    ("shards", "num_hosts", "start_step"),
+    [
+        *(("packed", 1, 1), ("packed", 2, 2), ("packed", 4, 1), ("packed", 7, 0)),
+        *(("document", 1, 2), ("labelled", 1, 0), ("completion", 2, 1)),
+    ],
+    indirect=["shards"],
+)
+def test_records_are_those_of_the_order_from_any_step(shards, num_hosts, start_step):
+    """The judge counts through the shards in memory; the steps cross two epochs."""
+    folder, manifest, tokens = shards
+    size, num_steps = 28, 5
+    sizes = np.array([len(part) for part in tokens])
+    start, stop = start_step * size, num_steps * size
+    places = order.locations(sizes, order.phases(sizes, start, stop, seed=5))
+    stream = [tokens[shard][record] for shard, record in places][: stop - start]
+    for host in range(num_hosts):
+        batches = reader.training_batches(
+            *(folder, manifest),
+            global_batch_size=size,
+            batch_size=size // num_hosts,
+            start_step=start_step,
+            num_steps=num_steps,
+            seed=5,
+            host_index=host,
+            num_hosts=num_hosts,
+        )
+        records = np.concatenate([batch["tokens"] for batch in batches])
+        np.testing.assert_array_equal(records, stream[host::num_hosts])
+
+
+def test_a_resume_reads_nothing_of_what_is_before_it(shards):
+    """The record before the first of each shard is damaged."""
+    folder, manifest, tokens = shards
+    sizes = np.array([len(part) for part in tokens])
+    (phase, *_) = order.epoch_phases(sizes, epoch=0, seed=5, start=14)
+    names = [shard.name for shard in manifest.split("train").shards]
+    for shard, first in zip(phase.shard, phase.first, strict=True):
+        path = pathlib.Path(folder, names[shard])
+        content = bytearray(path.read_bytes())
+        content[max(first - 1, 0) * manifest.record_bytes] ^= first > 0
+        path.write_bytes(content)
+    settings = {"global_batch_size": 7, "batch_size": 7, "seed": 5, "start_step": 2}
+    (batch,) = reader.training_batches(folder, manifest, num_steps=3, **settings)
+    expected = [tokens[s][r] for s, r in zip(phase.shard, phase.first, strict=True)]
+    np.testing.assert_array_equal(batch["tokens"], expected)
+    with pytest.raises(tf.errors.DataLossError):
+        list(reader.training_batches(folder, manifest, num_steps=8, **settings))
+
+
+def test_as_many_files_may_be_open_as_a_host_has_shards(shards):
+    folder, manifest, _ = shards
+    settings = {"global_batch_size": 7, "batch_size": 7, "seed": 5, "start_step": 0}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        reader.training_batches(folder, manifest, num_steps=1, **settings)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (7 + 512, limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

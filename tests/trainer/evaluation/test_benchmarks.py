@@ -6,14 +6,16 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from transformers import PreTrainedTokenizerFast
 
 from configs.errors import DataError, UserError
 from tests.conftest import shared, tiny_model
 from trainer.checkpoints.pretrained import Pretrained
 from trainer.evaluation import published
-from trainer.evaluation.benchmarks import row_scores
+from trainer.evaluation.benchmarks import evaluator, row_scores
 from trainer.evaluation.benchmarks.catalog import BENCHMARKS, load
 from trainer.evaluation.benchmarks.rows import Row, RowMaker, Score
+from trainer.models import create
 from trainer.models.gpt2.architecture import ARCHITECTURE
 from trainer.runtime.strategy import mirror_cpu
 
@@ -68,9 +70,64 @@ def test_a_rolling_text_is_scored_once_with_full_windows(num_words):
     assert all(len(row.tokens) == min(5, len(tokens)) for row in rows)
 
 
+CHARACTERS = RowMaker(lambda text: [*map(ord, text)], START, num_positions=999)
+
+
+@pytest.mark.parametrize(
+    ("name", "example", "expected"),
+    [
+        ("lambada", {"text": "He saw a red  fox"}, [("He saw a red", "  fox")]),
+        (
+            "blimp",
+            {"sentence_good": "It runs.", "sentence_bad": "It run."},
+            [("\0", " It runs."), ("\0", " It run.")],
+        ),
+        (
+            "hellaswag",
+            {
+                "activity_label": "Roof",
+                "ctx": "We climb. [title] Go. then",
+                "ctx_a": "We climb. [title] Go.",
+                "ctx_b": "then WE",
+                "endings": ["[step] fall  off.", "nap."],
+                "label": 0,
+            },
+            [
+                ("We climb. [title] Go. then", " [step] fall  off."),
+                ("We climb. [title] Go. then", " nap."),
+                ("Roof: We climb.. Go. Then we", "  fall off."),
+                ("Roof: We climb.. Go. Then we", " nap."),
+            ],
+        ),
+        (
+            "wikitext",
+            {"page": ' = = = Du Fu = = = \n He , a " poet " , had 1 @,@ 200 , N .'},
+            [("\0", ' === Du Fu ===\nHe, a "poet", had 1,200, 1 .')],
+        ),
+    ],
+)
+def test_what_is_scored_of_an_example(name, example, expected):
+    rows = BENCHMARKS[name].rows(example, CHARACTERS)
+    texts = ["".join(map(chr, row.tokens)) for row in rows]
+    cuts = [len(row.tokens) - row.num_scored for row in rows]
+    assert [(t[:n], t[n:]) for t, n in zip(texts, cuts, strict=True)] == expected
+
+
+def test_words_and_contexts_are_encoded_as_one_text():
+    """What a tokenizer joins beyond the context belongs to what is scored."""
+    assert BENCHMARKS["lambada"].rows({"text": "The  fox"}, MAKE) == [Row([1, 5, 2], 2)]
+
+
 def scores(*rows):
     """Makes scores of lists of (log-likelihood, is the likeliest)."""
     return [Score(*(np.array(c) for c in zip(*row, strict=True))) for row in rows]
+
+
+def test_the_edition_of_lambada_is_known_by_its_capitals():
+    texts = [{"text": "a fox"}, {"text": "A dog"}]
+    describe = BENCHMARKS["lambada"].describe
+    assert describe(texts) == {"edition": "OpenAI's"}
+    assert describe(texts[:1]) == {"edition": "the original, in lower case"}
 
 
 def test_lambada_counts_words_and_last_tokens():
@@ -84,6 +141,42 @@ def test_lambada_counts_words_and_last_tokens():
         "last_token_accuracy": 1.0,
         "last_token_perplexity": pytest.approx(math.exp(3)),
     }
+
+
+def test_of_two_sentences_the_good_one_is_at_least_as_likely():
+    pairs = [((-1.0, -2.0), (-4.0, 0.0)), ((-1.0,), (-1.0,)), ((-3.0,), (-2.0,))]
+    pairs.append(((-2.0,), (-3.0,)))
+    rows = [scores(*([(x, True) for x in row] for row in pair)) for pair in pairs]
+    assert BENCHMARKS["blimp"].figures([{}] * 4, rows) == {"accuracy": 3 / 4}
+
+
+def test_wikitexts_loss_is_divided_by_the_published_text():
+    """Its words are what is between white space, and so are both empty ends."""
+    pages = [{"page": " a \u2014 , \n"}, {"page": "b ."}]
+    rows = [scores([(-3.0, True), (-2.0, False)], [(-4.0, True)]), scores([(-1, True)])]
+    assert BENCHMARKS["wikitext"].figures(pages, rows) == {
+        "words": 7,
+        "bytes": 13,
+        "word_perplexity": pytest.approx(math.exp(10 / 7)),
+        "byte_perplexity": pytest.approx(math.exp(10 / 13)),
+        "bits_per_byte": pytest.approx(10 / 13 / math.log(2)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("endings", "totals"),
+    [
+        (["\u00e9" * 4, "abcdef"], (-4.0, -5.0)),  # not over bytes: -4/8 > -5/6
+        (["[substep] ab", "abcdef"], (-3.0, -5.0)),  # nor over marks: -3/12 > -5/6
+        (["a", "ab"], (-2.9, -4.5)),  # nor over a space before them: -2.9/2 > -4.5/3
+    ],
+)
+def test_hellaswag_counts_the_characters_that_are_scored(endings, totals):
+    example = {"endings": endings, "label": 1}
+    rows = scores(*([(total, True)] for total in totals * 2))
+    figures = BENCHMARKS["hellaswag"].figures([example], [rows])
+    assert (figures["accuracy"], figures["normalized_accuracy"]) == (0, 1)
+    assert figures["normalized_completion_accuracy"] == 0  # each is of one token
 
 
 def test_hellaswag_normalizes_by_tokens_or_by_characters():
@@ -129,6 +222,34 @@ def test_rows_of_all_lengths_are_scored_on_replicas_as_alone():
         expected = likelihoods[np.arange(row.num_scored), labels]
         np.testing.assert_allclose(score.log_likelihoods, expected, rtol=1e-4)
         assert list(score.is_likeliest) == list(likelihoods.argmax(1) == labels)
+
+
+def test_an_evaluation_gives_each_example_the_scores_of_its_rows(dataset, monkeypatch):
+    """Texts begin with the tokenizer's own end of text, whatever its id is."""
+    file = str(dataset[0] / "tokenizer" / "tokenizer.json")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, eos_token="A")
+    monkeypatch.setattr(create, "load_tokenizer", lambda *_: tokenizer)
+    calls = []
+
+    def score(*arguments, **settings):
+        calls.append((arguments[2], settings))
+        return scores(*([(-float(len(row.tokens)), True)] for row in arguments[2]))
+
+    monkeypatch.setattr(row_scores, "score", score)
+    trained = Pretrained(
+        tiny_model(), ARCHITECTURE, "causal_lm", "", "float32", "tiny", None, "", ""
+    )
+    pairs = [("B", "BB"), ("BBB", "B"), ("B", "BBBB"), ("B", "BB")]
+    examples = [{"sentence_good": good, "sentence_bad": bad} for good, bad in pairs]
+    result = evaluator.evaluate(
+        trained, mirror_cpu(1), "blimp", examples, precision="bfloat16", batch_size=3
+    )
+    assert result["accuracy"] == 3 / 4
+    ((rows, settings),) = calls
+    start = tokenizer.eos_token_id
+    assert {row.tokens[0] for row in rows} == {start} != {0}
+    expected = {"precision": "bfloat16", "batch_size": 3, "end_of_text_id": start}
+    assert settings == expected
 
 
 def test_the_pages_of_wikitext_begin_at_titles(tmp_path):

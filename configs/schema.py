@@ -80,6 +80,10 @@ class DataConfig:
     # Packed training data: tokens from the start of one record to the start of the
     # next. Records overlap if it is less than `sequence_length`. 0: no overlap.
     stride: int = 0
+    # Packed data: "none" fills each record. "document": a document that does not fit in
+    # the rest of a record begins the next one, and the rest is padding. A document
+    # longer than a record fills several.
+    align: str = "none"
     # Packed data: what a token sees of its record. "causal": all tokens before it.
     # "document": those of its own document, whose positions begin at 0. The records
     # are the same.
@@ -92,6 +96,11 @@ class DataConfig:
     # `shard_mebibytes`, at least 8.
     num_shards: int = 0
     shard_mebibytes: int = 128
+
+    @property
+    def is_stream(self) -> bool:
+        """Returns whether records are windows of one stream of tokens."""
+        return self.mode == "packed" and self.align == "none"
 
 
 @dataclasses.dataclass

@@ -30,7 +30,7 @@ _SAMPLE_CHUNKS = 64
 # Fields that older datasets lack: a manifest does not mention them at their defaults.
 _NEW_FIELDS = (
     *("null_text", "tokenizer_model", "prompt_field", "completion_field"),
-    "completions_per_record",
+    *("completions_per_record", "align"),
 )
 
 

@@ -214,23 +214,23 @@ def _count_problems(manifest: Manifest, name: str) -> list[str]:
     All records of a kind have the same size, so the counts determine the bytes.
     """
     split, length = manifest.split(name), manifest.sequence_length
-    packed = manifest.mode == "packed"
+    is_stream = manifest.is_stream
     full = schema.frame_bytes(
         length,
         manifest.dtype,
-        with_length=not packed,
+        with_length=not is_stream,
         with_label=manifest.labelled,
         with_mask=manifest.masked,
     )
     padded = schema.frame_bytes(length, manifest.dtype, with_length=True)
     num_records = split.rows or split.documents
-    if packed:
+    if is_stream:
         num_records = num_windows(split.tokens, length, split.stride)
     problems = []
     for shard in split.shards:
         expected = shard.num_records * full
         last_token = (num_records - 1) * split.stride + length
-        if packed and shard is split.shards[-1] and last_token > split.tokens:
+        if is_stream and shard is split.shards[-1] and last_token > split.tokens:
             expected += padded - full  # the last record of the split
         if shard.num_bytes != expected:
             problems.append(

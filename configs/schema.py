@@ -37,6 +37,10 @@ class DataConfig:
     # Fields or columns of completion data: what is there already, and what is learnt.
     prompt_field: str = "prompt"
     completion_field: str = "completion"
+    # Completion data: field of a conversation, a list of {"role": …, "content": …}. The
+    # tokenizer's chat template makes a text of it, of which the assistant's turns are
+    # learnt. Empty: rows have a prompt and a completion.
+    messages_field: str = ""
     # Completion data: whether a record holds "one" example, or "several", as many as
     # fit.
     completions_per_record: str = "one"

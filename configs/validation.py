@@ -129,6 +129,16 @@ def _data_problems(config: Config) -> Iterator[str]:
             f"do not overlap. Received: document with mode {data.mode} and stride "
             f"{data.stride}. Set it to none."
         )
+    is_free = data.detokenizer == "none" and not (data.start_token or data.end_token)
+    is_free &= data.mode == "completion" and data.tokenizer != "train"
+    if data.messages_field and not is_free:
+        yield (
+            "`data.messages_field` must be empty, unless `data.mode` is completion and "
+            "the tokenizer's chat template alone makes the text. Received: mode "
+            f"{data.mode}, tokenizer {data.tokenizer}, detokenizer {data.detokenizer}, "
+            f"tokens {data.start_token!r} and {data.end_token!r} around it. Leave the "
+            "last three at their defaults, and name a tokenizer with a template."
+        )
     if data.padding_side == "left" and data.mode == "packed":
         yield (
             "`data.padding_side` must be right if `data.mode` is packed: padding is at "

@@ -7,7 +7,8 @@ The features of an Example are little-endian bytes:
     packed have it only with padding; a record without it is full.
   label: int32, in labelled datasets.
   mask: `sequence_length` numbers, uint8, in datasets of completions: 1 of a token whose
-    prediction is learnt, 0 of prompts and padding.
+    prediction is learnt, 0 of prompts and padding. In conversations the last turn of
+    the assistant has 1, and the earlier ones 2.
 
 All records of a kind have the same size, so the size of a shard determines its number
 of records. Only `parse` needs TensorFlow, so worker processes start fast.

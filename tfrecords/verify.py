@@ -78,7 +78,7 @@ def verify_files(folder: str, manifest: Manifest, *, of_run: bool = False) -> No
     problems += [
         f"{files.join(folder, start + name)} is not in the manifest. Remove it."
         for name in sorted(files.sizes_and_versions(files.join(folder, start)))
-        if start + name not in listed and name.endswith((".json", ".txt"))
+        if start + name not in listed and name.endswith((".json", ".txt", ".jinja"))
     ]
     if problems:
         remedy = "Copy the tokenizer of the run's dataset again." if of_run else REMEDY

@@ -39,7 +39,7 @@ class RowWriter:
         self._row = np.empty(0, token_dtype(vocabulary.size))
         self._num_whole = 0  # tokens of documents that end in the row, if packed
         self._num_cut = 0  # tokens of the document that did not fit into the row
-        # 1 for what is learnt of the row.
+        # Not 0 for what is learnt of the row.
         self._mask = np.empty(0, completions.MASK_DTYPE)
         self._label_numbers: dict[str, int] = {}
 
@@ -77,11 +77,11 @@ class RowWriter:
         if is_last:
             self._num_whole = len(row)
 
-    def add_example(self, prompt: np.ndarray, completion: np.ndarray) -> None:
+    def add_example(self, tokens: np.ndarray, mask: np.ndarray) -> None:
         """Puts an example into the row, or into a new one where it does not fit."""
         length, counts = self._config.sequence_length, self._counts
-        tokens, mask = completions.fit(prompt, completion, length)
-        num_cut = len(prompt) + len(completion) - len(tokens)
+        num_cut = max(len(tokens) - length, 0)
+        tokens, mask = completions.fit(tokens, mask, length)
         counts.truncated_tokens += num_cut
         counts.truncated_documents += num_cut > 0
         is_full = len(self._row) + len(tokens) > length

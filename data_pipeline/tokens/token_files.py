@@ -21,7 +21,8 @@ from data_pipeline.documents import words
 from data_pipeline.documents.chunk import SPLITS, Chunk, split_of
 from data_pipeline.documents.detokenizer import detokenize
 from data_pipeline.documents.document import Document
-from data_pipeline.tokens import encoder, rows
+from data_pipeline.tokens import chat, encoder, rows
+from data_pipeline.tokens.completions import MASK_DTYPE
 from data_pipeline.tokens.encoder import StoredTokenizer
 from data_pipeline.tokens.rows import RowWriter
 from tfrecords.manifest import Counts
@@ -126,6 +127,7 @@ class _SplitWriter:
     def __init__(self, item: TokenizeItem, streams: Sequence[IO[bytes]]):
         self.counts = Counts()
         self._config = item.chunk.config
+        self._tokenizer = item.tokenizer
         self._vocabulary = item.tokenizer.vocabulary
         self._dtype = token_dtype(self._vocabulary.size)
         self._streams = streams
@@ -143,6 +145,9 @@ class _SplitWriter:
             return
         self.counts.documents += 1
         self._count_oddities(document)
+        if self._config.messages_field:
+            self._add_conversation(*document.parts)
+            return
         if self._config.mode == "completion":
             (text,) = document.parts
             prompt = text[: document.num_prompt_bytes]
@@ -161,6 +166,30 @@ class _SplitWriter:
         self._labels.append(document.label)
         self._append(text, continues=False)
 
+    def _add_conversation(self, messages: bytes) -> None:
+        text, tokens, mask, num_special = chat.encode(
+            messages,
+            self._tokenizer,
+            allow_special_tokens=self._config.allow_special_tokens,
+        )
+        self._count_text(text, num_special)
+        self._count_losses([text], tokens, np.array([0, len(tokens)]))
+        self._rows.add_example(tokens.astype(self._dtype), mask)
+
+    def _count_text(self, text: bytes, num_special: int) -> None:
+        self.counts.words += words.count(text)
+        self.counts.bytes += len(text)
+        if num_special:
+            _count(self.counts.kept, {documents.SPECIAL_TOKEN_AS_TEXT: num_special})
+
+    def _count_losses(
+        self, texts: list[bytes], tokens: np.ndarray, offsets: np.ndarray
+    ) -> None:
+        losses = self._encoder.count_losses(texts, tokens, offsets)
+        for name, count in zip(documents.LOSSES, losses, strict=True):
+            if count:
+                _count(self.counts.kept, {name: count})
+
     def _count_oddities(self, document: Document) -> None:
         if document.oddities:
             for counts, names in (
@@ -176,10 +205,8 @@ class _SplitWriter:
         original = b"\n".join(self._originals)
         text = b"\n".join(self._texts) if self._detokenizes else original
         num_special = self._encoder.count_special_tokens_as_text(text)
-        if num_special:
-            _count(self.counts.kept, {documents.SPECIAL_TOKEN_AS_TEXT: num_special})
-        self.counts.words += words.count(original)
-        self.counts.bytes += len(original) - max(len(self._originals) - 1, 0)
+        self._count_text(original, num_special)
+        self.counts.bytes -= max(len(self._originals) - 1, 0)  # of the line ends
 
         tokens, ends = self._encode()
         if self._config.is_stream:
@@ -188,7 +215,9 @@ class _SplitWriter:
         elif self._config.mode == "completion":
             parts = np.split(tokens, ends[:-1])
             for prompt, completion in zip(parts[::2], parts[1::2], strict=True):
-                self._rows.add_example(prompt, completion)
+                example = np.concatenate([prompt, completion])
+                mask = (np.arange(len(example)) >= len(prompt)).astype(MASK_DTYPE)
+                self._rows.add_example(example, mask)
         else:
             parts = np.split(tokens, ends[np.array(self._finished)])
             for part, label in zip(parts, [*self._labels, None], strict=True):
@@ -225,10 +254,7 @@ class _SplitWriter:
     def _encode(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns all tokens, with start and end tokens, and where texts end."""
         tokens, offsets = self._encoder.encode(self._texts)
-        losses = self._encoder.count_losses(self._texts, tokens, offsets)
-        for name, count in zip(documents.LOSSES, losses, strict=True):
-            if count:
-                _count(self.counts.kept, {name: count})
+        self._count_losses(self._texts, tokens, offsets)
         tokens = tokens.astype(self._dtype)
         special_ids = [self._vocabulary.start_id, self._vocabulary.end_id]
         finished = np.array(self._finished)

@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.records import packing
 from data_pipeline.tokens import encoder as encoders
 from tests.data_pipeline.runs import LENGTH, load_encoder, run
+from tests.data_pipeline.test_completions import read as read_split
 from tests.data_pipeline.test_modes import rows
 from tests.tfrecords.test_windows import read
 from tfrecords import inspect, manifest, tfds_metadata
@@ -70,8 +71,10 @@ def by_hand(documents, length):
 def test_documents_are_packed_whole(
     corpus, tokenizer, tmp_path, monkeypatch, block_bytes, end_token
 ):
-    """Also where documents are encoded in several batches."""
+    """Also where a document is encoded in several batches."""
     monkeypatch.setattr(encoders, "BLOCK_BYTES", block_bytes)
+    blocks = encoders.ReferenceEncoder.blocks
+    monkeypatch.setattr(blocks, "__defaults__", (block_bytes,))
     written = run(
         corpus,
         tmp_path,
@@ -97,6 +100,8 @@ def test_documents_are_packed_whole(
     split = written.split("train")
     assert split.num_records == split.rows == len(stored["length"]) == len(expected)
     assert split.tokens == sum(map(len, documents)) == stored["length"].sum()
+    scored = read_split(tmp_path, written, "train")
+    assert sum(int(row["length"]) for row in scored) == split.tokens
     assert (split.truncated_tokens, split.skipped) == (0, {"empty": 3})
     described = inspect.inspect(str(tmp_path), read_records=True, num_examples=1)
     share = described["splits"]["train"]["padding_share"]

@@ -37,6 +37,10 @@ class DataConfig:
     # Fields or columns of completion data: what is there already, and what is learnt.
     prompt_field: str = "prompt"
     completion_field: str = "completion"
+    # Completion data: field of a conversation, a list of {"role": …, "content": …}. The
+    # tokenizer's chat template makes a text of it, of which the assistant's turns are
+    # learnt. Empty: rows have a prompt and a completion.
+    messages_field: str = ""
     # Completion data: whether a record holds "one" example, or "several", as many as
     # fit.
     completions_per_record: str = "one"
@@ -80,6 +84,10 @@ class DataConfig:
     # Packed training data: tokens from the start of one record to the start of the
     # next. Records overlap if it is less than `sequence_length`. 0: no overlap.
     stride: int = 0
+    # Packed data: "none" fills each record. "document": a document that does not fit in
+    # the rest of a record begins the next one, and the rest is padding. A document
+    # longer than a record fills several.
+    align: str = "none"
     # Packed data: what a token sees of its record. "causal": all tokens before it.
     # "document": those of its own document, whose positions begin at 0. The records
     # are the same.
@@ -92,6 +100,11 @@ class DataConfig:
     # `shard_mebibytes`, at least 8.
     num_shards: int = 0
     shard_mebibytes: int = 128
+
+    @property
+    def is_stream(self) -> bool:
+        """Returns whether records are windows of one stream of tokens."""
+        return self.mode == "packed" and self.align == "none"
 
 
 @dataclasses.dataclass

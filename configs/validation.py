@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.null_text": ("stop", "skip"),
     "data.mode": ("packed", "document", "labelled", "completion"),
     "data.completions_per_record": ("one", "several"),
+    "data.align": ("none", "document"),
     "data.attention": ("causal", "document"),
     "data.padding_side": ("right", "left"),
     "data.tokenizer_model": ("bpe", "unigram", "wordpiece"),
@@ -121,10 +122,27 @@ def _data_problems(config: Config) -> Iterator[str]:
             f"data has one. Received: stride {data.stride}, sequence length "
             f"{data.sequence_length}, mode {data.mode}. Set it to 0."
         )
+    if data.align == "document" and (data.mode != "packed" or data.stride):
+        yield (
+            "`data.align` must be none, unless `data.mode` is packed and `data.stride` "
+            "is 0: records of other modes begin at a document anyway, and such records "
+            f"do not overlap. Received: document with mode {data.mode} and stride "
+            f"{data.stride}. Set it to none."
+        )
+    is_free = data.detokenizer == "none" and not (data.start_token or data.end_token)
+    is_free &= data.mode == "completion" and data.tokenizer != "train"
+    if data.messages_field and not is_free:
+        yield (
+            "`data.messages_field` must be empty, unless `data.mode` is completion and "
+            "the tokenizer's chat template alone makes the text. Received: mode "
+            f"{data.mode}, tokenizer {data.tokenizer}, detokenizer {data.detokenizer}, "
+            f"tokens {data.start_token!r} and {data.end_token!r} around it. Leave the "
+            "last three at their defaults, and name a tokenizer with a template."
+        )
     if data.padding_side == "left" and data.mode == "packed":
         yield (
-            "`data.padding_side` must be right if `data.mode` is packed: only the last "
-            "record is padded. Received: left. Set it to right."
+            "`data.padding_side` must be right if `data.mode` is packed: padding is at "
+            "the end of a record. Received: left. Set it to right."
         )
     architecture, task = config.model.architecture, config.training.task
     knows_documents = data.mode == "packed" and data.end_token != ""

@@ -30,7 +30,7 @@ _SAMPLE_CHUNKS = 64
 # Fields that older datasets lack: a manifest does not mention them at their defaults.
 _NEW_FIELDS = (
     *("null_text", "tokenizer_model", "prompt_field", "completion_field"),
-    "completions_per_record",
+    *("completions_per_record", "align", "messages_field"),
 )
 
 
@@ -212,7 +212,7 @@ def _folder_hash(folder: str) -> str:
     """Returns the fingerprint of a tokenizer's files: settings change tokens, too."""
     files = [
         path
-        for pattern in ("*.json", "merges.txt", "vocab.txt", "*.model")
+        for pattern in ("*.json", "merges.txt", "vocab.txt", "*.model", "*.jinja")
         for path in sorted(pathlib.Path(folder).glob(pattern))
     ]
     return finished_work.fingerprint(

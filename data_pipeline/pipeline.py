@@ -27,7 +27,7 @@ from data_pipeline.documents.chunk import SPLITS
 from data_pipeline.job import Job
 from data_pipeline.records import shards
 from data_pipeline.runners import Item, Result, Runner
-from data_pipeline.tokens import engine_choice, token_files, tokenizer
+from data_pipeline.tokens import encoder, engine_choice, token_files, tokenizer
 from data_pipeline.tokens.encoder import StoredTokenizer
 from tfrecords import checksums, fingerprints, manifest, schema, tfds_metadata
 from tfrecords.manifest import Counts
@@ -123,14 +123,17 @@ def _store_tokenizer(job: Job, folder: str) -> StoredTokenizer:
     vocabulary = tokenizer.load_or_train(job, folder)
     path = f"{folder}/{tokenizer.FILE_NAME}"
     content = files.read(path).decode()
+    template, engine = "", encoder.REFERENCE
+    if job.config.messages_field:  # needs to know where a token is in the text
+        template = files.read(f"{folder}/tokenizer_config.json").decode()
+    else:
+        allow = job.config.allow_special_tokens
+        texts = job.sample_texts()
+        engine = engine_choice.choose(content, texts, allow_special_tokens=allow)
     return StoredTokenizer(
         path=path,
-        sha256=hashlib.sha256(content.encode()).hexdigest(),
-        engine=engine_choice.choose(
-            content,
-            job.sample_texts(),
-            allow_special_tokens=job.config.allow_special_tokens,
-        ),
+        sha256=hashlib.sha256((content + template).encode()).hexdigest(),
+        engine=engine,
         vocabulary=vocabulary,
     )
 

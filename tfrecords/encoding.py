@@ -103,7 +103,7 @@ def load_tokenizer(
     if files.is_remote(source):  # transformers reads no bucket
         with tempfile.TemporaryDirectory() as folder:
             for name in files.sizes_and_versions(source):
-                if name.endswith((".json", ".txt", ".model")):
+                if name.endswith((".json", ".txt", ".model", ".jinja")):
                     path = files.join(source, name)
                     files.download(path, os.path.join(folder, name))
             return load_tokenizer(folder, special_tokens=special_tokens)
@@ -147,13 +147,13 @@ def unknown_id(model: dict[str, Any]) -> int:
 
 
 def wrap(
-    backend: tokenizers.Tokenizer, special_tokens: dict[str, str]
+    backend: tokenizers.Tokenizer, special_tokens: dict[str, Any]
 ) -> "PreTrainedTokenizerFast":
     """Returns a tokenizer for transformers that encodes as `backend` does, and no more.
 
     Args:
       backend: is changed.
-      special_tokens: their names in transformers -> tokens.
+      special_tokens: their names in transformers -> tokens; or other settings.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -251,8 +251,11 @@ def _remove_post_processor(backend: tokenizers.Tokenizer) -> None:
         backend.post_processor = None
 
 
-def _named_tokens(source: str) -> dict[str, str]:
-    """Returns the special tokens that the settings name, by transformers' names."""
+def _named_tokens(source: str) -> dict[str, Any]:
+    """Returns the special tokens that the settings name, by transformers' names.
+
+    And the chat template, if there is one.
+    """
     from transformers import PreTrainedTokenizerFast
 
     values = _settings(source, "tokenizer_config.json")
@@ -260,7 +263,12 @@ def _named_tokens(source: str) -> dict[str, str]:
     names = PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES
     tokens = {name: values[name] for name in names if values.get(name)}
     tokens.pop("additional_special_tokens", None)
-    return {n: t["content"] if isinstance(t, dict) else t for n, t in tokens.items()}
+    named = {n: t["content"] if isinstance(t, dict) else t for n, t in tokens.items()}
+    template = values.get("chat_template")
+    if path := _path(source, "chat_template.jinja"):
+        with open(path, encoding="utf-8") as stream:
+            template = stream.read()
+    return named | ({"chat_template": template} if template else {})
 
 
 def _settings(source: str, name: str) -> dict[str, Any]:

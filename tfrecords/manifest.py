@@ -55,7 +55,8 @@ class Counts:
       kept: reason -> documents with an irregularity that were left as they are; of
         "special_token_as_text" and "unknown_token", the occurrences.
       labels: label -> labelled documents.
-      rows: records of completion data; 0 where the other counts determine them.
+      rows: records of completion data, and of packed data that is not a stream; 0 where
+        the other counts determine them.
     """
 
     documents: int = 0
@@ -104,9 +105,9 @@ class Manifest:
       tokenizer_fingerprint: see `tfrecords.fingerprints`.
       tokenizer_engine: library that encoded the text; all engines give equal tokens.
       added_tokens: special tokens that preprocessing added to the tokenizer.
-      mode: "packed" (records are windows of one stream of tokens), "document" (each
-        record is one document), "labelled" (the same, with a label) or "completion"
-        (prompts and completions, with a mask).
+      mode: "packed" (records are windows of one stream of tokens, or begin at
+        documents), "document" (each record is one document), "labelled" (the same, with
+        a label) or "completion" (prompts and completions, with a mask).
       config: the preprocessing settings that determine the records.
       splits: name -> split.
       label_names: of labelled data: the names of the labels 0, 1 and so on; empty where
@@ -138,11 +139,11 @@ class Manifest:
 
     @property
     def record_bytes(self) -> int:
-        """Returns the size in a shard of all records but the last of a packed split."""
+        """Returns the size in a shard of all records but the last of a stream."""
         return schema.frame_bytes(
             self.sequence_length,
             self.dtype,
-            with_length=self.mode != "packed",
+            with_length=not self.is_stream,
             with_label=self.labelled,
             with_mask=self.masked,
         )
@@ -156,6 +157,14 @@ class Manifest:
         values = _values(dataclasses.replace(self, tokenizer_engine=""))
         del values["other_files"]  # they depend on the version of transformers
         return hashlib.sha256(_dump(values).encode()).hexdigest()
+
+    @property
+    def is_stream(self) -> bool:
+        """Returns whether records are windows of one stream of tokens.
+
+        Only those that end in padding have a length.
+        """
+        return self.mode == "packed" and self.config.get("align", "none") == "none"
 
     @property
     def labelled(self) -> bool:

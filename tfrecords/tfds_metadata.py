@@ -50,8 +50,8 @@ def _features(manifest: Manifest) -> dict[str, Any]:
     # TensorFlow decodes no uint32; ids are far below 2**31.
     dtype = "uint16" if manifest.dtype.itemsize == 2 else "int32"
     features = {schema.TOKENS: _tensor(dtype, manifest.sequence_length)}
-    # Full packed records have no length, and TFDS reads no number that may be missing.
-    if manifest.mode != "packed":
+    # Full records of a stream have no length; TFDS reads no number that may be missing.
+    if not manifest.is_stream:
         features[schema.LENGTH] = _tensor("int32")
     if manifest.labelled:
         features[schema.LABEL] = _tensor("int32")

@@ -78,7 +78,7 @@ def verify_files(folder: str, manifest: Manifest, *, of_run: bool = False) -> No
     problems += [
         f"{files.join(folder, start + name)} is not in the manifest. Remove it."
         for name in sorted(files.sizes_and_versions(files.join(folder, start)))
-        if start + name not in listed and name.endswith((".json", ".txt"))
+        if start + name not in listed and name.endswith((".json", ".txt", ".jinja"))
     ]
     if problems:
         remedy = "Copy the tokenizer of the run's dataset again." if of_run else REMEDY
@@ -214,17 +214,17 @@ def _count_problems(manifest: Manifest, name: str) -> list[str]:
     All records of a kind have the same size, so the counts determine the bytes.
     """
     split, length = manifest.split(name), manifest.sequence_length
-    packed = manifest.mode == "packed"
+    is_stream = manifest.is_stream
     full = manifest.record_bytes
     padded = schema.frame_bytes(length, manifest.dtype, with_length=True)
     num_records = split.rows or split.documents
-    if packed:
+    if is_stream:
         num_records = num_windows(split.tokens, length, split.stride)
     problems = []
     for shard in split.shards:
         expected = shard.num_records * full
         last_token = (num_records - 1) * split.stride + length
-        if packed and shard is split.shards[-1] and last_token > split.tokens:
+        if is_stream and shard is split.shards[-1] and last_token > split.tokens:
             expected += padded - full  # the last record of the split
         if shard.num_bytes != expected:
             problems.append(

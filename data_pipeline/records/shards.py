@@ -81,14 +81,14 @@ def plan(
       UserError: there are fewer records than `num_shards`.
     """
     config, vocabulary = items[0].chunk.config, items[0].tokenizer.vocabulary
-    length, packed = config.sequence_length, config.mode == "packed"
+    length = config.sequence_length
     # Windows of the training split may overlap; validation scores each token once.
     stride = config.stride if config.stride and split == "train" else length
-    sizes = [
-        count.tokens if packed else count.rows or count.documents for count in counts
-    ]
+    unit = "rows" if config.mode in ("packed", "completion") else "documents"
+    unit = "tokens" if config.is_stream else unit
+    sizes = [getattr(count, unit) for count in counts]
     num_records = sum(sizes)
-    if packed:
+    if config.is_stream:
         num_records = manifest.num_windows(sum(sizes), length, stride)
     if split == "train" and num_records < config.num_shards:
         raise UserError(
@@ -173,7 +173,7 @@ def write(item: ShardItem) -> manifest.Shard:
 
 def _payloads(item: ShardItem) -> Iterator[bytes]:
     dtype, length = item.token_dtype, item.config.sequence_length
-    if item.config.mode == "packed":
+    if item.config.is_stream:
         read_tokens = _stream(item, token_files.TOKENS, dtype, 1)
         pad_id = item.vocabulary.pad_id
         for record in item.records.tolist():

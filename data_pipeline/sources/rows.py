@@ -15,7 +15,7 @@ from configs.errors import DataError
 from configs.schema import DataConfig
 from data_pipeline.documents import document
 from data_pipeline.documents.document import Document
-from data_pipeline.sources import input_files
+from data_pipeline.sources import conversations, input_files
 from data_pipeline.sources.input_files import InputFile, Piece
 from tfrecords.storage import files
 
@@ -199,6 +199,8 @@ def columns(config: DataConfig, known: Iterable[str], path: str) -> list[str]:
 
 def text_fields(config: DataConfig) -> dict[str, str]:
     """Returns the fields whose text is read, by the config's names of them."""
+    if config.messages_field:
+        return {"messages_field": config.messages_field}
     if config.mode == "completion":
         names = ("prompt_field", "completion_field")
         return {name: getattr(config, name) for name in names}
@@ -222,6 +224,9 @@ def to_document(
     """
     texts = []
     for name, field in text_fields(config).items():
+        is_left_out = values.get(field) is None and config.null_text == "skip"
+        if config.messages_field and not is_left_out:
+            values[field] = conversations.to_text(values.get(field), name_row, field)
         text, odd = _encoded(values, name, field, name_row, config)
         if text is None:
             return Document((b"",), oddities=oddities, skipped=document.NULL)

@@ -1,26 +1,30 @@
-"""Fits a prompt and its completion into a record."""
+"""Fits what is there already, and what is learnt, into a record."""
 
 import numpy as np
 
 MASK_DTYPE = np.dtype("u1")
+# In a mask: what is learnt. An earlier turn of a conversation is no completion whose
+# exact match is counted.
+COMPLETION, EARLIER_TURN = 1, 2
 
 
 def fit(
-    prompt: np.ndarray, completion: np.ndarray, length: int
+    tokens: np.ndarray, mask: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Joins the tokens of both, and cuts off what no record has room for.
+    """Cuts off what no record has room for.
 
-    The prompt's beginning goes first, but for its last token; then the completion's
-    end. So the first token of the completion always has something before it.
+    The beginning goes first, up to the token before the completion; then the end. So
+    the first token of the completion always has something before it.
 
     Args:
-      prompt: of at least one token.
-      completion: of at least one token.
+      tokens: of a prompt and a completion, or of a conversation.
+      mask: of the same shape: COMPLETION, EARLIER_TURN, or 0.
       length: tokens of a record, at least 2.
 
     Returns:
-      The tokens, at most `length`, and uint8 of the same shape: 1 of the completion.
+      What is left of both, at most `length`.
     """
-    num_kept = min(len(prompt), max(length - len(completion), 1))
-    tokens = np.concatenate([prompt[len(prompt) - num_kept :], completion])[:length]
-    return tokens, (np.arange(len(tokens)) >= num_kept).astype(MASK_DTYPE)
+    start = int(np.argmax(mask == COMPLETION))  # of the completion
+    num_kept = min(start, max(length - (len(tokens) - start), 1))
+    kept = slice(start - num_kept, start - num_kept + length)
+    return tokens[kept], mask[kept]

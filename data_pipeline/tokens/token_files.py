@@ -3,7 +3,8 @@
 Packed, a token file is a stream of tokens. Otherwise it has a row of `sequence_length`
 tokens for each document, beside a file of lengths and one of labels. A label is there
 the number of its name among those that the item's counts have for the split. Completion
-data also has a file of masks, and may have several documents in a row.
+data also has a file of masks. It may have several documents in a row, and so has packed
+data whose records begin at documents.
 """
 
 import contextlib
@@ -20,15 +21,17 @@ from data_pipeline.documents import words
 from data_pipeline.documents.chunk import SPLITS, Chunk, split_of
 from data_pipeline.documents.detokenizer import detokenize
 from data_pipeline.documents.document import Document
-from data_pipeline.tokens import completions, encoder
+from data_pipeline.tokens import chat, encoder, rows
+from data_pipeline.tokens.completions import MASK_DTYPE
 from data_pipeline.tokens.encoder import StoredTokenizer
+from data_pipeline.tokens.rows import RowWriter
 from tfrecords.manifest import Counts
 from tfrecords.schema import token_dtype
 from tfrecords.storage import files
 
 # The files of a split.
 TOKENS, LENGTHS, LABELS, MASKS = "tokens", "lengths", "labels", "masks"
-SIDE_DTYPES = {LENGTHS: np.dtype("<u4"), LABELS: np.dtype("<i4")}
+SIDE_DTYPES = {LENGTHS: rows.LENGTH_DTYPE, LABELS: rows.LABEL_DTYPE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +87,9 @@ def tokenize(item: TokenizeItem) -> dict[str, Counts]:
 
 
 def _tokenize(item: TokenizeItem) -> tuple[list[str], dict]:
-    mode = item.chunk.config.mode
-    kinds = [TOKENS] if mode == "packed" else [TOKENS, *SIDE_DTYPES]
-    if mode == "completion":
+    config = item.chunk.config
+    kinds = [TOKENS] if config.is_stream else [TOKENS, *SIDE_DTYPES]
+    if config.mode == "completion":
         kinds.append(MASKS)
     paths = [file_path(item.path, split, kind) for split in SPLITS for kind in kinds]
     with contextlib.ExitStack() as stack:
@@ -105,7 +108,6 @@ def _tokenize(item: TokenizeItem) -> tuple[list[str], dict]:
             split = split_of(document, item.chunk.validation_fraction)
             writers[split].add(document)
         for writer in writers.values():
-            writer.flush()
             writer.close()
     return paths, {s: dataclasses.asdict(w.counts) for s, w in writers.items()}
 
@@ -114,7 +116,7 @@ class _SplitWriter:
     """Encodes the documents of one split in batches, writes their tokens and counts.
 
     A batch is a list of texts. A text is a document, or a block of a large one, whose
-    next block is the next text. A row is the tokens of one document.
+    next block is the next text.
 
     Args:
       item: what is tokenized.
@@ -125,6 +127,7 @@ class _SplitWriter:
     def __init__(self, item: TokenizeItem, streams: Sequence[IO[bytes]]):
         self.counts = Counts()
         self._config = item.chunk.config
+        self._tokenizer = item.tokenizer
         self._vocabulary = item.tokenizer.vocabulary
         self._dtype = token_dtype(self._vocabulary.size)
         self._streams = streams
@@ -132,12 +135,7 @@ class _SplitWriter:
             item.tokenizer, allow_special_tokens=self._config.allow_special_tokens
         )
         self._detokenizes = self._config.detokenizer != "none"
-        # The beginning of the row whose document continues in the next batch.
-        self._row = np.empty(0, self._dtype)
-        self._row_tokens = 0  # also those that did not fit into the row
-        # 1 for what is learnt of the row.
-        self._mask = np.empty(0, completions.MASK_DTYPE)
-        self._label_numbers: dict[str, int] = {}
+        self._rows = RowWriter(self._config, self._vocabulary, self.counts, streams)
         self._start_batch(continues=False)
 
     def add(self, document: Document) -> None:
@@ -147,6 +145,9 @@ class _SplitWriter:
             return
         self.counts.documents += 1
         self._count_oddities(document)
+        if self._config.messages_field:
+            self._add_conversation(*document.parts)
+            return
         if self._config.mode == "completion":
             (text,) = document.parts
             prompt = text[: document.num_prompt_bytes]
@@ -165,6 +166,30 @@ class _SplitWriter:
         self._labels.append(document.label)
         self._append(text, continues=False)
 
+    def _add_conversation(self, messages: bytes) -> None:
+        text, tokens, mask, num_special = chat.encode(
+            messages,
+            self._tokenizer,
+            allow_special_tokens=self._config.allow_special_tokens,
+        )
+        self._count_text(text, num_special)
+        self._count_losses([text], tokens, np.array([0, len(tokens)]))
+        self._rows.add_example(tokens.astype(self._dtype), mask)
+
+    def _count_text(self, text: bytes, num_special: int) -> None:
+        self.counts.words += words.count(text)
+        self.counts.bytes += len(text)
+        if num_special:
+            _count(self.counts.kept, {documents.SPECIAL_TOKEN_AS_TEXT: num_special})
+
+    def _count_losses(
+        self, texts: list[bytes], tokens: np.ndarray, offsets: np.ndarray
+    ) -> None:
+        losses = self._encoder.count_losses(texts, tokens, offsets)
+        for name, count in zip(documents.LOSSES, losses, strict=True):
+            if count:
+                _count(self.counts.kept, {name: count})
+
     def _count_oddities(self, document: Document) -> None:
         if document.oddities:
             for counts, names in (
@@ -180,28 +205,29 @@ class _SplitWriter:
         original = b"\n".join(self._originals)
         text = b"\n".join(self._texts) if self._detokenizes else original
         num_special = self._encoder.count_special_tokens_as_text(text)
-        if num_special:
-            _count(self.counts.kept, {documents.SPECIAL_TOKEN_AS_TEXT: num_special})
-        self.counts.words += words.count(original)
-        self.counts.bytes += len(original) - max(len(self._originals) - 1, 0)
+        self._count_text(original, num_special)
+        self.counts.bytes -= max(len(self._originals) - 1, 0)  # of the line ends
 
         tokens, ends = self._encode()
-        if self._config.mode == "packed":
+        if self._config.is_stream:
             self.counts.tokens += len(tokens)
             self._streams[0].write(tokens.tobytes())
         elif self._config.mode == "completion":
             parts = np.split(tokens, ends[:-1])
             for prompt, completion in zip(parts[::2], parts[1::2], strict=True):
-                self._add_example(prompt, completion)
+                example = np.concatenate([prompt, completion])
+                mask = (np.arange(len(example)) >= len(prompt)).astype(MASK_DTYPE)
+                self._rows.add_example(example, mask)
         else:
-            start = 0
-            documents_ends = ends[np.array(self._finished)]
-            for end, label in zip(documents_ends, self._labels, strict=True):
-                self._extend_row(tokens[start:end])
-                self._write_row(label)
-                start = end
-            self._extend_row(tokens[start:])
+            parts = np.split(tokens, ends[np.array(self._finished)])
+            for part, label in zip(parts, [*self._labels, None], strict=True):
+                self._rows.add_part(part, label)
         self._start_batch(continues=not self._finished[-1])
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+        self.flush()
+        self._rows.close()
 
     def _start_batch(self, *, continues: bool) -> None:
         self._continues = continues  # the last document of the batch before
@@ -228,10 +254,7 @@ class _SplitWriter:
     def _encode(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns all tokens, with start and end tokens, and where texts end."""
         tokens, offsets = self._encoder.encode(self._texts)
-        losses = self._encoder.count_losses(self._texts, tokens, offsets)
-        for name, count in zip(documents.LOSSES, losses, strict=True):
-            if count:
-                _count(self.counts.kept, {name: count})
+        self._count_losses(self._texts, tokens, offsets)
         tokens = tokens.astype(self._dtype)
         special_ids = [self._vocabulary.start_id, self._vocabulary.end_id]
         finished = np.array(self._finished)
@@ -244,52 +267,6 @@ class _SplitWriter:
         tokens = np.insert(tokens, places, ids.astype(tokens.dtype))
         ends = offsets[1:] + np.cumsum(inserted.sum(axis=1))
         return tokens, ends
-
-    def _add_example(self, prompt: np.ndarray, completion: np.ndarray) -> None:
-        """Puts an example into the row, or into a new one where it does not fit."""
-        length, counts = self._config.sequence_length, self.counts
-        tokens, mask = completions.fit(prompt, completion, length)
-        num_cut = len(prompt) + len(completion) - len(tokens)
-        counts.truncated_tokens += num_cut
-        counts.truncated_documents += num_cut > 0
-        is_full = len(self._row) + len(tokens) > length
-        if is_full or self._config.completions_per_record == "one":
-            self.close()
-        self._row = np.concatenate([self._row, tokens])
-        self._mask = np.concatenate([self._mask, mask])
-        self._row_tokens = len(self._row)
-
-    def close(self) -> None:
-        """Writes the row of completion data, where something is in it."""
-        if len(self._mask):
-            self._write_row("")
-
-    def _extend_row(self, tokens: np.ndarray) -> None:
-        room = self._config.sequence_length - len(self._row)
-        self._row = np.concatenate([self._row, tokens[:room]])
-        self._row_tokens += len(tokens)
-
-    def _write_row(self, label: str) -> None:
-        length, counts = len(self._row), self.counts
-        missing = self._config.sequence_length - length
-        left = self._config.padding_side == "left"
-        sides = (missing, 0) if left else (0, missing)
-        row = np.pad(self._row, sides, constant_values=self._vocabulary.pad_id)
-        token_file, length_file, label_file, *mask_files = self._streams
-        for mask_file in mask_files:
-            mask_file.write(np.pad(self._mask, sides).tobytes())
-            counts.rows += 1
-            self._mask = self._mask[:0]
-        token_file.write(row.tobytes())
-        length_file.write(np.array(length, SIDE_DTYPES[LENGTHS]).tobytes())
-        number = self._label_numbers.setdefault(label, len(self._label_numbers))
-        label_file.write(np.array(number, SIDE_DTYPES[LABELS]).tobytes())
-        counts.tokens += length
-        counts.truncated_tokens += self._row_tokens - length
-        counts.truncated_documents += self._row_tokens > length
-        if self._config.mode == "labelled":
-            _count(counts.labels, {label: 1})
-        self._row, self._row_tokens = self._row[:0], 0
 
 
 def _count(counts: dict[str, int], others: dict[str, int]) -> None:

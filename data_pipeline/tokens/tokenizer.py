@@ -45,8 +45,11 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
         tokenizer = _train(job) if name == "train" else _load(name)
         made_up = set() if name == "train" else _made_up_tokens(tokenizer, name)
         vocabulary = _extend(tokenizer, job.config, made_up)
+        if job.config.messages_field:
+            _check_template(tokenizer, job.config)
         with tempfile.TemporaryDirectory() as local:
-            tokenizer.save_pretrained(local)
+            # A chat template goes into tokenizer_config.json, which all readers know.
+            tokenizer.save_pretrained(local, save_jinja_files=False)
             names = sorted(os.listdir(local))
             for file in names:
                 files.write(f"{folder}/{file}", files.read(os.path.join(local, file)))
@@ -68,6 +71,18 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
             "`data.tokenizer` must be a Hugging Face name, a folder with "
             "tokenizer.json, vocab.json and merges.txt, vocab.txt or spiece.model, or "
             f"`train`. Received: {name!r}, which fails with: {reason}"
+        ) from error
+
+
+def _check_template(tokenizer: "PreTrainedTokenizerFast", config: DataConfig) -> None:
+    try:
+        tokenizer.get_chat_template()
+    except ValueError as error:
+        raise DataError(
+            "`data.tokenizer` must carry a chat template, which makes a text of "
+            f"`{config.messages_field}`. Received: {config.tokenizer!r}, which has "
+            "none. Put `chat_template.jinja` into a folder with the tokenizer's files, "
+            "and name the folder by `--config.data.tokenizer`."
         ) from error
 
 

@@ -128,6 +128,24 @@ def test_attention_by_document_needs_packed_documents_of_a_causal_model(
     assert value in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("mode", "document"), ("mode", "labelled"), ("mode", "completion"), ("stride", 9)],
+)
+def test_records_begin_at_documents_only_where_they_are_packed(field, value):
+    config = schema.Config()
+    config.data.align = "document"
+    for attention in ("causal", "document"):
+        config.data.attention = attention
+        validation.validate(config)
+    config.data.attention = "causal"
+    setattr(config.data, field, value)
+    with pytest.raises(UserError, match=r"^`data.align` must be none") as error:
+        validation.validate(config)
+    assert len(str(error.value).splitlines()) == 1
+    assert f"{field} {value}" in str(error.value)
+
+
 def test_a_config_is_restored_from_its_dict():
     config = schema.Config()
     config.optimizer.beta_1 = 0.5

@@ -26,7 +26,8 @@ from tfrecords.windows import Windows
 )
 def test_the_prompt_is_cut_from_the_left(num_prompt, num_completion, expected):
     prompt, completion = np.arange(num_prompt), 100 + np.arange(num_completion)
-    tokens, mask = completions.fit(prompt, completion, 8)
+    whole = np.concatenate([prompt, completion])
+    tokens, mask = completions.fit(whole, (whole >= 100).astype("u1"), 8)
     assert "".join("pc"[bit] for bit in mask) == expected
     num_kept = expected.count("p")
     assert tokens[:num_kept].tolist() == prompt[-num_kept:].tolist()

@@ -51,7 +51,7 @@ def summed_loss(
       architecture: of the model.
       model: owns the weights.
       batch: `tokens` int32 [B, T]; `length` int32 [B], the real tokens of each record;
-        of completions `mask` int32 [B, T], 1 of the tokens that bear loss.
+        of completions `mask` int32 [B, T], not 0 of the tokens that bear loss.
       options: how the network is computed.
       dropout: at every place where the network has dropout.
 
@@ -105,8 +105,13 @@ def evaluation_sums(
     taking the likeliest token each time.
     """
     losses, weights, is_right = token_losses(architecture, model, batch, options)
+    exact = {}
+    if is_right is not None:
+        # An earlier turn of a conversation, which has another number, is none of them.
+        is_last = tf.roll(batch[schema.MASK], -1, axis=1) == 1
+        exact = _exact_matches(is_right, weights * tf.cast(is_last, tf.float32))
     return {
-        **({} if is_right is None else _exact_matches(is_right, weights)),
+        **exact,
         "loss_sum": tf.reduce_sum(losses * weights),
         "token_count": tf.reduce_sum(weights),
     }

@@ -11,6 +11,7 @@ from configs.errors import DataError
 from configs.schema import DataConfig, TrainingConfig
 from data_pipeline.job import plan_job
 from data_pipeline.pipeline import preprocess
+from data_pipeline.tokens import completions
 from tests.conftest import tiny_config, tiny_model
 from tests.data_pipeline.runs import in_process
 from tests.trainer.checkpoints.test_run_checkpoints import compile_nothing
@@ -38,7 +39,8 @@ def batch():
     return {name: tf.constant(value, tf.int32) for name, value in values.items()}
 
 
-def test_loss_and_gradient_are_those_of_pytorch_without_the_prompts(batch):
+@pytest.mark.parametrize("turns", [False, True])
+def test_loss_and_gradient_are_those_of_pytorch_without_the_prompts(batch, turns):
     torch = pytest.importorskip("torch", reason="needs the extra `parity`")
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -50,6 +52,10 @@ def test_loss_and_gradient_are_those_of_pytorch_without_the_prompts(batch):
         for name, parameter in parameters.items():
             parameter.copy_(torch.tensor(values[name].reshape(parameter.shape)))
     tokens = torch.tensor(batch["tokens"].numpy()).long()
+    if turns:  # of a conversation
+        mask = np.array(MASK)
+        mask[:, :6] *= completions.EARLIER_TURN
+        batch = {**batch, "mask": tf.constant(mask, tf.int32)}
     labels = torch.where(torch.tensor(MASK) > 0, tokens, -100)
     judge(tokens, labels=labels).loss.backward()
     with tf.GradientTape() as tape:
@@ -102,6 +108,32 @@ def test_exact_matches_are_what_greedy_decoding_writes(batch):
     right = {**batch, "tokens": tf.constant(tokens)}
     sums = causal_lm.evaluation_sums(GPT2, model, right, DEFAULT_OPTIONS)
     assert sums["exact_count"] == 2
+
+
+def test_earlier_turns_of_a_conversation_bear_loss_and_are_no_completions(batch):
+    """With the last exchange of each record alone as the completion."""
+    model = tiny_model()
+    turns = np.array(MASK)
+    turns[0, :6] *= 2
+    turns[1, :4] *= 2
+    conversation = {**batch, "mask": tf.constant(turns, tf.int32)}
+    sums, expected = (
+        causal_lm.evaluation_sums(GPT2, model, part, DEFAULT_OPTIONS)
+        for part in (conversation, batch)
+    )
+    assert (sums["completion_count"], expected["completion_count"]) == (2, 4)
+    for name in ("loss_sum", "token_count"):
+        assert sums[name] == expected[name]
+    states = GPT2.hidden_states(model, batch["tokens"])
+    logits = tf.einsum("btc,vc->btv", states, GPT2.output_table(model)).numpy()
+    tokens = batch["tokens"].numpy().copy()
+    tokens[0, 8:10] = np.argmax(logits[0, 7]), 0  # the second is read after the first
+    states = GPT2.hidden_states(model, tf.constant(tokens))
+    logits = tf.einsum("btc,vc->btv", states, GPT2.output_table(model)).numpy()
+    tokens[0, 9] = np.argmax(logits[0, 8])
+    right = {**conversation, "tokens": tf.constant(tokens)}
+    sums = causal_lm.evaluation_sums(GPT2, model, right, DEFAULT_OPTIONS)
+    assert sums["exact_count"] == 1
 
 
 def test_a_run_reads_the_mask_only_where_there_is_one():

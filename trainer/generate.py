@@ -40,9 +40,7 @@ def define_flags() -> None:
         f"{HELP['padding_text']}; default: tracking.sample_padding_text of the run",
     )
     for name, number in _NUMBERS.items():
-        define = flags.DEFINE_integer if number.is_whole else flags.DEFINE_float
-        default, text, lowest, highest = number
-        define(name, default, text, lower_bound=lowest, upper_bound=highest)
+        flags.DEFINE(number.parser, name, number.default, number.help)
     for name in ("bad_words", "stop"):
         flags.DEFINE_multi_string(name, [], f"{HELP[name]}; can be repeated")
     flags.DEFINE_string("truncate", "", "as one more --stop; also with beams")

@@ -7,6 +7,8 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from absl import flags
+
 from configs.errors import UserError
 
 
@@ -18,29 +20,12 @@ class Number(NamedTuple):
     lowest: float
     highest: float | None = None
 
-    def parse(self, name: str, text: str) -> Any:
-        """Returns the number that a text holds.
-
-        Raises:
-          UserError: none, or one that is out of range.
-        """
-        highest = math.inf if self.highest is None else self.highest
-        try:
-            value = type(self.default)(text)
-        except ValueError:
-            value = math.nan
-        if self.lowest <= value <= highest and value < math.inf:
-            return value
-        kind = "a whole number" if self.is_whole else "a number"
-        limits = f"at least {self.lowest}"
-        if self.highest is not None:
-            limits += f" and at most {self.highest}"
-        raise UserError(f"`{name}` must be {kind}, {limits}. Received: {text!r}.")
-
     @property
-    def is_whole(self) -> bool:
-        """Whether it has no fraction."""
-        return isinstance(self.default, int)
+    def parser(self) -> Any:
+        """What reads it from a text, as a flag's."""
+        is_whole = isinstance(self.default, int)
+        kind: Any = flags.IntegerParser if is_whole else flags.FloatParser
+        return kind(self.lowest, self.highest)
 
 
 def _number(*number: Any) -> Any:

@@ -58,18 +58,28 @@ class Server(http.server.ThreadingHTTPServer):
         self._create_sampler = functools.lru_cache(_MAX_SAMPLERS)(create_sampler)
         # TensorFlow's own threads share the work of one text.
         self._lock = threading.Lock()
-        self._page = functools.partial(
-            _template().render,
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("trainer.generation"),
+            autoescape=True,  # names and texts are text, never markup
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        nonce = secrets.token_urlsafe(16)
+        self.page = environment.get_template("demo.html").render(
             name=name,
+            nonce=nonce,
             numbers={n: v for n, v in NUMBERS.items() if n != "num_beams"},
             help=HELP,
             padding_text=create_sampler.keywords["padding_text"],
         )
+        # Whatever a text holds, only the page's own script runs.
+        self.policy = (
+            f"default-src 'none'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+            f"script-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; "
+            "form-action 'none'; frame-ancestors 'none'"
+        )
         self.serve_forever()
-
-    def page(self, nonce: str) -> str:
-        """Returns the page, whose style and script have a nonce."""
-        return self._page(nonce=nonce)
 
     def generate(
         self, values: Mapping[str, str], send: Callable[[dict[str, Any]], None]
@@ -84,17 +94,7 @@ class Server(http.server.ThreadingHTTPServer):
         Raises:
           UserError: a value is out of range, or the prompt is too long.
         """
-        numbers = {
-            name: NUMBERS[name].parse(name, values[name])
-            for name in NUMBERS.keys() & values.keys()
-        }
-        seed = numbers.pop("seed", 0)
-        settings = Settings(
-            **numbers,
-            bad_words=_lines(values.get("bad_words", "")),
-            stop=_lines(values.get("stop", "")),
-        )
-        settings.check(1)
+        settings, seed = _settings(values)
         with self._lock:
             sampler = self._create_sampler(
                 settings,
@@ -121,23 +121,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        if self._is_refused("/"):
-            return
-        nonce = secrets.token_urlsafe(16)
-        # Whatever a text holds, only the page's own script runs.
-        policy = (
-            f"default-src 'none'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-            f"script-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'"
-        )
-        self._begin("text/html; charset=utf-8", policy)
-        self.wfile.write(self.server.page(nonce).encode())
+        if not self._is_refused("/"):
+            self._begin("text/html; charset=utf-8")
+            self.wfile.write(self.server.page.encode())
 
     def do_POST(self) -> None:
         if self._is_refused("/generate"):
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        values = urllib.parse.parse_qsl(body.decode(), keep_blank_values=True)
+        values = urllib.parse.parse_qsl(
+            body.decode(errors="replace"), keep_blank_values=True
+        )
         self._begin("application/x-ndjson")
         wrong = ""
         try:
@@ -159,10 +153,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return False
         return True
 
-    def _begin(self, content_type: str, policy: str = "default-src 'none'") -> None:
+    def _begin(self, content_type: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", content_type)
-        self.send_header("Content-Security-Policy", policy)
+        self.send_header("Content-Security-Policy", self.server.policy)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
@@ -174,17 +168,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Requests are not logged."""
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    r"""Returns the lines that are not empty; `\n` stands for a line end in them."""
-    return tuple(line.replace("\\n", "\n") for line in text.splitlines() if line)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trainer.generation"),
-        autoescape=True,  # names and texts are text, never markup
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("demo.html")
+def _settings(values: Mapping[str, str]) -> tuple[Settings, int]:
+    """Returns the settings and the seed of a form."""
+    numbers = {}
+    for name in NUMBERS.keys() & values.keys():
+        parser = NUMBERS[name].parser
+        try:
+            numbers[name] = parser.parse(values[name])
+        except ValueError as error:
+            raise UserError(
+                f"`{name}` must be {parser.syntactic_help}. Received: {values[name]!r}."
+            ) from error
+    seed = numbers.pop("seed", 0)
+    # `\n` stands for a line end in them.
+    texts = {
+        name: tuple(
+            t.replace("\\n", "\n") for t in values.get(name, "").split("\n") if t
+        )
+        for name in ("bad_words", "stop")
+    }
+    settings = Settings(**numbers, **texts)
+    settings.check(1)
+    return settings, seed

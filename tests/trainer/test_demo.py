@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -44,8 +46,11 @@ def url(small_run, tmp_path_factory):
             stderr=stream,
             text=True,
         )
-    yield json.loads(process.stdout.readline())["page"]
-    process.send_signal(2)  # Ctrl-C
+    page = json.loads(process.stdout.readline())["page"]
+    yield page
+    # Ctrl-C, while a text grows.
+    with urllib.request.urlopen(f"{page}generate", data=b"max_new_tokens=99&top_k=9"):
+        process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 0
     assert "Traceback" not in log.read_text()
 
@@ -107,7 +112,7 @@ def test_the_page_fits_its_window_and_names_its_entries(browser, url, width):
     keys = chromium.keys()
     chromium.set_width(browser, width)
     browser.get(url)
-    chromium.press(browser, "x" * 90, keys.ENTER)
+    chromium.press(browser, "x" * 60, keys.ENTER)
     chromium.wait(browser, WAITS)
     assert "xxx" in browser.execute_script(TEXT)
     size = "const root = document.documentElement; return [{}]"

@@ -1,6 +1,5 @@
 """Shows a page that continues prompts: `python -m trainer.demo --workdir=…`."""
 
-import contextlib
 import sys
 
 from absl import flags, logging
@@ -36,8 +35,7 @@ def main() -> None:
     cli.print_result({"page": server.url}, as_json=FLAGS.json)
     sys.stdout.flush()
     logging.info("open the page in a browser; Ctrl-C ends it")
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve(create_sampler, FLAGS.workdir or FLAGS.checkpoint)
+    server.serve(create_sampler, FLAGS.workdir or FLAGS.checkpoint)
 
 
 def run() -> None:

@@ -4,6 +4,7 @@ The page is `templates/demo.html`. It sends its form to `/generate`, and receive
 objects, one a line: pieces of the text, and what was wrong. It loads nothing else.
 """
 
+import contextlib
 import functools
 import http.server
 import json
@@ -49,7 +50,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://{_ADDRESS}:{self.server_port}/"
 
     def serve(self, create_sampler: functools.partial[Any], name: str) -> None:
-        """Answers browsers until the process is interrupted.
+        """Answers browsers until Ctrl-C.
 
         Args:
           create_sampler: (settings, keywords of `Sampler`) -> `Sampler`.
@@ -79,7 +80,12 @@ class Server(http.server.ThreadingHTTPServer):
             f"script-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'"
         )
-        self.serve_forever()
+        self._is_ending = False
+        with contextlib.suppress(KeyboardInterrupt):
+            self.serve_forever()
+        # The process would abort if it ended while TensorFlow computes.
+        self._is_ending = True
+        self._lock.acquire()
 
     def generate(
         self, values: Mapping[str, str], send: Callable[[dict[str, Any]], None]
@@ -104,6 +110,8 @@ class Server(http.server.ThreadingHTTPServer):
             before, start = sampler.num_generated, time.perf_counter()
 
             def write(text: str) -> None:
+                if self._is_ending:
+                    raise ConnectionAbortedError
                 seconds = time.perf_counter() - start
                 tokens = sampler.num_generated - before
                 send({"text": text, "tokens": tokens, "seconds": seconds})
@@ -170,23 +178,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _settings(values: Mapping[str, str]) -> tuple[Settings, int]:
     """Returns the settings and the seed of a form."""
-    numbers = {}
+    fields: dict[str, Any] = {}
     for name in NUMBERS.keys() & values.keys():
         parser = NUMBERS[name].parser
         try:
-            numbers[name] = parser.parse(values[name])
+            fields[name] = parser.parse(values[name])
         except ValueError as error:
             raise UserError(
                 f"`{name}` must be {parser.syntactic_help}. Received: {values[name]!r}."
             ) from error
-    seed = numbers.pop("seed", 0)
-    # `\n` stands for a line end in them.
-    texts = {
-        name: tuple(
-            t.replace("\\n", "\n") for t in values.get(name, "").split("\n") if t
-        )
-        for name in ("bad_words", "stop")
-    }
-    settings = Settings(**numbers, **texts)
+    seed = fields.pop("seed", 0)
+    for name in ("bad_words", "stop"):
+        lines = values.get(name, "").split("\n")
+        # A line end in a text is `\n`, since each line is a text.
+        fields[name] = tuple(line.replace("\\n", "\n") for line in lines if line)
+    settings = Settings(**fields)
     settings.check(1)
     return settings, seed

@@ -212,7 +212,7 @@ def test_greedy_text_is_that_of_pytorch_whatever_stands_beside_it(
 
 
 def test_a_stop_text_ends_the_work(model, tokenizer, monkeypatch):
-    settings = Settings(max_new_tokens=20, min_new_tokens=20, temperature=0.0)
+    settings = Settings(max_new_tokens=8, min_new_tokens=8, temperature=0.0)
     xlnet = XLNET.as_transformers(model)
     ((text,),) = Sampler(XLNET, xlnet, tokenizer, settings)(["w1 w2 w3"])
     words = text.split()
@@ -226,7 +226,7 @@ def test_a_stop_text_ends_the_work(model, tokenizer, monkeypatch):
     )
     ((cut,),) = sampler(["w1 w2 w3"])
     assert cut == text[: text.index(stop)]
-    assert len(lengths) == sampler.num_generated < 20
+    assert len(lengths) == sampler.num_generated < 8
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ unexport TPU_LIBRARY_PATH MPLBACKEND
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-tpu quickstart preprocess inspect advise plan doctor \
-        train train-forever study evaluate generate chat predict export report \
+        train train-forever study evaluate generate chat demo predict export report \
         test test-slow lint format check benchmark benchmark-tpu clean
 
 help:  ## print this list
@@ -56,7 +56,7 @@ help:  ## print this list
 #: CONFIG=FILE of configs/ (configs/gpt2_small.py)   INPUT=GLOB,...   VALIDATION_INPUT=GLOB,...
 #: DATA=FOLDER of the dataset (data/NAME)   WORKDIR=FOLDER of the run (runs/NAME)
 #: TPU=local|NAME|grpc://HOST:PORT|none; for plan a type such as v3-8
-#: DEVICES=NUMBER of virtual CPU devices   PROMPT='text'
+#: DEVICES=NUMBER of virtual CPU devices   PROMPT='text'   PORT=NUMBER of the demo's page
 #: OUTPUT=FOLDER of an export (exports/NAME), or FILE of a report (WORKDIR/report.html)
 #: WORKDIRS=FOLDER,... of a report on several runs   HUB=USER/NAME to push an export to
 #: ARGS='any other flags of the program', quoted as in a shell
@@ -117,6 +117,9 @@ generate: $(VENV)/.base  ## sample text from a run: WORKDIR= PROMPT=
 
 chat: $(VENV)/.base  ## ask for prompts and continue them: WORKDIR=
 	$(RUN) trainer.generate --workdir=$(workdir) --interactive $(args)
+
+demo: $(VENV)/.base  ## show a page that continues prompts, here: WORKDIR= PORT=7860
+	$(RUN) trainer.demo --workdir=$(workdir) $(call flag,port,PORT) $(args)
 
 predict: $(VENV)/.base  ## label a text by a classifier: WORKDIR= TEXT=
 	$(RUN) trainer.predict --workdir=$(workdir) $(call flag,text,TEXT) $(args)

@@ -90,6 +90,7 @@ setup(
             "gpt2-tpu-forever = trainer.forever:run",
             "gpt2-tpu-evaluate = trainer.evaluate:run",
             "gpt2-tpu-generate = trainer.generate:run",
+            "gpt2-tpu-demo = trainer.demo:run",
             "gpt2-tpu-predict = trainer.predict:run",
             "gpt2-tpu-export = trainer.export:run",
             "gpt2-tpu-report = trainer.report:run",

@@ -18,7 +18,7 @@ MAY_IMPORT = {
 }
 # Inside trainer, from top to bottom: a module imports its own room or lower floors.
 PROGRAMS = {
-    *("train", "evaluate", "generate", "predict", "export"),
+    *("train", "evaluate", "generate", "demo", "predict", "export"),
     *("plan", "advise", "report", "doctor", "forever", "study"),
 }
 FLOORS = (

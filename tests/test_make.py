@@ -100,6 +100,8 @@ def test_every_variable_is_one_argument(tmp_path, venv):
         ("doctor", "CONFIG"): "config",
         ("plan", "TPU"): "tpu_type",
         ("advise", "TPU"): "tpu_type",
+        ("demo", "WORKDIR"): "workdir",
+        ("demo", "PORT"): "port",
         ("predict", "TEXT"): "text",
         ("export", "OUTPUT"): "output_dir",
         ("export", "HUB"): "push_to_hub",

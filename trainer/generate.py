@@ -12,28 +12,16 @@ from absl import flags, logging
 from configs import cli
 from configs.errors import UserError
 from trainer.generation import prompt_file, sample_files
-from trainer.generation.settings import Settings
+from trainer.generation.settings import HELP, NUMBERS, Number, Settings
 
 FLAGS = flags.FLAGS
 
 
-# Flags of numbers: default, help, lowest and highest value.
-_NUMBERS: dict[str, tuple] = {
-    "max_new_tokens": (50, "tokens to add, at the most", 1, None),
-    "min_new_tokens": (0, "end-of-text does not come before", 0, None),
-    "temperature": (1.0, "0 always takes the likeliest token", 0.0, None),
-    "top_k": (0, "sample among so many of the likeliest tokens; 0: all", 0, None),
-    "top_p": (1.0, "sample among the likeliest that hold so much", 0.0, 1.0),
-    "min_p": (0.0, "sample among tokens so likely, times the likeliest", 0.0, 1.0),
-    "typical_p": (1.0, "sample among the typical that hold so much", 0.0, 1.0),
-    "repetition_penalty": (1.0, "above 1, repetitions are less likely", 0.01, None),
-    "no_repeat_ngram_size": (0, "no so many tokens come twice; 0: any may", 0, None),
-    "num_beams": (1, "more than 1: beam search, no sampling", 1, None),
-    "num_return_sequences": (1, "continuations of each prompt", 1, None),
-    "nfiles": (1, "files of `--output_dir`", 1, None),
-    "nsamples": (1, "continuations of each prompt in a file", 1, None),
-    "seed": (0, "the same seed gives the same text", 0, 2**31 - 1),
-    "batch_size": (8, "continuations that are generated at once", 1, None),
+_NUMBERS = NUMBERS | {
+    "num_return_sequences": Number(1, "continuations of each prompt", 1),
+    "nfiles": Number(1, "files of `--output_dir`", 1),
+    "nsamples": Number(1, "continuations of each prompt in a file", 1),
+    "batch_size": Number(8, "continuations that are generated at once", 1),
 }
 
 
@@ -49,21 +37,14 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "padding_text",
         None,
-        "text before each prompt, which is not shown; default: "
-        "tracking.sample_padding_text of the run",
+        f"{HELP['padding_text']}; default: tracking.sample_padding_text of the run",
     )
-    for name, (default, text, lowest, highest) in _NUMBERS.items():
-        is_whole = isinstance(default, int)
-        define = flags.DEFINE_integer if is_whole else flags.DEFINE_float
-        define(name, default, text, lower_bound=lowest, upper_bound=highest)
-    flags.DEFINE_multi_string(
-        "bad_words", [], "text that must not appear; can be repeated"
-    )
-    flags.DEFINE_multi_string(
-        "stop", [], "text before which a continuation ends; can be repeated"
-    )
+    for name, number in _NUMBERS.items():
+        flags.DEFINE(number.parser, name, number.default, number.help)
+    for name in ("bad_words", "stop"):
+        flags.DEFINE_multi_string(name, [], f"{HELP[name]}; can be repeated")
     flags.DEFINE_string("truncate", "", "as one more --stop; also with beams")
-    flags.DEFINE_bool("document", False, "the start of a document precedes the prompt")
+    flags.DEFINE_bool("document", False, HELP["document"])
     flags.DEFINE_bool("no_prompt", False, "print the new text alone")
     flags.DEFINE_bool("stream", False, "print each continuation as it comes")
     flags.DEFINE_bool("interactive", False, "ask for a prompt, continue it, ask again")
@@ -115,25 +96,16 @@ def main() -> None:
     count = FLAGS.num_return_sequences * FLAGS.nfiles * FLAGS.nsamples
     settings.check(count)
 
-    from trainer.checkpoints import pretrained
-    from trainer.generation.sampling import Sampler
-    from trainer.models import create
+    from trainer.generation import trained
 
-    trained = pretrained.load(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint)
-    if trained.task == "classification":
-        raise UserError(
-            "`trainer.generate` needs a language model. Received: a classifier, "
-            f"{trained.name}. Use `trainer.predict`."
-        )
-    padding_text = FLAGS.padding_text
-    sampler = Sampler(
-        trained.architecture,
-        trained.architecture.as_transformers(trained.model),
-        create.load_tokenizer(trained.architecture, trained.tokenizer, trained.model),
+    create_sampler = trained.load(
+        *(FLAGS.workdir, FLAGS.step, FLAGS.checkpoint),
+        program="trainer.generate",
+        padding_text=FLAGS.padding_text,
+    )
+    sampler = create_sampler(
         settings,
         batch_size=FLAGS.batch_size,
-        start_token=trained.start_token,
-        padding_text=trained.padding_text if padding_text is None else padding_text,
         begins_document=FLAGS.document,
         shows_prompt=not FLAGS.no_prompt,
     )

@@ -148,6 +148,7 @@ def test_a_stream_from_standard_input(small_run):
         (["--prompt=caf\udce9"], "`--prompt` must be UTF-8"),
         (["--max_new_tokens=128"], "the model's 128 positions"),
         (["--top_p=1.5"], "top_p"),
+        (["--top_k=3000000000"], "in the range [0, 2147483647]"),
         (["--step=99", "--prompt=a"], "must be that of a checkpoint in"),
     ],
 )

@@ -283,6 +283,7 @@ def test_programs_refuse_the_other_kind_of_model(trained, small_run, tmp_path):
     classifier_, model = f"--workdir={trained / 'run'}", f"--workdir={small_run}/run"
     for *command, phrase in (
         ("trainer.generate", classifier_, "Use `trainer.predict`"),
+        ("trainer.demo", classifier_, "--port=0", "Use `trainer.predict`"),
         ("trainer.predict", model, "--text=x", "Received: a language model"),
         (
             *("trainer.export", classifier_, "--format=saved_model"),

@@ -77,7 +77,10 @@ class Continuation:
 
     def _write_up_to(self, text: str, end: int) -> None:
         if self._write and end > self._num_written:
-            self._write(text[self._num_written : end])
+            try:
+                self._write(text[self._num_written : end])
+            except ConnectionError:  # nobody reads the rest
+                self.is_finished = True
             self._num_written = end
 
     def _decode(self) -> str:

@@ -49,9 +49,6 @@ class Sampler:
       padding_text: a document that stands before each prompt, and is not shown.
       begins_document: whether the start of a document stands before each prompt.
       shows_prompt: whether a continuation begins with its prompt.
-
-    Attributes:
-      num_generated: new tokens so far.
     """
 
     def __init__(
@@ -94,7 +91,12 @@ class Sampler:
             )
         self._batch_size = batch_size if self._add_tokens else 1
         self._growing: list[Continuation] = []
-        self.num_generated = 0
+        self._num_before = 0
+
+    @property
+    def num_generated(self) -> int:
+        """New tokens so far."""
+        return self._num_before + sum(len(text.new) for text in self._growing)
 
     def __call__(
         self, prompts: Sequence[str], num_return_sequences: int = 1, seed: int = 0
@@ -186,6 +188,7 @@ class Sampler:
         seed: int,
     ) -> None:
         """Adds tokens to continuations until all are finished."""
+        self._num_before = self.num_generated
         self._growing = growing
         if self._add_tokens:
             width = max(map(len, ids))
@@ -197,7 +200,6 @@ class Sampler:
             )
         else:
             self._grow_by_transformers(ids[0], samples[0], seed)
-        self.num_generated += sum(len(continuation.new) for continuation in growing)
 
     def _continue_rows(
         self,
@@ -252,8 +254,10 @@ class Sampler:
         samples = tf.constant([sample])
 
         def choose(tokens: tf.Tensor, logits: tf.Tensor, length: int) -> tf.Tensor:
-            if length > len(ids) and self._settings.num_beams == 1:
-                self._receive(tokens[:, length - 1].numpy())
+            is_streamed = length > len(ids) and self._settings.num_beams == 1
+            if is_streamed and self._receive(tokens[:, length - 1].numpy()).all():
+                # Nothing but end-of-text may follow, which ends the loop.
+                return tf.math.log(tf.one_hot([self._end], logits.shape[1]))
             text = Text(tokens[:, :length], tf.fill([len(tokens)], length))
             number = tf.constant(length - len(ids))
             return self._score(

@@ -1,43 +1,72 @@
-"""Settings of the choice of tokens, checked before TensorFlow is imported."""
+"""Settings of the choice of tokens, checked before TensorFlow is imported.
+
+What the command line and the web page know of a setting is here.
+"""
 
 import dataclasses
 import math
+from typing import Any, NamedTuple
+
+from absl import flags
 
 from configs.errors import UserError
+
+
+class Number(NamedTuple):
+    """A number that the user chooses: its default, what it does, and its range."""
+
+    default: float
+    help: str
+    lowest: float
+    highest: float | None = None
+
+    @property
+    def parser(self) -> Any:
+        """What reads it from a text, as a flag's."""
+        is_whole = isinstance(self.default, int)
+        kind: Any = flags.IntegerParser if is_whole else flags.FloatParser
+        return kind(self.lowest, self.highest)
+
+
+def _number(*number: Any) -> Any:
+    value = Number(*number)
+    return dataclasses.field(default=value.default, metadata={"number": value})
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Settings of the choice of tokens, and of where a text ends.
 
+    Numbers have the default, the meaning, and the range of their flags.
+
     Attributes:
-      max_new_tokens: tokens to add; fewer where end-of-text comes first.
-      temperature: divides the logits; 0 always takes the likeliest token.
-      top_k: sample among so many of the likeliest tokens; 0: among all.
-      top_p: sample among the likeliest tokens that hold this probability together.
-      min_p: sample among tokens at least so likely, times the likeliest; 0: all.
-      typical_p: sample among the tokens of the most typical surprise that hold this
-        probability together.
-      repetition_penalty: divides positive logits of tokens that the text contains, and
-        multiplies negative ones.
-      no_repeat_ngram_size: no sequence of so many tokens comes twice; 0: any may.
-      min_new_tokens: end-of-text does not come before.
-      num_beams: above 1, beam search, without sampling.
       bad_words: texts that must not appear.
       stop: texts before which a continuation ends.
       truncate: as one more of them, also with beams, whose text is cut at their end.
     """
 
-    max_new_tokens: int = 50
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    min_new_tokens: int = 0
-    num_beams: int = 1
+    max_new_tokens: int = _number(50, "tokens to add, at most", 1)
+    min_new_tokens: int = _number(0, "end-of-text does not come before", 0)
+    temperature: float = _number(1.0, "0 always takes the likeliest token", 0.0)
+    top_k: int = _number(
+        0, "sample among this many of the likeliest tokens; 0: all", 0, 2**31 - 1
+    )
+    top_p: float = _number(
+        1.0, "sample among the likeliest tokens, up to this probability", 0.0, 1.0
+    )
+    min_p: float = _number(
+        0.0, "sample among tokens this likely, relative to the likeliest", 0.0, 1.0
+    )
+    typical_p: float = _number(
+        1.0, "sample among the most typical tokens, up to this probability", 0.0, 1.0
+    )
+    repetition_penalty: float = _number(
+        1.0, "above 1, tokens that are there become less likely", 0.01
+    )
+    no_repeat_ngram_size: int = _number(
+        0, "no sequence of this many tokens comes twice; 0: any may", 0, 1024
+    )
+    num_beams: int = _number(1, "more than 1: beam search, no sampling", 1)
     bad_words: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     truncate: str = ""
@@ -95,3 +124,20 @@ class Settings:
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
+
+
+NUMBERS: dict[str, Number] = {
+    **{
+        field.name: field.metadata["number"]
+        for field in dataclasses.fields(Settings)
+        if "number" in field.metadata
+    },
+    "seed": Number(0, "the same seed gives the same text", 0, 2**31 - 1),
+}
+# What the other entries mean.
+HELP = {
+    "bad_words": "text that must not appear",
+    "stop": "text before which a continuation ends",
+    "padding_text": "text before each prompt, which is not shown",
+    "document": "the start of a document precedes the prompt",
+}

@@ -1,5 +1,6 @@
 """XLNet against PyTorch: the same weights and masks, and what no prediction may see."""
 
+import dataclasses
 import json
 import shutil
 
@@ -208,6 +209,24 @@ def test_greedy_text_is_that_of_pytorch_whatever_stands_beside_it(
             )[0, ids["input_ids"].shape[1] :]
         expected = tokenizer.decode(new, skip_special_tokens=True)
         assert text == f"{prompt} {expected}".strip()
+
+
+def test_a_stop_text_ends_the_work(model, tokenizer, monkeypatch):
+    settings = Settings(max_new_tokens=8, min_new_tokens=8, temperature=0.0)
+    xlnet = XLNET.as_transformers(model)
+    ((text,),) = Sampler(XLNET, xlnet, tokenizer, settings)(["w1 w2 w3"])
+    words = text.split()
+    stop = next(word for word in words[5:] if word not in words[:5])
+    stopped = dataclasses.replace(settings, stop=(stop,))
+    sampler = Sampler(XLNET, xlnet, tokenizer, stopped)
+    lengths = []
+    receive = sampler._receive
+    monkeypatch.setattr(
+        sampler, "_receive", lambda new: lengths.append(new) or receive(new)
+    )
+    ((cut,),) = sampler(["w1 w2 w3"])
+    assert cut == text[: text.index(stop)]
+    assert len(lengths) == sampler.num_generated < 8
 
 
 @pytest.mark.parametrize(

@@ -1,38 +1,16 @@
 """How Chromium shows a report: on screens, on paper, without scripts or requests."""
 
-import json
-import pathlib
 import re
 
 import pytest
 
+from tests import chromium
 from tests.trainer.reporting.folders import PAYLOAD
-
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    for program in (CHROMIUM, CHROMEDRIVER):
-        if not pathlib.Path(program).exists():
-            pytest.skip(f"{program} is not on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for name in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{name}")
-    options.set_capability(
-        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
-    )
-    service = webdriver.ChromeService(CHROMEDRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.get("about:blank")  # instead of a new tab's page, which asks for much
-    yield driver
-    driver.quit()
+    yield from chromium.start(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture(params=["one", "three"])
@@ -41,8 +19,7 @@ def page(request):
 
 
 def show(browser, page, *, width=1280, scheme="light", media="screen"):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    chromium.set_width(browser, width)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     emulated = {"media": media, "features": features}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
@@ -54,12 +31,7 @@ def test_the_page_logs_nothing_requests_nothing_and_runs_no_script(browser, page
         browser.get_log(log)
     show(browser, page)
     assert browser.get_log("browser") == []
-    messages = [
-        json.loads(e["message"])["message"] for e in browser.get_log("performance")
-    ]
-    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    urls = {request["request"]["url"] for request in sent}
-    assert {url for url in urls if not url.startswith("data:")} == {page.as_uri()}
+    assert chromium.requested_urls(browser) == {page.as_uri()}
     assert browser.execute_script("return document.scripts.length") == 0
     assert browser.execute_script("return document.images.length") == 0
     shown = browser.execute_script("return document.body.textContent")

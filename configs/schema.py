@@ -155,6 +155,8 @@ class OptimizerConfig:
     learning_rate: float = 5e-5
     # After the warmup: "linear" or "cosine" decay to `final_learning_rate` at the last
     # step, "inverse_sqrt" (learning_rate x sqrt(warmup_steps / step)), or "constant".
+    # "wsd" (warmup, stable, decay) keeps the rate, and goes to `final_learning_rate` by
+    # 1 - sqrt over the last `decay_fraction` of all steps.
     # "relative_step" has no warmup: min(learning_rate, 1 / sqrt(step)); Adafactor's
     # paper uses a learning_rate of 1e-2.
     schedule: str = "linear"
@@ -162,10 +164,13 @@ class OptimizerConfig:
     # Linear warmup: `warmup_steps` or, if that is 0, this fraction of all steps.
     warmup_fraction: float = 0.1
     warmup_steps: int = 0
+    # "wsd" only: the part of all steps that lowers the rate, after the warmup at the
+    # earliest. Hägele et al. (2024) find 0.1 to 0.2 enough.
+    decay_fraction: float = 0.2
     # Decay of the first moment. None: 0 (no momentum) for adafactor and sgd, 0.9 for
-    # adamw.
+    # adamw, 0.95 for muon, whose AdamW for embeddings and vectors has 0.9.
     beta_1: Optional[float] = None
-    # AdamW only: decay of the second moment. Adafactor's is 1 - step^-0.8.
+    # AdamW, also of muon: decay of the second moment. Adafactor's is 1 - step^-0.8.
     beta_2: float = 0.999
     # Decoupled weight decay; not applied to biases and layer norms.
     weight_decay: float = 0.0

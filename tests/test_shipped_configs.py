@@ -46,7 +46,7 @@ LARGE = ("gpt2_large", "gpt2_xl")
 # What people use GPT-2 for; their docstrings name a TPU and a trap.
 RECIPES = (
     *("wikitext2", "wikitext103", "distilgpt2", "cooking", "jokes", "tiny_corpus"),
-    *("chinese_gpt2", "gpt2_small_pretrain"),
+    *("chinese_gpt2", "gpt2_small_pretrain", "gpt2_small_fineweb"),
 )
 
 
@@ -181,7 +181,8 @@ def test_a_recipe_is_short_and_divides_over_its_tpu(name):
     assert "\nCost " in module.__doc__
     assert "\nTrap " in module.__doc__
     hardware = re.search(
-        r"^Hardware +(v\w+-\d+): (\d+) replicas? x microbatch (\d+)",
+        r"^Hardware +(v\w+-\d+): (\d+) replicas? x microbatch (\d+)"
+        r"(?: x (\d+) accumulation steps)?$",
         module.__doc__,
         re.M,
     )
@@ -191,7 +192,8 @@ def test_a_recipe_is_short_and_divides_over_its_tpu(name):
         int(hardware[2]),
         int(hardware[3]),
     )
-    assert strategy.accumulation_steps(settings, tpu_type.num_replicas) == 1
+    accumulation_steps = strategy.accumulation_steps(settings, tpu_type.num_replicas)
+    assert accumulation_steps == int(hardware[4] or 1)
 
 
 @pytest.mark.slow

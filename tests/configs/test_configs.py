@@ -66,7 +66,7 @@ def test_all_problems_are_reported_at_once():
     message = str(error.value)
     assert len(message.splitlines()) == 6
     for expected in (
-        "`optimizer.name` must be one of adafactor, adamw, sgd. Received: 'adam'.",
+        "must be one of adafactor, adamw, muon, sgd. Received: 'adam'.",
         "2048 > 1024",
         "768 and 7",
         "Use 448 or 512",

@@ -15,14 +15,18 @@ from trainer.optimizers.schedule import Schedule
 from trainer.optimizers.skip_nonfinite import (
     SkippingAdafactor,
     SkippingAdamW,
+    SkippingMuon,
     SkippingSGD,
 )
+
+# Muon: Jordan's value, of the blocks' matrices alone.
+_BETA_1 = {"adamw": 0.9, "muon": 0.95}
 
 
 def beta_1(config: OptimizerConfig) -> float:
     """Returns the decay of the first moment that acts, by default the optimizer's."""
     if config.beta_1 is None:
-        return 0.9 if config.name == "adamw" else 0.0
+        return _BETA_1.get(config.name, 0.0)
     return config.beta_1
 
 
@@ -46,6 +50,17 @@ def _adamw(config: OptimizerConfig, schedule: Schedule) -> SkippingAdamW:
     )
 
 
+def _muon(config: OptimizerConfig, schedule: Schedule) -> SkippingMuon:
+    return SkippingMuon(
+        schedule,
+        momentum=beta_1(config),
+        weight_decay=config.weight_decay,
+        beta_1=_BETA_1["adamw"],
+        beta_2=config.beta_2,
+        epsilon=1e-8,
+    )
+
+
 def _sgd(config: OptimizerConfig, schedule: Schedule) -> SkippingSGD:
     return SkippingSGD(
         schedule,
@@ -55,7 +70,12 @@ def _sgd(config: OptimizerConfig, schedule: Schedule) -> SkippingSGD:
     )
 
 
-_OPTIMIZERS = {"adafactor": _adafactor, "adamw": _adamw, "sgd": _sgd}
+_OPTIMIZERS = {
+    "adafactor": _adafactor,
+    "adamw": _adamw,
+    "muon": _muon,
+    "sgd": _sgd,
+}
 
 
 def create(

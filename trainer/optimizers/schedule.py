@@ -66,6 +66,8 @@ class Schedule(tf_keras.optimizers.schedules.LearningRateSchedule):
         self.num_steps = num_steps
         warmup = config.warmup_steps or math.ceil(config.warmup_fraction * num_steps)
         self.warmup_steps = 0 if config.schedule == "relative_step" else warmup
+        fraction = config.decay_fraction if config.schedule == "wsd" else 1.0
+        self.decay_steps = math.ceil(fraction * num_steps)
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the rate of the update after `step` updates, float32 []."""
@@ -86,9 +88,15 @@ class Schedule(tf_keras.optimizers.schedules.LearningRateSchedule):
         if name == "relative_step":
             # Shazeer and Stern (2018), algorithm 5: rho_t = min(10^-2, 1/sqrt(t)).
             return tf.minimum(peak, tf.math.rsqrt(step + 1.0))
-        done = (step - warmup) / max(self.num_steps - warmup, 1.0)
+        start = max(warmup, self.num_steps - self.decay_steps)
+        done = (step - start) / max(self.num_steps - start, 1.0)
         done = tf.clip_by_value(done, 0.0, 1.0)
         if name == "cosine":
             # Loshchilov and Hutter, "SGDR" (2017), equation 5, without restarts.
             return final + (peak - final) * 0.5 * (1.0 + tf.cos(math.pi * done))
+        if name == "wsd":
+            # Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed
+            # Training Durations" (2024), arXiv:2405.18392, section 3.2: 1 - sqrt loses
+            # less than a line.
+            done = tf.sqrt(done)
         return final + (peak - final) * (1.0 - done)

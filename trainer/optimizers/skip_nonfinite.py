@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from trainer.optimizers.adafactor import Adafactor
+from trainer.optimizers.muon import Muon
 
 
 class SkipNonFiniteUpdates(tf_keras.optimizers.Optimizer):
@@ -67,6 +68,10 @@ class SkippingAdafactor(SkipNonFiniteUpdates, Adafactor):
 
 class SkippingAdamW(SkipNonFiniteUpdates, tf_keras.optimizers.AdamW):
     """AdamW."""
+
+
+class SkippingMuon(SkipNonFiniteUpdates, Muon):
+    """Muon, and AdamW beside it."""
 
 
 class SkippingSGD(SkipNonFiniteUpdates, tf_keras.optimizers.SGD):

@@ -15,7 +15,7 @@ from configs import tpu
 
 # Part of a step -> what the names of its operations hold; the first that fits counts.
 _PARTS = {
-    "optimizer": r"(^|/)(Ada\w*|SkippingSGD|global_norm\w*)/",
+    "optimizer": r"(^|/)(Ada\w*|Muon|SkippingSGD|global_norm\w*)/",
     "cross-entropy": r"cross_entropy",
     "attention": r"attention",
     "layer norms": r"layer_norm",

@@ -7,10 +7,11 @@ import tensorflow as tf
 import tf_keras
 from absl import logging
 
-from configs.schema import Config
+from configs.schema import Config, OptimizerConfig
 from trainer.models import lora, variables
 from trainer.models.architecture import Architecture
 from trainer.models.layers import cross_entropy
+from trainer.optimizers.muon import is_hidden_matrix
 
 # Python, TensorFlow and transformers themselves.
 _PROGRAM_BYTES = 700 * 2**20
@@ -34,12 +35,11 @@ def estimate(
       sequence_length: T, tokens of a record.
       num_replicas: CPU devices of this machine, each with a copy of everything.
     """
-    settings, optimizer = config.training, config.optimizer
+    settings = config.training
     weights = variables.num_bytes(model.variables)
     saved = variables.num_bytes(lora.trained(model)) or weights
     vocabulary, channels = architecture.output_table(model).shape
-    # Moments of the weights' size; Adafactor's rows and columns are nothing beside it.
-    num_moments = 2 if optimizer.name == "adamw" else int((optimizer.beta_1 or 0) > 0)
+    state = _state_bytes(config.optimizer, trained)
     # At the update: the gradients, the weights as they were, and their difference, of
     # which the norm is logged. The embedding has two gradients more, since it also
     # makes the logits, and that one is scaled.
@@ -56,16 +56,29 @@ def estimate(
     logits = 3 * min(tokens, cross_entropy.CHUNK_TOKENS) * vocabulary * 4
     replica = {
         "weights": weights,
-        "optimizer state": num_moments * updated,
+        "optimizer state": state,
         "gradients": gradients,
         "activations": int(tokens * values * width),
         "logits": logits,
     }
     return {
         **{name: num_replicas * size for name, size in replica.items()},
-        "copy to save": saved + num_moments * updated,
+        "copy to save": saved + state,
         "program": _PROGRAM_BYTES,
     }
+
+
+def _state_bytes(optimizer: OptimizerConfig, trained: Sequence[tf.Variable]) -> int:
+    """Returns the bytes of the moments.
+
+    Adafactor's rows and columns are nothing beside them.
+    """
+    updated = variables.num_bytes(trained)
+    if optimizer.name == "muon":
+        return 2 * updated - variables.num_bytes(filter(is_hidden_matrix, trained))
+    return updated * (
+        2 if optimizer.name == "adamw" else int((optimizer.beta_1 or 0) > 0)
+    )
 
 
 def report(num_bytes: dict[str, int], available_bytes: int | None = None) -> None:

@@ -137,7 +137,12 @@ def assert_same_state(workdir, whole):
 
 
 @pytest.mark.parametrize(
-    "name", ["adafactor", pytest.param("adamw", marks=pytest.mark.slow)]
+    "name",
+    [
+        "adafactor",
+        pytest.param("adamw", marks=pytest.mark.slow),
+        pytest.param("muon", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_equals_an_undisturbed_one(dataset, tmp_path, name):
     """Over an epoch's end, with dropout and accumulation, stopped twice."""

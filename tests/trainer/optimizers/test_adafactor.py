@@ -129,7 +129,7 @@ def test_state_of_gpt2_small_is_under_one_percent_of_its_weights():
     assert num_bytes_of(rule.variables) < num_bytes / 100
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "muon", "sgd"])
 def test_decay_spares_biases_and_layer_norms(name, caplog):
     caplog.set_level("INFO")
     gpt2 = weights.build(GPT2Config(vocab_size=9, n_embd=4, n_layer=2, n_head=1))

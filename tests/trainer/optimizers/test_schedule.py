@@ -31,6 +31,23 @@ def test_cosine():
     assert found == sorted(found[:2]) + sorted(found[2:], reverse=True)
 
 
+def test_warmup_stable_decay():
+    fields = {"schedule": "wsd", "warmup_steps": 2, "decay_fraction": 0.4}
+    expected = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    expected += [1 - np.sqrt(part / 4) for part in (1, 2, 3)]
+    np.testing.assert_allclose(rates(**fields), expected, rtol=1e-6)
+    # To a rate other than 0; and a decay that would begin before the warmup's end.
+    last = rates(**fields, final_learning_rate=0.2)[-1]
+    assert last == pytest.approx(0.2 + 0.8 * (1 - np.sqrt(3 / 4)))
+    late = rates(schedule="wsd", warmup_steps=8, decay_fraction=0.9)
+    np.testing.assert_allclose(late[6:], [7 / 8, 1, 1, 1 - np.sqrt(1 / 2)], rtol=1e-6)
+
+
+def test_the_stable_part_is_that_of_a_longer_run():
+    short, long = (rates(n, schedule="wsd", warmup_steps=3) for n in (10, 20))
+    assert short[:8] == long[:8]
+
+
 def test_inverse_sqrt():
     found = rates(num_steps=16, schedule="inverse_sqrt", warmup_steps=4)
     np.testing.assert_allclose(found[:4], [0.25, 0.5, 0.75, 1.0])

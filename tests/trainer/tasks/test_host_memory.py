@@ -5,8 +5,12 @@ import logging
 import pytest
 
 from configs import gpt2_small
+from configs.schema import OptimizerConfig
 from tests.conftest import tiny_model
 from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
+from trainer.models.variables import num_bytes
+from trainer.optimizers import factory
+from trainer.optimizers.schedule import Schedule
 from trainer.tasks import host_memory
 
 
@@ -23,11 +27,19 @@ def estimate(gpt2, num_replicas=1, *, optimizer="adafactor", **training):
     return host_memory.estimate(gpt2, gpt2.variables, GPT2, config, 16, num_replicas)
 
 
+def muon_bytes(gpt2):
+    """Returns the bytes of what Muon really keeps."""
+    config = OptimizerConfig(name="muon")
+    rule = factory.create(config, Schedule(config, 10), gpt2.trainable_variables)
+    return num_bytes(variable for variable in rule.variables if variable.shape.rank)
+
+
 def test_each_setting_counts_where_it_should(gpt2):
     plain = estimate(gpt2)
     assert plain["weights"] == 4 * gpt2.num_parameters()
     assert estimate(gpt2, 2)["gradients"] == 2 * plain["gradients"]
     assert estimate(gpt2, optimizer="adamw")["optimizer state"] == 2 * plain["weights"]
+    assert estimate(gpt2, optimizer="muon")["optimizer state"] == muon_bytes(gpt2)
     for changed in ({"microbatch_size": 2}, {"precision": "float32"}):
         activations = estimate(gpt2, **changed)["activations"]
         assert activations == pytest.approx(2 * plain["activations"], abs=2)

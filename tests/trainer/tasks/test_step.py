@@ -197,7 +197,8 @@ def test_a_batch_of_padding_only_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("name", "compile_local"), [("adafactor", True), ("adamw", True), ("sgd", False)]
+    ("name", "compile_local"),
+    [("adafactor", True), ("adamw", True), ("muon", True), ("sgd", False)],
 )
 def test_an_update_that_is_not_finite_is_skipped(name, compile_local):
     """On all replicas, though it is not finite on one of them only."""

@@ -83,7 +83,7 @@ BATCH = {
 }
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "muon", "sgd"])
 def test_frozen_weights_stay_and_have_no_slots(name, caplog):
     config = config_for("mlp,!bias")
     config.optimizer.name, config.optimizer.beta_1 = name, 0.9

@@ -308,18 +308,18 @@ def test_gpt2_small_fits_a_v3_8():
 @needs_compiler
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_what_fits_is_found(tmp_path):
-    """Two layers of GPT-2 small's width, with nothing recomputed."""
+    """With nothing recomputed."""
     arguments = (
         "--config=configs/quickstart.py",
         "--tpu_type=v2-8",
-        *("--config.model.n_layer=2", "--config.model.n_embd=768"),
-        *("--config.model.n_head=12", "--config.model.n_positions=1024"),
+        *("--config.model.n_layer=1", "--config.model.n_embd=256"),
+        *("--config.model.n_head=4", "--config.model.n_positions=1024"),
         "--config.data.sequence_length=1024",
         "--config.training.precision=bfloat16",
         "--config.training.remat=none",
         *("--config.training.dropout=0", "--config.optimizer.name=adafactor"),
-        "--config.training.global_batch_size=2048",
-        "--config.training.microbatch_size=256",
+        "--config.training.global_batch_size=8192",
+        "--config.training.microbatch_size=1024",
     )
     process, found = run_plan(*arguments)
     assert process.returncode == 2
@@ -333,9 +333,9 @@ def test_what_does_not_fit_is_refused_and_what_fits_is_found(tmp_path):
     )
     largest = found["max_microbatch_size"]
     assert process.returncode == 0
-    assert 16 <= largest < 256
-    assert f"microbatch {largest}, remat none, 2 layers: peak" in process.stderr
-    assert f"microbatch {largest + 1}, remat none, 2 layers: too" in process.stderr
+    assert 64 <= largest < 1024
+    assert f"microbatch {largest}, remat none, 1 layers: peak" in process.stderr
+    assert f"microbatch {largest + 1}, remat none, 1 layers: too" in process.stderr
     assert plans.load(str(tmp_path), "v2-8") == found
 
 

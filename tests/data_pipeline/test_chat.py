@@ -5,6 +5,7 @@ import pydoc_data.topics
 
 import numpy as np
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer, pipeline
 
 from configs import validation
@@ -12,7 +13,7 @@ from configs.errors import DataError, UserError
 from configs.schema import Config, DataConfig
 from data_pipeline.tokens import completions
 from tests.conftest import tiny_model
-from tests.data_pipeline.runs import run
+from tests.data_pipeline.runs import load_encoder, run
 from tests.data_pipeline.test_completions import read
 from tfrecords import encoding, inspect
 from trainer.exporting import huggingface
@@ -48,6 +49,9 @@ def save(tmp_path_factory):
         special = ["<|im_start|>", "<|im_end|>"]
         tokenizer.add_special_tokens({"additional_special_tokens": special})
         tokenizer.eos_token = "<|im_end|>"
+        # As RoBERTa's: offsets leave out spaces.
+        trim = processors.ByteLevel(trim_offsets=True)
+        tokenizer.backend_tokenizer.post_processor = trim
         tokenizer.chat_template = template
         path = tmp_path_factory.mktemp("saved")
         tokenizer.save_pretrained(path, **options)
@@ -193,6 +197,23 @@ def test_a_message_cannot_end_a_turn(save, tmp_path):
             s.kept.get("special_token_as_text", 0) for s in written.splits.values()
         )
         assert kept == (0 if allowed else 20 * 6)
+
+
+def test_a_turn_may_end_in_a_space(save, tmp_path):
+    """Which is a token of its own, and which some tokenizers leave out of offsets."""
+    template = (
+        "{% for m in messages %}{{ '\n' + m.role + ': ' + m.content }}{% endfor %}"
+    )
+    messages = [turn("user", "Hi"), turn("assistant", "Yes "), turn("user", "So?")]
+    path = write(tmp_path / "a.jsonl", [messages] * 4)
+    fields = FIELDS | {"tokenizer": str(save(template)), "validation_fraction": 0.0}
+    tokens, mask = examples(tmp_path / "data", run(path, tmp_path / "data", **fields))[
+        0
+    ]
+    decode = load_encoder(tmp_path / "data").decode
+    learnt = [token for token, bit in zip(tokens, mask, strict=True) if bit]
+    assert decode(tokens) == "\nuser: Hi\nassistant: Yes \nuser: So?"
+    assert decode(learnt) == "\nassistant: Yes "
 
 
 def test_the_template_goes_with_dataset_and_export(save, tmp_path):

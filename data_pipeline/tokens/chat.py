@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,9 +99,11 @@ def _render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = tokenizer.get_chat_template()
+    # It returns a pair, and is annotated as if it returned a string.
+    render: Callable[..., Any] = render_jinja_template
 
     def apply(count: int, **options: bool) -> _Rendered:
-        (text,), spans = render_jinja_template(
+        (text,), spans = render(
             [messages[:count]],
             chat_template=template,
             strftime_now=_refuse_date,

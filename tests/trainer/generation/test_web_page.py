@@ -61,8 +61,10 @@ def generate(server, **values):
     return [json.loads(line) for line in answer.read().splitlines()]
 
 
+@pytest.mark.usefixtures("slowly")
 def test_a_text_comes_in_pieces_with_its_tokens(server, create_sampler):
     """Also from two browsers at once, of which one waits."""
+    generate(server)  # makes the sampler that both use
     results = {}
 
     def ask(seed):

@@ -1,4 +1,4 @@
-"""How many tokens does Muon need to reach AdamW's loss? On a CPU.
+"""What loss does an optimizer reach after how many tokens? On a CPU.
 
 Command   python -m data_pipeline.preprocess --config=configs/wikitext2_cpu.py \
             --input=wiki.train.tokens --validation_input=wiki.valid.tokens \

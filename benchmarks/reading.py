@@ -153,7 +153,7 @@ def measure(
         text=True,
     )
     if process.returncode:
-        print(f"{label:32}  {process.stderr.strip().splitlines()[-1][:200]}")
+        print(f"{label:32}  {(process.stderr.split(chr(10))[-2:] or [''])[0][:200]}")
         return
     result = json.loads(process.stdout.splitlines()[-1])
     rate, core = result["records_per_second"], result["records_per_cpu_second"]

@@ -4,7 +4,8 @@ Dimensions: B sequences, T tokens, C channels, H heads of D = C/H channels; Q qu
 a block, and the K keys that they attend to.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -49,12 +50,7 @@ def attention(
         for first in range(0, length, query_block)
     ]
 
-    def exp_scores(
-        query: tf.Tensor, key: tf.Tensor, first: int
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        last = first + query.shape[3]
-        begin = None if starts is None else starts[:, first:last]
-        return _exp_scores(query, key, begin, compiled)
+    exp_scores = functools.partial(_exp_scores, starts=starts, compiled=compiled)
 
     @tf.custom_gradient
     def call(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
@@ -73,40 +69,57 @@ def attention(
         output = tf.concat(mixed, axis=3)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            with tf.name_scope("attention"):  # a part of a plan
-                return backward(upstream)
-
-        def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            query, key, value = inputs
+            again = inputs
             if not keep:
-                (query, key, value), (upstream,) = optimization_barrier(
-                    inputs, [upstream], compiled
-                )
-            # The softmax's Jacobian needs, for each query, the sum over the keys of
-            # (weight x gradient of the weight), which equals output x gradient of the
-            # output.
-            inner = tf.cast(upstream, tf.float32) * tf.cast(output, tf.float32)
-            inner = tf.reduce_sum(inner, axis=2)
-            d_query, d_key, d_value = [], 0, 0
-            for number, (first, last) in enumerate(blocks):
-                q, k, v = query[..., first:last], key[..., :last], value[..., :last]
-                d_q, d_k, d_v = _block_gradient(
-                    (q, k, v),
-                    kept[number] if keep else exp_scores(q, k, first),
-                    inner[..., first:last],
-                    upstream[..., first:last],
-                    lambda weights: drop(weights, first),
-                )
-                d_query.append(d_q)
-                rest = [[0, 0], [0, 0], [0, 0], [0, length - last]]
-                d_key += tf.pad(tf.cast(d_k, tf.float32), rest)
-                d_value += tf.pad(tf.cast(d_v, tf.float32), rest)
-            gradients = (tf.concat(d_query, axis=3), d_key, d_value)
-            return tuple(tf.cast(values, query.dtype) for values in gradients)
+                again, (upstream,) = optimization_barrier(inputs, [upstream], compiled)
+
+            def softmax(number: int, query: tf.Tensor, key: tf.Tensor) -> tuple:
+                first, _ = blocks[number]
+                return kept[number] if keep else exp_scores(query, key, first)
+
+            with tf.name_scope("attention"):  # a part of a plan
+                return _gradients(again, output, upstream, blocks, softmax, drop)
 
         return output, gradient
 
     return call(query, key, value)
+
+
+def _gradients(
+    inputs: Sequence[tf.Tensor],
+    output: tf.Tensor,
+    upstream: tf.Tensor,
+    blocks: Sequence[tuple[int, int]],
+    softmax: Callable[[int, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    drop: Callable[[tf.Tensor, int], tf.Tensor],
+) -> tuple[tf.Tensor, ...]:
+    """Returns the gradients to the queries, keys and values of all blocks.
+
+    `softmax` returns the exponentials and sums of a block, by its number, queries and
+    keys.
+    """
+    query, key, value = inputs
+    length = query.shape[3]
+    # The softmax's Jacobian needs, for each query, the sum over the keys of
+    # (weight x gradient of the weight), which equals output x gradient of the output.
+    inner = tf.cast(upstream, tf.float32) * tf.cast(output, tf.float32)
+    inner = tf.reduce_sum(inner, axis=2)
+    d_query, d_key, d_value = [], 0, 0
+    for number, (first, last) in enumerate(blocks):
+        q, k, v = query[..., first:last], key[..., :last], value[..., :last]
+        d_q, d_k, d_v = _block_gradient(
+            (q, k, v),
+            softmax(number, q, k),
+            inner[..., first:last],
+            upstream[..., first:last],
+            lambda weights: drop(weights, first),
+        )
+        d_query.append(d_q)
+        rest = [[0, 0], [0, 0], [0, 0], [0, length - last]]
+        d_key += tf.pad(tf.cast(d_k, tf.float32), rest)
+        d_value += tf.pad(tf.cast(d_v, tf.float32), rest)
+    gradients = (tf.concat(d_query, axis=3), d_key, d_value)
+    return tuple(tf.cast(values, query.dtype) for values in gradients)
 
 
 def _block_gradient(
@@ -130,15 +143,21 @@ def _block_gradient(
 
 
 def _exp_scores(
-    query: tf.Tensor, key: tf.Tensor, begin: tf.Tensor | None, compiled: bool
+    query: tf.Tensor,
+    key: tf.Tensor,
+    first: int,
+    *,
+    starts: tf.Tensor | None,
+    compiled: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns exp(score - largest score) and its sum over the keys.
 
-    The queries are the last Q of the K tokens. `begin` is `starts` of the queries.
+    The queries are the last Q of the K tokens, from the token `first` on.
 
     Returns:
       `dtype` [B, H, Q, K], and float32 [B, H, Q].
     """
+    begin = None if starts is None else starts[:, first : first + query.shape[3]]
     scores = _scores(query, key, begin, compiled)
     largest = tf.reduce_max(scores, axis=-1, keepdims=True)
     if compiled:

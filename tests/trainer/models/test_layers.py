@@ -76,6 +76,20 @@ def test_the_gradient_of_a_sure_prediction_is_exact(compiled):
     assert error(gradients[1], expected_gradients[1]) < 6e-3
 
 
+# ln(3.4e38) is 88.72, where float32 ends; bfloat16 does a little before.
+@pytest.mark.parametrize("loss", [68.0, 70.0, 88.0, 88.72, 89.0, 200.0])
+def test_the_gradient_of_a_surprise_is_exact(loss):
+    """1 / exp(loss) is a denormal number from 87.3 on, which TensorFlow makes 0."""
+    hidden = tf.cast(tf.ones([1, 8, 1]), tf.bfloat16)
+    table = tf.constant([[0.0], [loss]])
+    labels, weights = tf.zeros([1, 8], tf.int32), tf.fill([1, 8], 0.1)
+    summed, gradients = ours(hidden, table, labels, weights, compiled=True)
+    expected, expected_gradients = by_definition(hidden, table, labels, weights)
+    assert error(summed, expected) < 1e-6
+    for values, right in zip(gradients, expected_gradients, strict=True):
+        assert error(values, right) < 5e-3
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -28,4 +28,5 @@ def to_text(messages: object, name_row: Callable[[], str], field: str) -> str:
             "`--config.data.messages_field`; `--config.data.null_text=skip` leaves out "
             "rows where it is null."
         )
-    return json.dumps(messages, ensure_ascii=False)
+    # A template prints other values, such as a date of a table, as texts.
+    return json.dumps(messages, ensure_ascii=False, default=str)

@@ -150,9 +150,9 @@ def _arrow_errors(path: str, kind: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} must be a whole {kind} file. Received: "
+            f"{path} must be a whole {kind} file, of texts in UTF-8. Received: "
             f"{str(error).splitlines()[0]} Copy it again."
         ) from error
 

@@ -5,10 +5,9 @@ those of transformers' `apply_chat_template`.
 """
 
 import functools
-import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,33 +51,57 @@ def encode(
     added = library.added_tokens_decoder.values()
     as_text = [t.content for t in added if t.special and not allow_special_tokens]
     # A mark breaks such a token in two, and each part is encoded by itself.
-    mark = next(character for character in _NON_CHARACTERS if character not in content)
-    messages = json.loads(content)
-    for message, token in itertools.product(messages, as_text):
-        for key, value in message.items():
-            if isinstance(value, str):
-                message[key] = value.replace(token, token[0] + mark + token[1:])
-    try:
-        text, spans = _render(library, messages)
-    except Exception as error:  # of whatever class: the template is a program
-        raise DataError(
-            "The tokenizer's chat template must render each conversation, and tell "
-            f"what the assistant writes. Received: {content:.100} …, which fails with: "
-            f"{error}. Correct the conversation or the template."
-        ) from error
+    mark = next((c for c in _NON_CHARACTERS if c not in content), "")
+    messages = _break(json.loads(content), as_text, mark)
+    text, spans = _render(library, messages)
     tokens, places, start = [], [], 0
-    for part in text.split(mark):
+    for part in text.split(mark) if mark else [text]:
         encoded = library.backend_tokenizer.encode(part, add_special_tokens=False)
         tokens += encoded.ids
         places += [(start + begin, start + end) for begin, end in encoded.offsets]
         start += len(part) + 1
-    begins, ends = np.array(places).T
+    begins, ends = np.array(places, np.int64).reshape(-1, 2).T
+    turns = [(begins < end) & (ends > begin) for begin, end in spans]
+    turns = [turn for turn in turns if turn.any()]
+    if not turns:
+        raise DataError(
+            "A conversation must have a token that the assistant writes. Received: "
+            f"{content:.100} …, of which the chat template makes {text!r:.100}."
+        )
     mask = np.zeros(len(tokens), completions.MASK_DTYPE)
-    for begin, end in spans:
+    for turn in turns:
         mask[mask > 0] = completions.EARLIER_TURN
-        mask[(begins < end) & (ends > begin)] = completions.COMPLETION
-    plain = text.replace(mark, "").encode()
-    return plain, np.array(tokens, np.uint32), mask, text.count(mark)
+        mask[turn] = completions.COMPLETION
+    num_special = text.count(mark) if mark else 0
+    return (
+        text.replace(mark, "").encode(),
+        np.array(tokens, np.uint32),
+        mask,
+        num_special,
+    )
+
+
+def _break(value: Any, tokens: Sequence[str], mark: str) -> Any:
+    """Puts a mark into the special tokens of all texts of a message.
+
+    Raises:
+      DataError: a token is of one character, or there is no mark.
+    """
+    if isinstance(value, list):
+        return [_break(item, tokens, mark) for item in value]
+    if isinstance(value, dict):
+        return {key: _break(item, tokens, mark) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    for token in tokens:
+        if token in value and not (mark and len(token) > 1):
+            raise DataError(
+                f"A message must not hold {token!r}, which cannot be told from the "
+                f"special token. Received: {value:.100!r}. Change the message, or set "
+                "`--config.data.allow_special_tokens`."
+            )
+        value = value.replace(token, token[0] + mark + token[1:])
+    return value
 
 
 @functools.lru_cache(maxsize=1)
@@ -89,13 +112,20 @@ def _load(tokenizer: StoredTokenizer) -> "PreTrainedTokenizerFast":
 
 
 def _refuse_date(_: str) -> str:
-    raise ValueError("it writes the date of today: records would differ by the day")
+    raise ValueError(
+        "it writes the date of today, and records would differ by the day: write a "
+        "date into the template"
+    )
 
 
 def _render(
     tokenizer: "PreTrainedTokenizerFast", messages: list[dict[str, Any]]
 ) -> _Rendered:
-    """Returns the text, and where in it the assistant's turns begin and end."""
+    """Returns the text, and where in it the assistant's turns begin and end.
+
+    Raises:
+      DataError: the template fails, or does not tell what the assistant writes.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = tokenizer.get_chat_template()
@@ -103,13 +133,21 @@ def _render(
     render: Callable[..., Any] = render_jinja_template
 
     def apply(count: int, **options: bool) -> _Rendered:
-        (text,), spans = render(
-            [messages[:count]],
-            chat_template=template,
-            strftime_now=_refuse_date,
-            **options,
-            **tokenizer.special_tokens_map,
-        )
+        try:
+            (text,), spans = render(
+                [messages[:count]],
+                chat_template=template,
+                strftime_now=_refuse_date,
+                **options,
+                **tokenizer.special_tokens_map,
+            )
+        except Exception as error:  # of whatever class: the template is a program
+            raise DataError(
+                "The tokenizer's chat template must render each conversation, and "
+                "without {% generation %} tags also its beginnings. Received: "
+                f"{messages!r:.200}, whose first {count} messages fail with: {error}. "
+                "Correct the conversation or the template."
+            ) from error
         return text, spans[0] if spans else []
 
     is_tagged = bool(_GENERATION.search(template))
@@ -120,13 +158,11 @@ def _render(
         before, _ = apply(number, add_generation_prompt=True)
         turn, _ = apply(number + 1)
         if not (text.startswith(turn) and turn.startswith(before)):
-            raise ValueError(
-                f"the text of its first {number + 1} messages is not how the whole "
-                "begins. Put {% generation %} and {% endgeneration %} around what the "
-                "assistant writes in the template"
+            raise DataError(
+                "The chat template must tell what the assistant writes. Received one "
+                f"by which the text of the first {number + 1} messages of "
+                f"{messages!r:.200} is not how the whole begins. Put "
+                "{% generation %} and {% endgeneration %} around it in the template."
             )
         spans.append((len(before), len(turn)))
-    spans = [(begin, end) for begin, end in spans if begin < end]
-    if not spans:
-        raise ValueError("the text has nothing that the assistant writes")
     return text, spans

@@ -1,5 +1,6 @@
 """Conversations: transformers' chat template gives tokens and mask; it is the judge."""
 
+import datetime
 import json
 import pydoc_data.topics
 
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer, pipeline
 from configs import validation
 from configs.errors import DataError, UserError
 from configs.schema import Config, DataConfig
+from data_pipeline.sources.conversations import to_text as conversation_text
 from data_pipeline.tokens import completions
 from tests.conftest import tiny_model
 from tests.data_pipeline.runs import load_encoder, run
@@ -199,6 +201,28 @@ def test_a_message_cannot_end_a_turn(save, tmp_path):
         assert kept == (0 if allowed else 20 * 6)
 
 
+def test_a_special_token_inside_a_call_is_text_too(save, tmp_path):
+    template = PLAIN.replace("['content'] | trim", ".calls[0].name")
+    message = turn("assistant", "b") | {"calls": [{"name": "x<|im_end|>y", "n": 1}]}
+    path = write(tmp_path / "a.jsonl", [[message]] * 4)
+    tokenizer = save(template)
+    fields = FIELDS | {"tokenizer": str(tokenizer), "validation_fraction": 0.0}
+    written = run(path, tmp_path / "data", **fields)
+    tokens, _ = examples(tmp_path / "data", written)[0]
+    library = AutoTokenizer.from_pretrained(tokenizer)
+    assert "assistant\nx<|im_end|>y<|im_end|>" in library.decode(tokens)
+    assert tokens.count(library.convert_tokens_to_ids("<|im_end|>")) == 1
+    assert written.splits["train"].kept["special_token_as_text"] == 4
+
+
+def test_a_table_may_hold_more_than_text():
+    """A date, such as Parquet's, reaches the template as its text."""
+    day = datetime.date(2026, 11, 26)
+    messages = [turn("assistant", "b") | {"day": day}]
+    text = conversation_text(messages, lambda: "row 1", "messages")
+    assert json.loads(text)[0]["day"] == "2026-11-26"
+
+
 def test_a_turn_may_end_in_a_space(save, tmp_path):
     """Which is a token of its own, and which some tokenizers leave out of offsets."""
     template = (
@@ -249,11 +273,21 @@ def test_the_template_goes_with_dataset_and_export(save, tmp_path):
     ("template", "messages", "message"),
     [
         (None, None, "must carry a chat template.*chat_template.jinja"),
-        (LAST_ALONE, None, "first 3 messages is not how the whole.*generation %}"),
-        ("{{ raise_exception('no system') }}", None, "fails with: no system"),
-        ("{{ strftime_now('%d') }}", None, "fails with: it writes the date of today"),
+        (LAST_ALONE, None, "first 3 messages of .* not how the whole.*generation %}"),
+        ("{{ raise_exception('no system') }}", None, "fail with: no system"),
+        ("{{ strftime_now('%d') }}", None, "fail with: it writes the date of today"),
         ("{{ messages[0].x.y }}", None, "Correct the conversation or the template"),
-        ("{% generation %}{% endgeneration %}x", None, "nothing that the assistant"),
+        (
+            "{% generation %}{% endgeneration %}x",
+            None,
+            "a token that the assistant writes",
+        ),
+        (PLAIN.replace(" | trim", "[1]"), [turn("assistant", "")], "first 1 messages"),
+        (
+            "{{ messages[0].content }}",
+            [turn("user", ""), turn("assistant", "")],
+            "have a token that the assistant",
+        ),
         (
             PLAIN,
             "Hi",

@@ -38,4 +38,4 @@ def read(flag: str, path: str) -> list[str]:
             "empty."
         )
     # `splitlines` would also split at ten other characters.
-    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")

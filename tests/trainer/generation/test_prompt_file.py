@@ -14,6 +14,8 @@ def test_jsonl_has_prompts_with_ids(tmp_path):
     plain = tmp_path / "prompts.txt"
     plain.write_bytes(path.read_bytes())
     assert prompt_file.read([], str(plain))[1] == Prompt('{"prompt": ""}')
+    plain.write_bytes(b"a\r\nb\r\n")
+    assert prompt_file.read([], str(plain)) == [Prompt("a"), Prompt("b")]
 
 
 @pytest.mark.parametrize(

@@ -76,12 +76,13 @@ class Continuation:
         return min(places, default=len(text)), bool(places)
 
     def _write_up_to(self, text: str, end: int) -> None:
-        if self._write and end > self._num_written:
+        if self._write:
             try:
+                # Also nothing, of a text that is held back: does somebody still read?
                 self._write(text[self._num_written : end])
-            except ConnectionError:  # nobody reads the rest
+            except ConnectionError:
                 self.is_finished = True
-            self._num_written = end
+            self._num_written = max(end, self._num_written)
 
     def _decode(self) -> str:
         end = self._tokenizer.eos_token_id

@@ -4,12 +4,14 @@ What the command line and the web page know of a setting is here.
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 from absl import flags
 
 from configs.errors import UserError
+
+_SMALLEST_TEMPERATURE = 1e-6
+_TOO_LARGE = 3.4e38  # for float32
 
 
 class Number(NamedTuple):
@@ -77,10 +79,15 @@ class Settings:
             if isinstance(value, tuple):
                 if "" in value:
                     raise UserError(f"`--{name}` must not be empty.")
-            elif not isinstance(value, str) and not math.isfinite(value):
+            elif not isinstance(value, str) and not abs(value) < _TOO_LARGE:
                 raise UserError(
                     f"`--{name}` must be a finite number. Received: {value}."
                 )
+        if 0 < self.temperature < _SMALLEST_TEMPERATURE:
+            raise UserError(
+                f"`--temperature` must be 0, or at least {_SMALLEST_TEMPERATURE}: a "
+                f"score divided by less overflows. Received: {self.temperature}. Use 0."
+            )
         if not self.typical_p > 0:
             raise UserError(
                 f"`--typical_p` must be above 0. Received: {self.typical_p}. Use 1 to "

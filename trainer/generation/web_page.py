@@ -44,8 +44,8 @@ class Server(http.server.ThreadingHTTPServer):
             super().__init__((_ADDRESS, port), _Handler)
         except OSError as error:
             raise UserError(
-                f"`--port` must be free. Received: {port}: {error.strerror}. Use "
-                "another, or 0, which takes any that is free."
+                f"`--port` must be free, and allowed. Received: {port}: "
+                f"{error.strerror}. Use another, or 0, which takes any that is free."
             ) from error
         self.url = f"http://{_ADDRESS}:{self.server_port}/"
 
@@ -67,7 +67,7 @@ class Server(http.server.ThreadingHTTPServer):
             lstrip_blocks=True,
         )
         nonce = secrets.token_urlsafe(16)
-        self.page = environment.get_template("demo.html").render(
+        self._page = environment.get_template("demo.html").render(
             name=name,
             nonce=nonce,
             numbers={n: v for n, v in NUMBERS.items() if n != "num_beams"},
@@ -75,7 +75,7 @@ class Server(http.server.ThreadingHTTPServer):
             padding_text=create_sampler.keywords["padding_text"],
         )
         # Whatever a text holds, only the page's own script runs.
-        self.policy = (
+        self._policy = (
             f"default-src 'none'; style-src 'nonce-{nonce}'; connect-src 'self'; "
             f"script-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'"
@@ -102,6 +102,8 @@ class Server(http.server.ThreadingHTTPServer):
         """
         settings, seed = _settings(values)
         with self._lock:
+            if self._is_ending:
+                raise ConnectionAbortedError
             sampler = self._create_sampler(
                 settings,
                 padding_text=values.get("padding_text", ""),
@@ -131,12 +133,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self._is_refused("/"):
             self._begin("text/html; charset=utf-8")
-            self.wfile.write(self.server.page.encode())
+            self.wfile.write(self.server._page.encode())
 
     def do_POST(self) -> None:
         if self._is_refused("/generate"):
             return
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal():
+            self.send_error(400)
+            return
+        body = self.rfile.read(int(length))
         values = urllib.parse.parse_qsl(
             body.decode(errors="replace"), keep_blank_values=True
         )
@@ -152,7 +158,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Returns whether a request is wrong, or another site's, and answers it."""
         host = self.headers.get("Host", "")
         origin = self.headers.get("Origin", f"http://{host}")
-        name = urllib.parse.urlsplit(f"//{host}").hostname
+        name, _, _ = host.partition(":")
         if name not in (_ADDRESS, "localhost") or origin != f"http://{host}":
             self.send_error(403, f"Open http://{_ADDRESS} on this machine")
         elif self.path != path:
@@ -164,7 +170,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _begin(self, content_type: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", content_type)
-        self.send_header("Content-Security-Policy", self.server.policy)
+        self.send_header("Content-Security-Policy", self.server._policy)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()

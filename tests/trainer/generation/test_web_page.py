@@ -129,6 +129,7 @@ def test_what_cannot_be_is_one_message(server, values, message):
         ({"Host": "evil.example"}, 403),  # a name that leads to 127.0.0.1
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Host": "["}, 403),
     ],
 )
 def test_other_sites_are_refused(server, headers, status):

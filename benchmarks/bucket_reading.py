@@ -3,9 +3,9 @@
 Command   PYTHONPATH=. python benchmarks/bucket_reading.py [--records=64000]
               [--shards=16,128,1024] [--delay=0.05]
 
-Reads one epoch, in the trainer's order and from the middle of the shards, from the
-tests' object-store server on this machine, by TensorFlow's own client, each time in a
-process of its own; and from the disk. The server answers through a proxy written in
+Reads up to 400 batches, in the trainer's order and from the middle of the shards, from
+the tests' object-store server on this machine, by TensorFlow's own client, each time in
+a process of its own; and from the disk. The server answers through a proxy written in
 Python, after the delay of a real bucket: only the comparison holds there.
 """
 

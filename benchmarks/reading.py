@@ -96,7 +96,7 @@ def forget_cached(path: str) -> None:
 
 
 def read(data_dir: str, num_hosts: int, start_step: int, max_batches: int) -> None:
-    """Prints as JSON how the first host reads; its last batch is in the next epoch."""
+    """Prints as JSON how the first host reads."""
     import tensorflow as tf
 
     dataset = manifest.load(data_dir)
@@ -153,8 +153,7 @@ def measure(
         text=True,
     )
     if process.returncode:
-        print(f"{label:32}  {(process.stderr.split(chr(10))[-2:] or [''])[0][:200]}")
-        return
+        sys.exit(f"{label}\n{process.stderr}")
     result = json.loads(process.stdout.splitlines()[-1])
     rate, core = result["records_per_second"], result["records_per_cpu_second"]
     print(
@@ -180,7 +179,7 @@ def main() -> None:
         print(f"{flags.shards} shards of {megabytes:.1f} MB, on the disk")
         print(HEADER)
         for num_hosts in (1, 4, 16):
-            # A host's share of an epoch, and the start of the next.
+            # At most a host's share of an epoch, and the start of the next.
             whole = split.num_records // (BATCH_SIZE * num_hosts)
             max_batches = min(whole, 800) + 1
             settings = {"num_hosts": num_hosts, "max_batches": max_batches}

@@ -10,7 +10,8 @@ Trains the model of `configs/wikitext2_cpu.py` from random weights, once for eac
 `--runs=OPTIMIZER:LEARNING_RATE:SEED:STEPS,…`. The seed is that of weights and of the
 data's order. Each run has its own whole schedule: warmup over 10 % of its steps, cosine
 to a tenth. Appends the validation loss of each run to `--results`; a run that is in
-there is not trained again, and none starts after `--seconds`.
+there with the same settings is not trained again. `make study` would start a program
+for each run, and trace its step anew.
 """
 
 import argparse
@@ -88,11 +89,12 @@ def validation_loss(step, manifest, arguments):
 
 
 def finished(path):
-    """Returns the runs that a file of results has."""
+    """Returns the settings and the run of each line of a file of results."""
     if not os.path.exists(path):
         return []
     with open(path) as lines:
-        return [tuple(json.loads(line)["run"]) for line in lines]
+        rows = map(json.loads, lines)
+        return [(row["settings"], tuple(row["run"])) for row in rows]
 
 
 def parse(text):
@@ -111,9 +113,7 @@ def main():
     parser.add_argument("--n_embd", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--validation_windows", type=int, default=160)
-    parser.add_argument("--seconds", type=float, default=float("inf"))
     arguments = parser.parse_args()
-    start = time.monotonic()
     manifest = manifests.load(arguments.data_dir)
     shape = wikitext2_cpu.get_config().model
     shape.n_layer, shape.n_embd = arguments.n_layer, arguments.n_embd
@@ -125,14 +125,16 @@ def main():
         clip_norm=1.0,
         compile_local=True,
     )
+    names = ("n_layer", "n_embd", "batch_size", "validation_windows")
+    settings = {name: getattr(arguments, name) for name in names}
+    settings["dataset"] = manifest.fingerprint
     for run in map(parse, arguments.runs.split(",")):
-        if run in finished(arguments.results):
+        if (settings, run) in finished(arguments.results):
             continue
-        if time.monotonic() - start > arguments.seconds:
-            break
         losses, seconds = train(step, manifest, arguments, run)
         tokens = run[-1] * arguments.batch_size * manifest.sequence_length
         result = {
+            "settings": settings,
             "run": run,
             "tokens": tokens,
             "validation_loss": validation_loss(step, manifest, arguments),

@@ -78,7 +78,11 @@ def write(
     labels = labels_of(trained.model.config)
     task = "text-classification" if labels else "text-generation"
     evaluations = results.load(workdir) if workdir else []
-    source = _source(trained, workdir)
+    path = files.join(workdir, layout.RUN)
+    run = json_files.read(path) if workdir and files.exists(path) else {}
+    # Of a folder, loading has recorded the absolute path.
+    source = run.get("model_config", {}).get("_name_or_path", "")
+    source = source if workdir else trained.name
     metrics = {
         metric
         for name, metric in _METRICS.items()
@@ -101,7 +105,8 @@ def write(
         f"# {header.model_name}",
         _description(trained, is_adapter),
         *([f"It classifies texts as {', '.join(labels)}."] if labels else []),
-        *(_of_workdir(trained, workdir) if workdir else []),
+        *(_of_run(run, trained.step) if run else []),
+        *(_of_data(workdir) if workdir else []),
         *_of_results(evaluations),
         "## Use",
         _use(repository, trained.model.config.n_positions, task),
@@ -122,25 +127,6 @@ def _description(trained: Pretrained, is_adapter: bool) -> str:
         f"layers, {shape.n_head} heads, {shape.n_embd} channels, {shape.n_positions} "
         f"positions, a vocabulary of {shape.vocab_size:,}."
     )
-
-
-def _source(trained: Pretrained, workdir: str) -> str:
-    """Returns the name of the checkpoint that the weights came from; "": of none."""
-    if not workdir:
-        return trained.name
-    path = files.join(workdir, layout.RUN)
-    if not files.exists(path):
-        return ""
-    # Of a folder, loading has recorded the absolute path.
-    return json_files.read(path).get("model_config", {}).get("_name_or_path", "")
-
-
-def _of_workdir(trained: Pretrained, workdir: str) -> Iterator[str]:
-    path = files.join(workdir, layout.RUN)
-    if files.exists(path):
-        yield from _of_run(json_files.read(path), trained.step)
-    if files.exists(files.join(workdir, layout.MANIFEST)):
-        yield from _of_data(manifests.load(workdir))
 
 
 def _license(checkpoint: str) -> str | None:
@@ -217,7 +203,10 @@ def _of_run(run: dict[str, Any], step: int | None) -> Iterator[str]:
     yield f"Made with {versions}."
 
 
-def _of_data(manifest: manifests.Manifest) -> Iterator[str]:
+def _of_data(workdir: str) -> Iterator[str]:
+    if not files.exists(files.join(workdir, layout.MANIFEST)):
+        return
+    manifest = manifests.load(workdir)
     yield "## Data"
     yield (
         f"Dataset `{manifest.fingerprint[:16]}`, tokenizer "

@@ -50,7 +50,7 @@ class Muon(tf_keras.optimizers.AdamW):
         self,
         learning_rate: float | tf_keras.optimizers.schedules.LearningRateSchedule,
         *,
-        momentum: float = 0.95,
+        momentum: float,
         weight_decay: float = 0.0,
         name: str = "Muon",
         **adamw: Any,

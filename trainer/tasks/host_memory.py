@@ -11,6 +11,7 @@ from configs.schema import Config, OptimizerConfig
 from trainer.models import lora, variables
 from trainer.models.architecture import Architecture
 from trainer.models.layers import cross_entropy
+from trainer.optimizers.factory import beta_1
 from trainer.optimizers.muon import is_hidden_matrix
 
 # Python, TensorFlow and transformers themselves.
@@ -76,9 +77,8 @@ def _state_bytes(optimizer: OptimizerConfig, trained: Sequence[tf.Variable]) -> 
     updated = variables.num_bytes(trained)
     if optimizer.name == "muon":
         return 2 * updated - variables.num_bytes(filter(is_hidden_matrix, trained))
-    return updated * (
-        2 if optimizer.name == "adamw" else int((optimizer.beta_1 or 0) > 0)
-    )
+    num_moments = 2 if optimizer.name == "adamw" else int(beta_1(optimizer) > 0)
+    return num_moments * updated
 
 
 def report(num_bytes: dict[str, int], available_bytes: int | None = None) -> None:

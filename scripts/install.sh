@@ -50,10 +50,11 @@ if "$venv/bin/python" -m pip show --quiet tensorflow 2>/dev/null; then
   "$venv/bin/python" -m pip uninstall --quiet --yes tensorflow tensorflow-tpu
 fi
 entry=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-entry=$entry/tensorflow-2.20.0.dist-info
+version=$(sed -n 's/.*"tensorflow-tpu==\(.*\)".*/\1/p' setup.py)
+entry=$entry/tensorflow-$version.dist-info
 trap 'rm -rf "$entry"' EXIT
 mkdir -p "$entry"
-printf 'Metadata-Version: 2.1\nName: tensorflow\nVersion: 2.20.0\n' >"$entry/METADATA"
+printf 'Metadata-Version: 2.1\nName: tensorflow\nVersion: %s\n' "$version" >"$entry/METADATA"
 # With this, pip can remove an entry that a stopped installation has left.
 printf '%s/METADATA,,\n%s/RECORD,,\n' "${entry##*/}" "${entry##*/}" >"$entry/RECORD"
 libtpu=$(cat "$venv/.libtpu" 2>/dev/null || true)

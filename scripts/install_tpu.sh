@@ -72,8 +72,8 @@ if "$venv/bin/python" -m pip show --quiet tensorflow 2>/dev/null ||
   ! "$venv/bin/python" -c "$IMPORTS" >/dev/null 2>&1; then
   # There are two TensorFlows, or one that cannot be imported: install again.
   rm -f "$venv/.base"
-  "$venv/bin/python" -m pip uninstall --quiet --yes tensorflow tensorflow-tpu \
-    2>/dev/null || true # nothing is installed yet
+  [ ! -x "$venv/bin/python" ] ||
+    "$venv/bin/python" -m pip uninstall --quiet --yes tensorflow tensorflow-tpu
 fi
 if [ ! -e "$venv/.base" ] || [ setup.py -nt "$venv/.base" ]; then
   [ -e "$venv/.libtpu" ] || echo "${LADDER%% *}" >"$venv/.libtpu"

@@ -17,6 +17,7 @@ printf '%s\\0' "$@" >>"$CALLS"
 printf '\\n' >>"$CALLS"
 case "$*" in
   *"pip show"*) exit 1 ;;
+  *.[[]tpu*) [ -s "${0%/bin/python}/tensorflow-2.20.0.dist-info/METADATA" ] || exit 4 ;;
   *purelib*) echo "${0%/bin/python}" ;;
   *venv*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
 esac

@@ -8,8 +8,8 @@ each shard at its position for that step.
 
 import contextlib
 import itertools
-import math
 import resource
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,7 +27,8 @@ LARGEST_BUFFER_BYTES = 2 << 20
 _BUFFERS_BYTES = 128 << 20
 # They wait for a disk or a bucket: TensorFlow would take one for each core, up to 16.
 _PARALLEL_READS = 16
-_OTHER_OPEN_FILES = 512
+# Other open files of the program: it may fail with fewer, and is content with more.
+_FEWEST_OPEN_FILES, _MANY_OPEN_FILES = 64, 512
 
 
 def training_batches(
@@ -242,14 +243,15 @@ def _allow_open_files(num_shards: int) -> None:
       RunError: the system's limit is too low.
     """
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft, hard = (math.inf if n == resource.RLIM_INFINITY else n for n in limits)
-    wanted = num_shards + _OTHER_OPEN_FILES
-    if hard < wanted:
+    soft, hard = (sys.maxsize if n == resource.RLIM_INFINITY else n for n in limits)
+    needed = num_shards + _FEWEST_OPEN_FILES
+    if hard < needed:
         raise RunError(
             "A host opens all its shards at once: its limit of open files must be at "
-            f"least {wanted}, for {num_shards} shards. Received: {hard}. Raise the "
+            f"least {needed}, for {num_shards} shards. Received: {hard}. Raise the "
             "limit, or preprocess with a smaller `--config.data.num_shards`."
         )
+    wanted = min(num_shards + _MANY_OPEN_FILES, hard)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs.errors import DataError
+from configs.errors import DataError, RunError
 from tests.conftest import write_dataset
 from tfrecords import order, reader, schema
 from tfrecords.windows import Windows
@@ -205,7 +205,7 @@ def test_a_resume_reads_nothing_of_what_is_before_it(shards):
         list(reader.training_batches(folder, manifest, num_steps=8, **settings))
 
 
-def test_as_many_files_may_be_open_as_a_host_has_shards(shards):
+def test_as_many_files_may_be_open_as_a_host_has_shards(shards, monkeypatch):
     folder, manifest, _ = shards
     settings = {"global_batch_size": 7, "batch_size": 7, "seed": 5, "start_step": 0}
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -213,5 +213,8 @@ def test_as_many_files_may_be_open_as_a_host_has_shards(shards):
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
         reader.training_batches(folder, manifest, num_steps=1, **settings)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (7 + 512, limits[1])
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 70))
+        with pytest.raises(RunError, match=r"at least 71, .* 7 shards\. Received: 70"):
+            reader.training_batches(folder, manifest, num_steps=1, **settings)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

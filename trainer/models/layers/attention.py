@@ -69,7 +69,7 @@ def attention(
         output = tf.concat(mixed, axis=3)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            again = inputs
+            again: Sequence[tf.Tensor] = inputs
             if not keep:
                 again, (upstream,) = optimization_barrier(inputs, [upstream], compiled)
 

@@ -138,8 +138,9 @@ def _data_problems(config: Config) -> Iterator[str]:
             "`data.messages_field` must be empty, unless `data.mode` is completion and "
             "the tokenizer's chat template alone makes the text. Received: mode "
             f"{data.mode}, tokenizer {data.tokenizer}, detokenizer {data.detokenizer}, "
-            f"tokens {data.start_token!r} and {data.end_token!r} around it. Leave the "
-            "last three at their defaults, and name a tokenizer with a template."
+            f"tokens {data.start_token!r} and {data.end_token!r} around it. Set the "
+            "mode, leave the last three at their defaults, and name a tokenizer with a "
+            "template."
         )
     if data.padding_side == "left" and data.mode == "packed":
         yield (

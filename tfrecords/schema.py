@@ -3,8 +3,8 @@
 The features of an Example are little-endian bytes:
   tokens: `sequence_length` ids, uint16, or uint32 if the vocabulary has more than
     65,536 ids. The manifest says on which side padding is.
-  length: uint32, number of real tokens. In all records, but those of a stream that is
-    packed have it only with padding; a record without it is full.
+  length: uint32, number of real tokens. In every record, except the full records of a
+    packed stream.
   label: int32, in labelled datasets.
   mask: `sequence_length` numbers, uint8, in datasets of completions: 1 of a token whose
     prediction is learnt, 0 of prompts and padding. In conversations the last turn of

@@ -52,7 +52,7 @@ class Windows:
         """
         # Called for each dataset: it must be built on the host that reads it.
         self._records = functools.partial(_records, data_dir, manifest, split, labels)
-        self._is_stream = manifest.mode == "packed" and split != "train"
+        self._reads_stream = manifest.mode == "packed" and split != "train"
         self._labelled = manifest.labelled
         self._masked = manifest.masked
         self._context_length = context_length
@@ -85,7 +85,7 @@ class Windows:
           [batch_size], first: int32 [batch_size]}; windows of labelled records also
           have label: int32 [batch_size], which all windows of a document share.
         """
-        cut = _cut_stream if self._is_stream else _cut_documents
+        cut = _cut_stream if self._reads_stream else _cut_documents
         windows = cut(self._records(), self._context_length, self._stride)
         filler = {
             schema.TOKENS: np.zeros(self._context_length, np.int32),
@@ -120,7 +120,7 @@ class Windows:
                 "The context length must be at most the length of a document's record, "
                 f"{length} tokens. Received: {context_length}."
             )
-        if manifest.mode == "packed" and not self._is_stream:
+        if manifest.mode == "packed" and not self._reads_stream:
             stored_stride = manifest.split(split).stride
             if not context_length == stride == length == stored_stride:
                 raise DataError(
@@ -134,7 +134,7 @@ class Windows:
     def _count(self, manifest: Manifest, split: str) -> int:
         context_length, stride = self._context_length, self._stride
         counts = manifest.split(split)
-        if self._is_stream:
+        if self._reads_stream:
             return num_windows(counts.tokens, context_length, stride)
         if context_length == manifest.sequence_length:
             return counts.num_records

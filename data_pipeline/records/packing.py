@@ -15,8 +15,8 @@ from tfrecords import order
 def stored_order(count: int, *, seed: int, shuffle: bool) -> np.ndarray:
     """Returns which record of the stream is stored at each place of the shards.
 
-    The last record of the stream stays last: as the only packed one with padding, it is
-    the only one of another size on disk.
+    The last record stays last: of a stream it is the only one with padding, and so the
+    only one of another size on disk.
 
     Args:
       count: number of records.

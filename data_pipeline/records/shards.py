@@ -142,7 +142,7 @@ def _write_index(
     Args:
       path: of the list.
       items: which made the token files.
-      sizes: tokens of each item, if packed; else documents.
+      sizes: tokens of each item, if data is a stream; else rows or documents.
       label_values: what is stored of each item's labels, by their numbers there.
     """
     index = [
@@ -209,7 +209,7 @@ def _stream(
 
     Args:
       item: whose split is read.
-      kind: TOKENS, LENGTHS or LABELS of `token_files`.
+      kind: TOKENS, LENGTHS, LABELS or MASKS of `token_files`.
       dtype: of the values.
       width: values for each unit of the sizes in the index.
 

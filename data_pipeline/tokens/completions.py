@@ -14,7 +14,7 @@ def fit(
     """Cuts off what no record has room for.
 
     The beginning goes first, up to the token before the completion; then the end. So
-    the first token of the completion always has something before it.
+    the first token of a completion that follows a prompt has something before it.
 
     Args:
       tokens: of a prompt and a completion, or of a conversation.

@@ -47,7 +47,7 @@ class StoredTokenizer:
     """The tokenizer of a job, as worker processes load it."""
 
     path: str  # of its `tokenizer.json`
-    sha256: str  # of that file, and of a chat template: there may be others later
+    sha256: str  # of that file and of a chat template: files can be replaced later
     engine: str  # of `encoder.ENGINES`; does not change the tokens
     vocabulary: Vocabulary
 

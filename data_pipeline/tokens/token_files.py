@@ -120,7 +120,7 @@ class _SplitWriter:
 
     Args:
       item: what is tokenized.
-      streams: for tokens and, unless data is packed, for lengths and labels; of
+      streams: for tokens and, unless data is one stream, lengths and labels; of
         completion data also for masks.
     """
 

@@ -20,6 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
+import packed_data
 
 from tfrecords import manifest, order, reader, schema, writer
 
@@ -44,21 +45,7 @@ def write_dataset(
     split = manifest.Split(
         *(1, 1, 1, tokens), shards=tuple(shards), stride=SEQUENCE_LENGTH
     )
-    written = manifest.Manifest(
-        format_version=schema.FORMAT_VERSION,
-        sequence_length=SEQUENCE_LENGTH,
-        token_dtype="uint16",
-        vocabulary_size=VOCABULARY_SIZE,
-        end_of_text_id=0,
-        pad_id=0,
-        padding_side="right",
-        tokenizer_fingerprint="",
-        tokenizer_engine="",
-        added_tokens=(),
-        mode="packed",
-        config={},
-        splits={"train": split},
-    )
+    written = packed_data.describe(split, SEQUENCE_LENGTH, VOCABULARY_SIZE)
     with open(os.path.join(folder, manifest.FILE_NAME), "w") as stream:
         stream.write(manifest.to_json(written))
     return written

@@ -43,11 +43,11 @@ def model_fields(shape: dict[str, int]) -> dict[str, int]:
 
 def ours(shape: dict[str, int], precision: str, remat: str = "none") -> Runner:
     """Returns the execution of `trainer.train`."""
-
+    import packed_data
     import tensorflow as tf
 
     from configs import schema
-    from tfrecords.manifest import Manifest, Split
+    from tfrecords.manifest import Split
     from trainer.runtime import strategy as strategies
     from trainer.tasks.create import create_training_step
 
@@ -71,21 +71,7 @@ def ours(shape: dict[str, int], precision: str, remat: str = "none") -> Runner:
             steps_per_execution=shape["steps"],
         ),
     )
-    manifest = Manifest(
-        format_version=0,
-        sequence_length=shape["length"],
-        token_dtype="uint16",
-        vocabulary_size=vocabulary,
-        end_of_text_id=0,
-        pad_id=0,
-        padding_side="right",
-        tokenizer_fingerprint="",
-        tokenizer_engine="",
-        added_tokens=(),
-        mode="packed",
-        config={},
-        splits={"train": Split(tokens=10**10)},
-    )
+    manifest = packed_data.describe(Split(tokens=10**10), shape["length"], vocabulary)
     batch = {
         "tokens": random_tokens(shape),
         "length": np.full(size, shape["length"], np.int32),

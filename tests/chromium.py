@@ -55,6 +55,13 @@ def keys() -> Any:
     return Keys
 
 
+def open_form(browser: Any, url: str) -> None:
+    """Opens a page, and waits for the focus, which comes after the page."""
+    browser.get(url)
+    entry = "document.querySelector('[autofocus]')"
+    wait(browser, f"return {entry} && document.activeElement === {entry}")
+
+
 def press(browser: Any, *keys: str) -> None:
     """Types into whatever has the focus."""
     browser.switch_to.active_element.send_keys(*keys)

@@ -63,7 +63,7 @@ def test_the_keyboard_gets_the_text_of_generate_and_nothing_else_is_asked(
     chromium.set_width(browser, 1280)
     for log in ("browser", "performance"):
         browser.get_log(log)
-    browser.get(url)
+    chromium.open_form(browser, url)
     browser.execute_script(WATCH)
     first, second = PROMPT.split("\n")
     chromium.press(browser, first, keys.SHIFT, keys.ENTER, keys.NULL, second)
@@ -98,7 +98,7 @@ def test_the_keyboard_gets_the_text_of_generate_and_nothing_else_is_asked(
 @pytest.mark.slow
 def test_a_prompt_that_is_too_long_is_one_message(browser, url):
     keys = chromium.keys()
-    browser.get(url)
+    chromium.open_form(browser, url)
     chromium.press(browser, "The quick " * 60, keys.ENTER)
     chromium.wait(browser, WAITS)
     status = browser.execute_script(STATUS)
@@ -111,7 +111,7 @@ def test_a_prompt_that_is_too_long_is_one_message(browser, url):
 def test_the_page_fits_its_window_and_names_its_entries(browser, url, width):
     keys = chromium.keys()
     chromium.set_width(browser, width)
-    browser.get(url)
+    chromium.open_form(browser, url)
     chromium.press(browser, "x" * 60, keys.ENTER)
     chromium.wait(browser, WAITS)
     assert "xxx" in browser.execute_script(TEXT)

@@ -193,7 +193,7 @@ def browser(tmp_path):
 @pytest.mark.usefixtures("slowly")
 def test_the_stop_button_ends_the_work_and_another_text_can_grow(server, browser):
     keys = chromium.keys()
-    browser.get(server.url)
+    chromium.open_form(browser, server.url)
     for name in ("max_new_tokens", "min_new_tokens"):
         chromium.tab_to(browser, name)
         chromium.press(browser, keys.CONTROL, "a", keys.NULL, "50")

@@ -4,7 +4,7 @@ Command   make preprocess CONFIG=configs/chinese_gpt2.py INPUT=novel.jsonl
           make train CONFIG=configs/chinese_gpt2.py
 Hardware  v5e-1: 1 replica x microbatch 8; or 2 CPU cores, 22 minutes while other
           programs used most of them
-Cost      1 s of steps on a v5e-1: 1,000 of 0.5 to 0.7 ms
+Cost      1 s of steps on a v5e-1: 1,000 of 0.4 to 0.6 ms
 Expected  on a novel of 1.8 MB: validation loss 5.75 nats per token, where the tokens'
           frequencies alone give 6.82; a sample joins names and phrases of the novel
 Trap      GPT-2's tokenizer makes 2.2 tokens of a Chinese character: text of

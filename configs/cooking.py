@@ -3,7 +3,7 @@ r"""Trains a small GPT-2 on recipes from scratch, each a record of at most 180 t
 Command   make preprocess CONFIG=configs/cooking.py INPUT=recipes.jsonl
           make train CONFIG=configs/cooking.py
 Hardware  v5e-1: 1 replica x microbatch 32; or 2 CPU cores
-Cost      350 recipes: 250 steps of 4 to 6 ms on a v5e-1; 220 took 15 minutes on the
+Cost      350 recipes: 250 steps of 3 to 5 ms on a v5e-1; 220 took 15 minutes on the
           cores, which other programs used too
 Expected  of these: validation loss 3.86 at step 150, 3.90 at 200; samples have the form
           of a recipe, in broken English

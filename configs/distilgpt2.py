@@ -4,7 +4,7 @@ Command   make preprocess CONFIG=configs/distilgpt2.py INPUT=wiki.train.tokens \
               VALIDATION_INPUT=wiki.valid.tokens
           make train CONFIG=configs/distilgpt2.py TPU=local
 Hardware  v3-8: 8 replicas x microbatch 4
-Cost      32 to 36 s of steps: 424 of 76 to 84 ms
+Cost      30 to 32 s of steps: 424 of 71 to 75 ms
 Expected  not measured: this has not run on a TPU yet
 Trap      wiki.*.tokens hold <unk>: their perplexity does not compare with that of the
           raw text (docs/evaluation.md)

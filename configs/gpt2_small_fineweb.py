@@ -8,7 +8,7 @@ Command   make preprocess CONFIG=configs/gpt2_small_fineweb.py \
           make train CONFIG=configs/gpt2_small_fineweb.py TPU=local \
               DATA=gs://BUCKET/fineweb WORKDIR=gs://BUCKET/run
 Hardware  v3-8: 8 replicas x microbatch 16 x 4 accumulation steps
-Cost      4.3 to 4.7 hours of steps: 9,500 of 1.64 to 1.80 s
+Cost      4.1 to 4.4 hours of steps: 9,500 of 1.57 to 1.67 s
 Expected  not measured; llm.c's GPT-2 of this size reaches a loss of 3.28 in 10 B
           tokens by AdamW
 Trap      small batches: with 8 records on 8 replicas, two thirds of all products would

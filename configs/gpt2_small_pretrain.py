@@ -5,7 +5,7 @@ Command   make preprocess CONFIG=configs/gpt2_small_pretrain.py INPUT='openwebte
           make train CONFIG=configs/gpt2_small_pretrain.py TPU=NAME \
               DATA=gs://BUCKET/openwebtext WORKDIR=gs://BUCKET/run
 Hardware  v3-128: 128 replicas x microbatch 4
-Cost      3.4 to 3.7 hours of steps: 100,000 of 122 to 133 ms
+Cost      3.2 to 3.5 hours of steps: 100,000 of 117 to 124 ms
 Expected  not measured here; others report perplexity 21 on OpenWebText with this
           schedule, after 10 to 20 hours
 Trap      too few shards leave hosts without files: 256 are 16 for each of 16 hosts

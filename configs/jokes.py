@@ -4,7 +4,7 @@ Command   make preprocess CONFIG=configs/jokes.py INPUT=shortjokes.csv \
               ARGS=--config.data.text_field=Joke
           make train CONFIG=configs/jokes.py TPU=local
 Hardware  v3-8: 8 replicas x microbatch 16
-Cost      15 s of steps for 200,000 jokes of 22 tokens: 134 of 101 to 112 ms
+Cost      14 s of steps for 200,000 jokes of 22 tokens: 134 of 96 to 103 ms
 Expected  not measured: this has not run on a TPU yet
 Trap      a one-liner has a few dozen tokens: padded to a record of its own, most of a
           step is padding. Packed, with a start token before each, nothing is

@@ -3,7 +3,7 @@ r"""Adapts DistilGPT2 to a corpus of less than a megabyte, such as one author's 
 Command   make preprocess CONFIG=configs/tiny_corpus.py INPUT=texts/
           make train CONFIG=configs/tiny_corpus.py TPU=local
 Hardware  v5e-1: 1 replica x microbatch 8
-Cost      15 s of steps for 1 MB: 1,220 of 10 to 12 ms; 0.9 GB of a replica
+Cost      10 s of steps for 1 MB: 1,220 of 7 to 8 ms; 0.9 GB of a replica
 Expected  not measured: this has not run on a TPU yet
 Trap      a model learns so little text by heart. LoRA trains 0.1 % of the weights,
           training stops at the lowest validation loss, and `train` warns of overfitting

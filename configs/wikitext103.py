@@ -4,7 +4,7 @@ Command   make preprocess CONFIG=configs/wikitext103.py INPUT=wiki.train.raw \
               VALIDATION_INPUT=wiki.valid.raw
           make train CONFIG=configs/wikitext103.py TPU=local
 Hardware  v3-8: 8 replicas x microbatch 8
-Cost      7 minutes of steps: about 1,750 of 221 to 243 ms
+Cost      6 to 7 minutes of steps: about 1,750 of 212 to 226 ms
 Expected  not measured: this has not run on a TPU yet
 Trap      its validation and test text is WikiText-2's: never train on one to test on
           the other. A larger batch keeps learning rate / batch size

@@ -4,7 +4,7 @@ Command   make preprocess CONFIG=configs/wikitext2.py INPUT=wiki.train.raw \
               VALIDATION_INPUT=wiki.valid.raw
           make train CONFIG=configs/wikitext2.py TPU=local
 Hardware  v3-8: 8 replicas x microbatch 1
-Cost      14 s of steps: 283 of 45 to 49 ms
+Cost      13 s of steps: 283 of 44 to 47 ms
 Expected  others report a validation loss of 2.87 (bkkaggle); not measured here
 Trap      GPT-2 never saw " @-@ " and " , ": the text is detokenized, and word
           perplexity still counts the original's words

@@ -96,6 +96,7 @@ class Architecture:
         UserError.
       hidden_states: (model, int32 [B, T], Options, Dropout) -> `dtype` [B, T, C],
         the input of the output table. Padding stands at the end of each row.
+      knows_documents: whether `hidden_states` takes Documents, too.
       output_table: model -> float32 [V, C], whose products with the hidden states are
         the logits.
       step_flops: (configuration, T, number of sequences) -> FLOPs of a training step,
@@ -132,6 +133,7 @@ class Architecture:
     as_transformers: Callable[..., Any]
     decoder: Callable[[Any], Decoder] | None = None
     target_states: Callable[..., tf.Tensor] | None = None
+    knows_documents: bool = False
     classifies: bool = False
     task: str = "causal_lm"
 

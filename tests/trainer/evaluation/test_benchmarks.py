@@ -1,5 +1,6 @@
 """Standard benchmarks: rows, countings, files, and lm-eval as the judge of all."""
 
+import dataclasses
 import json
 import math
 
@@ -198,30 +199,93 @@ def test_hellaswag_normalizes_by_tokens_or_by_characters():
         BENCHMARKS["hellaswag"].rows({**example, "label": ""}, MAKE)
 
 
-def test_rows_of_all_lengths_are_scored_on_replicas_as_alone():
-    """The judge is transformers' forward, row by row."""
+def random_rows(*lengths, context=None):
     generator = np.random.default_rng(0)
-    gpt2 = tiny_model(n_positions=80)
     rows = []
-    for length in (2, 5, 65, 81, 30, 70, 3):
-        tokens = generator.integers(0, 97, length).tolist()
-        rows.append(Row(tokens, int(generator.integers(1, length))))
-    strategy = mirror_cpu(2)
+    for length in lengths:
+        num_scored = int(generator.integers(1, length))
+        tokens = generator.integers(1, 97, length).tolist()
+        if context:
+            tokens = [*context, *tokens[-num_scored:]]
+        rows.append(Row(tokens, num_scored))
+    return rows
+
+
+# Rows of their own, and those that share a context, up to the end of the positions.
+ROWS = [
+    *random_rows(2, 5, 65, 81, 30, 70, 3),
+    *random_rows(20, 9, 2, 31, context=[7] * 10),
+    *random_rows(30, 40, 50, 70, context=[7] * 5),
+    *random_rows(*range(2, 9), context=[1]),
+    # One token more than fits into a record.
+    *(Row([*([8] * 5), *range(1, 1 + length)], length) for length in (40, 37)),
+]
+
+
+def score_rows(rows, num_replicas, *, attention="", precision="float32", **changes):
+    """Returns the scores, and how many tokens each call of the network has."""
+    calls = []
+
+    def hidden_states(model, tokens, *arguments, **others):
+        calls.append(tokens.shape.num_elements())
+        return ARCHITECTURE.hidden_states(model, tokens, *arguments, **others)
+
+    strategy = mirror_cpu(num_replicas)
     with strategy.scope():
         model = tiny_model(n_positions=80)
     trained = Pretrained(
-        model, ARCHITECTURE, "causal_lm", "", "float32", "tiny", None, "", ""
+        model,
+        dataclasses.replace(ARCHITECTURE, hidden_states=hidden_states, **changes),
+        *("causal_lm", "", "float32", "tiny", None, "", ""),
+        attention=attention or "causal",
     )
-    found = row_scores.score(
-        trained, strategy, rows, precision="float32", batch_size=2, end_of_text_id=0
-    )
-    for row, score in zip(rows, found, strict=True):
+    settings = {"precision": precision, "batch_size": 2, "end_of_text_id": 0}
+    return row_scores.score(trained, strategy, rows, **settings), calls
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"num_replicas": 2}, 1e-4),
+        ({"num_replicas": 1, "precision": "bfloat16"}, 0.05),
+        ({"num_replicas": 1, "attention": "document"}, 1e-4),
+        ({"num_replicas": 1, "knows_documents": False}, 1e-4),
+    ],
+)
+def test_rows_of_all_lengths_are_scored_as_alone(settings, tolerance):
+    """The judge is transformers' forward, row by row."""
+    gpt2 = tiny_model(n_positions=80)
+    scores, _ = score_rows(ROWS, **settings)
+    for row, score in zip(ROWS, scores, strict=True):
         logits = gpt2(tf.constant([row.tokens[:-1]])).logits[0, -row.num_scored :]
         likelihoods = tf.nn.log_softmax(logits).numpy()
         labels = row.tokens[-row.num_scored :]
         expected = likelihoods[np.arange(row.num_scored), labels]
-        np.testing.assert_allclose(score.log_likelihoods, expected, rtol=1e-4)
-        assert list(score.is_likeliest) == list(likelihoods.argmax(1) == labels)
+        np.testing.assert_allclose(score.log_likelihoods, expected, rtol=tolerance)
+        if tolerance < 1e-3:
+            assert list(score.is_likeliest) == list(likelihoods.argmax(1) == labels)
+
+
+@pytest.mark.parametrize(
+    ("knows_documents", "length"), [(True, 80), (False, 64)], ids=["shared", "apart"]
+)
+def test_four_endings_share_one_record_with_their_context(knows_documents, length):
+    """Apart, each is padded to 64 tokens."""
+    rows = [Row([*range(40), *([ending] * 10)], 10) for ending in (5, 6, 7, 8)]
+    _, calls = score_rows(rows, 1, knows_documents=knows_documents)
+    assert set(calls) == {2 * length}
+
+
+def test_separate_documents_are_scored_as_in_training():
+    """What stands before the last end of a document has no effect."""
+    rows = random_rows(20, 9, 31, context=[7] * 10)
+    behind_another = [Row([9, 0, *row.tokens], row.num_scored) for row in rows]
+    expected, _ = score_rows(rows, 1, attention="document")
+    scores, _ = score_rows(behind_another, 1, attention="document")
+    for one, other in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(
+            one.log_likelihoods, other.log_likelihoods, rtol=1e-5
+        )
 
 
 def test_an_evaluation_gives_each_example_the_scores_of_its_rows(dataset, monkeypatch):

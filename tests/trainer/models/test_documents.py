@@ -19,7 +19,7 @@ from trainer.models.architecture import Options
 from trainer.models.gpt2 import forward
 from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 from trainer.models.layers import cross_entropy
-from trainer.models.layers.documents import document_starts
+from trainer.models.layers.documents import find_documents
 from trainer.models.layers.dropout import Dropout
 from trainer.models.layers.noise import row_keys
 from trainer.tasks import causal_lm
@@ -158,8 +158,8 @@ def assert_as_alone(make, options, tolerance):
 def test_where_documents_begin():
     tokens = tf.constant([[8, END, 7, 7, END, END, 9], [END, 1, 1, 1, 1, 1, END]])
     expected = [[0, 0, 2, 2, 2, 5, 6], [0, 1, 1, 1, 1, 1, 1]]
-    assert document_starts(tokens, END).numpy().tolist() == expected
-    assert document_starts(tokens, None) is None
+    assert find_documents(tokens, END).starts.numpy().tolist() == expected
+    assert find_documents(tokens, None) is None
 
 
 @pytest.mark.parametrize("options", WAYS)

@@ -18,6 +18,11 @@ class Row:
     tokens: list[int]
     num_scored: int
 
+    @property
+    def context(self) -> list[int]:
+        """The tokens that are not scored, at least one."""
+        return self.tokens[: -self.num_scored]
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from trainer.models.algpt2.weights import ALGPT2
 from trainer.models.architecture import DEFAULT_OPTIONS, Options
 from trainer.models.gpt2 import forward
-from trainer.models.layers.documents import document_starts
+from trainer.models.layers.documents import Documents, find_documents
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
 
 
@@ -18,6 +18,7 @@ def hidden_states(
     tokens: tf.Tensor,
     options: Options = DEFAULT_OPTIONS,
     dropout: Dropout = NO_DROPOUT,
+    documents: Documents | None = None,
 ) -> tf.Tensor:
     """Runs the network up to and including the product into the embedding's columns.
 
@@ -26,6 +27,7 @@ def hidden_states(
       tokens: int32 [B, T]. Padding is at the end, where no real token attends to it.
       options: how to compute.
       dropout: applied wherever GPT-2 has dropout.
+      documents: of the records; None: those that `options.end_token` ends.
 
     Returns:
       `dtype` [B, T, E].
@@ -33,11 +35,12 @@ def hidden_states(
     embedded = forward.embed(output_table(model), tokens)  # (B, T, E)
     projection = tf.cast(model.projection, options.dtype)  # (E, C)
     x = tf.einsum("bte,ec->btc", tf.cast(embedded, options.dtype), projection)
-    starts = document_starts(tokens, options.end_token)
-    positions = forward.embed_positions(model.positions, tokens.shape[1], starts)
+    if documents is None:
+        documents = find_documents(tokens, options.end_token)
+    positions = forward.embed_positions(model.positions, tokens.shape[1], documents)
     x = tf.cast(x, tf.float32) + positions
     layers = [model.block] * model.config.n_layer
-    x = forward.run_layers(x, layers, model.last_norm, options, dropout, starts)
+    x = forward.run_layers(x, layers, model.last_norm, options, dropout, documents)
     return tf.einsum("btc,ec->bte", x, projection)
 
 

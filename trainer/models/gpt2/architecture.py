@@ -16,6 +16,7 @@ ARCHITECTURE = Architecture(
     resize_vocabulary=weights.resize_vocabulary,
     load_tokenizer=weights.load_tokenizer,
     hidden_states=forward.hidden_states,
+    knows_documents=True,
     output_table=forward.output_table,
     step_flops=costs.step_flops,
     activation_values=costs.activation_values,

@@ -20,7 +20,7 @@ from transformers import TFGPT2LMHeadModel
 from trainer.models import lora
 from trainer.models.architecture import DEFAULT_OPTIONS, Options
 from trainer.models.layers.attention import attention
-from trainer.models.layers.documents import document_starts
+from trainer.models.layers.documents import Documents, find_documents
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
 from trainer.models.layers.recompute import optimization_barrier, rematerialize
 
@@ -55,6 +55,7 @@ def hidden_states(
     tokens: tf.Tensor,
     options: Options = DEFAULT_OPTIONS,
     dropout: Dropout = NO_DROPOUT,
+    documents: Documents | None = None,
 ) -> tf.Tensor:
     """Runs the network up to and including the last layer norm.
 
@@ -63,6 +64,7 @@ def hidden_states(
       tokens: int32 [B, T]. Padding is at the end, where no real token attends to it.
       options: how to compute.
       dropout: applied wherever GPT-2 has dropout.
+      documents: of the records; None: those that `options.end_token` ends.
 
     Returns:
       `dtype` [B, T, C].
@@ -70,9 +72,10 @@ def hidden_states(
     transformer = model.transformer
     with tf.name_scope("embedding"):  # these names are parts of a plan
         x = embed(output_table(model), tokens)  # (B, T, C)
-    starts = document_starts(tokens, options.end_token)
-    x += embed_positions(transformer.wpe.embeddings, tokens.shape[1], starts)
-    return run_layers(x, transformer.h, transformer.ln_f, options, dropout, starts)
+    if documents is None:
+        documents = find_documents(tokens, options.end_token)
+    x += embed_positions(transformer.wpe.embeddings, tokens.shape[1], documents)
+    return run_layers(x, transformer.h, transformer.ln_f, options, dropout, documents)
 
 
 def run_layers(
@@ -81,7 +84,7 @@ def run_layers(
     last_norm: tf_keras.layers.LayerNormalization,
     options: Options,
     dropout: Dropout,
-    starts: tf.Tensor | None,
+    documents: Documents | None,
 ) -> tf.Tensor:
     """Runs the blocks and the last layer norm.
 
@@ -91,7 +94,7 @@ def run_layers(
       last_norm: the norm after the last block.
       options: how to compute.
       dropout: applied wherever GPT-2 has dropout.
-      starts: of `document_starts`.
+      documents: of the records; None: a record is one text.
 
     Returns:
       `dtype` [B, T, C].
@@ -103,7 +106,7 @@ def run_layers(
             layer=layer,
             options=options,
             rate=dropout.rate,
-            starts=starts,
+            documents=documents,
             site=1 + index * _SITES_PER_BLOCK,
         )
         if options.remat == "block":
@@ -136,21 +139,21 @@ def embed(table: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 
 def embed_positions(
-    table: tf.Variable, length: int, starts: tf.Tensor | None
+    table: tf.Variable, length: int, documents: Documents | None
 ) -> tf.Tensor:
     """Looks up the positions of T = `length` tokens.
 
     Args:
       table: float32 [P, C].
       length: tokens of a record.
-      starts: of `document_starts`.
+      documents: of the records; None: a record is one text.
 
     Returns:
       float32 [T, C]; where positions begin anew with each document, [B, T, C].
     """
-    if starts is None:
+    if documents is None:
         return table[:length]
-    return embed(tf.convert_to_tensor(table), tf.range(length) - starts)
+    return embed(tf.convert_to_tensor(table), documents.positions())
 
 
 def block_weights(layer: tf_keras.layers.Layer) -> Block:
@@ -182,7 +185,7 @@ def _block(
     options: Options,
     rate: float,
     site: int,
-    starts: tf.Tensor | None,
+    documents: Documents | None,
 ) -> tf.Tensor:
     """Computes one transformer block, `dtype` [B, T, C] -> [B, T, C]."""
     batch, length, channels = x.shape
@@ -227,7 +230,7 @@ def _block(
             # A rematerialized block has each kernel twice. With smaller query blocks,
             # the program of XL would itself take gigabytes.
             query_block=QUERY_BLOCK * (2 if options.remat == "block" else 1),
-            starts=starts,
+            documents=documents,
         )
     mixed = tf.reshape(mixed, [batch, channels, length])
     mixed = _project(

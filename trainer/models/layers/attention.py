@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from trainer.models.layers.documents import Documents
 from trainer.models.layers.recompute import optimization_barrier
 
 
@@ -21,7 +22,7 @@ def attention(
     keep: bool,
     compiled: bool,
     query_block: int,
-    starts: tf.Tensor | None = None,
+    documents: Documents | None = None,
 ) -> tf.Tensor:
     """Returns softmax(query · key / sqrt(D)) · value.
 
@@ -39,7 +40,7 @@ def attention(
       keep: whether to keep the exponentials instead of computing them again.
       compiled: whether XLA compiles this.
       query_block: queries of a block; they attend to all keys up to the last of them.
-      starts: int32 [B, T], the first key that each query attends to; None: 0.
+      documents: that queries do not attend beyond; None: a sequence is one text.
 
     Returns:
       `dtype` [B, H, D, T].
@@ -50,7 +51,7 @@ def attention(
         for first in range(0, length, query_block)
     ]
 
-    exp_scores = functools.partial(_exp_scores, starts=starts, compiled=compiled)
+    exp_scores = functools.partial(_exp_scores, documents=documents, compiled=compiled)
 
     @tf.custom_gradient
     def call(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
@@ -147,7 +148,7 @@ def _exp_scores(
     key: tf.Tensor,
     first: int,
     *,
-    starts: tf.Tensor | None,
+    documents: Documents | None,
     compiled: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns exp(score - largest score) and its sum over the keys.
@@ -157,21 +158,23 @@ def _exp_scores(
     Returns:
       `dtype` [B, H, Q, K], and float32 [B, H, Q].
     """
-    begin = None if starts is None else starts[:, first : first + query.shape[3]]
-    scores = _scores(query, key, begin, compiled)
+    if documents is not None:
+        starts = documents.starts[:, first : first + query.shape[3]]
+        documents = documents._replace(starts=starts)
+    scores = _scores(query, key, documents, compiled)
     largest = tf.reduce_max(scores, axis=-1, keepdims=True)
     if compiled:
         # XLA fuses a product with a maximum, or with exponentials, into one kernel. One
         # product for both would write the scores, the largest tensor of all, to memory
         # and read them again. So the product is computed twice.
         (query,), (largest,) = optimization_barrier([query], [largest], compiled)
-        scores = _scores(query, key, begin, compiled)
+        scores = _scores(query, key, documents, compiled)
     exponentials = tf.exp(scores - largest)
     return tf.cast(exponentials, query.dtype), tf.reduce_sum(exponentials, axis=-1)
 
 
 def _scores(
-    query: tf.Tensor, key: tf.Tensor, begin: tf.Tensor | None, compiled: bool
+    query: tf.Tensor, key: tf.Tensor, documents: Documents | None, compiled: bool
 ) -> tf.Tensor:
     """Returns float32 [B, H, Q, K]; -1e9 where the query does not attend to the key."""
     num_queries, num_keys = query.shape[3], key.shape[3]
@@ -179,12 +182,13 @@ def _scores(
     query = tf.cast(query, tf.float32) * query.shape[2] ** -0.5
     scores = tf.einsum("bhdq,bhdk->bhqk", query, tf.cast(key, tf.float32))
     # Without the barrier TensorFlow folds each mask into a constant of the program.
-    (position, *begins), _ = optimization_barrier(
-        [tf.range(num_keys), *([] if begin is None else [begin])], [], compiled
+    masks = [] if documents is None else [m for m in documents if m is not None]
+    (position, *masks), _ = optimization_barrier(
+        [tf.range(num_keys), *masks], [], compiled
     )
     visible = position[num_keys - num_queries :, None] >= position[None, :]
-    for begin in begins:
-        visible &= begin[:, None, :, None] <= position
+    if masks:
+        visible &= Documents(*masks).visible(position)
     return tf.where(visible, scores, -1e9)
 
 

@@ -1,6 +1,7 @@
 """What several test files need: CPU devices, tiny datasets and models, real text."""
 
 import fcntl
+import importlib
 import os
 import pathlib
 import re
@@ -230,6 +231,7 @@ def kill_leftover_programs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def store() -> Iterator[Any]:
     """A real object-store server with the bucket "corpus"; its memory only grows."""
+    importlib.import_module("tests.short_waits")
     with object_store.serving() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         gcs.client.cache_clear()

@@ -19,6 +19,7 @@ import huggingface_hub.constants
 
 ROOT = pathlib.Path(__file__).parent.parent
 _PRELOADED = [
+    "tests.short_waits",
     "tensorflow",
     "tf_keras",
     "transformers.models.gpt2.modeling_tf_gpt2",

@@ -184,7 +184,7 @@ def _train_small(folder: pathlib.Path) -> None:
         "--json",
     )
     for command in (preprocess, train):
-        process = run_program(*command)
+        process = programs.run(*command)
         assert process.returncode == 0, process.stderr
     (folder / "result.json").write_text(process.stdout)
 
@@ -193,7 +193,7 @@ def _train_small(folder: pathlib.Path) -> None:
 def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> pathlib.Path:
     """A folder with a dataset, `data`, and a run on it, `run`: copy it to write there.
 
-    Made once for all workers, by programs as a user runs them.
+    Made once for all workers.
     """
     root = tmp_path_factory.getbasetemp()
     folder = (root if worker_id == "master" else root.parent) / "small"

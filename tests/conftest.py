@@ -1,6 +1,7 @@
 """What several test files need: CPU devices, tiny datasets and models, real text."""
 
 import fcntl
+import importlib
 import os
 import pathlib
 import re
@@ -183,7 +184,7 @@ def _train_small(folder: pathlib.Path) -> None:
         "--json",
     )
     for command in (preprocess, train):
-        process = run_program(*command)
+        process = programs.run(*command)
         assert process.returncode == 0, process.stderr
     (folder / "result.json").write_text(process.stdout)
 
@@ -192,7 +193,7 @@ def _train_small(folder: pathlib.Path) -> None:
 def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> pathlib.Path:
     """A folder with a dataset, `data`, and a run on it, `run`: copy it to write there.
 
-    Made once for all workers, by programs as a user runs them.
+    Made once for all workers.
     """
     root = tmp_path_factory.getbasetemp()
     folder = (root if worker_id == "master" else root.parent) / "small"
@@ -230,6 +231,7 @@ def kill_leftover_programs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def store() -> Iterator[Any]:
     """A real object-store server with the bucket "corpus"; its memory only grows."""
+    importlib.import_module("tests.short_waits")
     with object_store.serving() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         gcs.client.cache_clear()

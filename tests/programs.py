@@ -13,17 +13,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import forkserver
 
 import huggingface_hub.constants
 
 ROOT = pathlib.Path(__file__).parent.parent
 _PRELOADED = [
+    "tests.short_waits",
     "tensorflow",
     "tf_keras",
     "transformers.models.gpt2.modeling_tf_gpt2",
     "trainer.training.loop",
     "trainer.evaluation.evaluator",
     "trainer.exporting.serving",
+    "trainer.planning.compilation",
     "trainer.runtime.preflight",
 ]
 # What the server reads when it imports TensorFlow and transformers, for all programs.
@@ -46,14 +49,13 @@ class Program:
     def __init__(self, module: str, *arguments: str, **environment: str):
         self._folder = tempfile.TemporaryDirectory()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        start_server()
         # The server's environment is that of the test that started it.
         environment = os.environ | {"USE_TORCH": "0"} | environment
         self._process = context.Process(
             target=_run, args=(module, arguments, environment, self._folder.name)
         )
-        with _server_environment():
-            self._process.start()
+        self._process.start()
         _started.append(self)
 
     @property
@@ -82,6 +84,13 @@ class Program:
         return self._process.exitcode, *texts
 
 
+def start_server() -> None:
+    """Starts the server unless it runs: a plan in this process forks from it, too."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    with _server_environment():
+        forkserver.ensure_running()
+
+
 def run(
     module: str, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess:
@@ -98,7 +107,7 @@ def kill_all() -> None:
 
 @contextlib.contextmanager
 def _server_environment() -> Iterator[None]:
-    """For the server, which the first program starts."""
+    """For the server."""
     before = {name: os.environ.get(name) for name in _SERVER_ENVIRONMENT}
     os.environ.update(_SERVER_ENVIRONMENT)
     try:
@@ -120,6 +129,9 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     importlib.reload(huggingface_hub.constants)  # which it made of the environment
+    # A plan's own server would import TensorFlow, which this process has.
+    compilation = importlib.import_module("trainer.planning.compilation")
+    compilation.processes = multiprocessing.get_context("fork")
     os.chdir(ROOT)
     sys.argv = [module, *arguments]
     importlib.import_module(module).run()

@@ -58,6 +58,7 @@ WRITERS = {
     "evaluate": "trainer.evaluate --workdir={disk}/run --data_dir={disk}/data",
     "plan": (
         "trainer.plan --config=configs/quickstart.py --tpu_type=v5e-1 "
+        "--config.model.n_layer=1 --config.model.n_embd=32 "
         "--data_dir={disk}/data --workdir={disk}/run"
     ),
 }

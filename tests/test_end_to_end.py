@@ -70,7 +70,7 @@ def test_the_same_command_again_does_nothing_more(trained):
 def test_evaluate_gives_what_training_measured(trained):
     folder, result = trained
     data, workdir = f"--data_dir={folder / 'data'}", f"--workdir={folder / 'run'}"
-    process = run_program("trainer.evaluate", data, workdir, "--json")
+    process = programs.run("trainer.evaluate", data, workdir, "--json")
     measured = json.loads(succeed(process))
     expected = pytest.approx(result["validation_loss_after"], rel=1e-6)
     assert measured["loss"] == expected
@@ -90,7 +90,7 @@ def test_attention_by_document_is_that_of_training_and_evaluation(trained):
     assert before != pytest.approx(result["validation_loss_before"], abs=1e-5)
     assert learnt["validation_loss_after"] < before
     measured = json.loads(
-        succeed(run_program("trainer.evaluate", data, workdir, "--json"))
+        succeed(programs.run("trainer.evaluate", data, workdir, "--json"))
     )
     assert measured["loss"] == pytest.approx(learnt["validation_loss_after"], rel=1e-6)
     assert measured["protocol"]["attention"] == "document"
@@ -124,7 +124,6 @@ def test_a_hugging_face_checkpoint_goes_all_the_way(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_quickstart(tmp_path):
     """`make quickstart` in a copy of the tree, twice; the model really learns."""
     files = subprocess.run(

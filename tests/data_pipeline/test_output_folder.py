@@ -11,7 +11,8 @@ from configs.errors import DataError, UserError
 from configs.schema import Config, DataConfig
 from data_pipeline.job import plan_job
 from data_pipeline.records import shards
-from tests.conftest import assert_refused, run_program
+from tests import programs
+from tests.conftest import assert_refused
 from tests.data_pipeline.runs import (
     LENGTH,
     SMALL_CHUNKS,
@@ -71,15 +72,15 @@ def test_finished_chunks_are_not_done_again(corpus, tmp_path):
 def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path):
     one, two = corpus / "one.jsonl", corpus / "two.jsonl"
     for _ in range(2):
-        result = run_program("data_pipeline.preprocess", *command(two, tmp_path))
+        result = programs.run("data_pipeline.preprocess", *command(two, tmp_path))
         assert result.returncode == 0, result.stderr
     assert "holds this dataset already" in result.stderr
     before = hashes(tmp_path)
-    result = run_program("data_pipeline.preprocess", *command(one, tmp_path))
+    result = programs.run("data_pipeline.preprocess", *command(one, tmp_path))
     assert result.returncode == 2
     assert "made with other input" in result.stderr
     assert hashes(tmp_path) == before
-    result = run_program(
+    result = programs.run(
         "data_pipeline.preprocess",
         *command(two, tmp_path, "--overwrite", "--config.data.num_shards=2", "--json"),
     )
@@ -95,7 +96,7 @@ def test_a_finished_dataset_is_kept_and_never_replaced_unasked(corpus, tmp_path)
 def test_a_damaged_dataset_can_be_replaced(corpus, tmp_path, damage):
     (tmp_path / "manifest.json").write_text(damage)
     one = corpus / "one.jsonl"
-    result = run_program("data_pipeline.preprocess", *command(one, tmp_path))
+    result = programs.run("data_pipeline.preprocess", *command(one, tmp_path))
     assert_refused(result, "made with other format version")
     run(one, tmp_path, overwrite=True)
     assert manifest.load(str(tmp_path)).split("train").num_records
@@ -255,7 +256,7 @@ def test_after_a_mistake_the_corrected_command_runs(corpus, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_one_message(corpus, tmp_path):
     (tmp_path / "file").write_text("x")
-    result = run_program(
+    result = programs.run(
         "data_pipeline.preprocess", *command(corpus, tmp_path / "file")
     )
     assert_refused(result, "file cannot be used: File exists")

@@ -17,6 +17,7 @@ from data_pipeline.job import plan_job
 from data_pipeline.records import packing
 from data_pipeline.sources.input_files import InputFile
 from data_pipeline.tokens.tokenizer import END_OF_TEXT
+from tests import programs
 from tests.conftest import assert_refused, run_program, shared
 from tests.data_pipeline.runs import SMALL_CHUNKS, command, hashes, load_encoder, run
 from tfrecords import manifest, schema
@@ -174,7 +175,7 @@ def test_validation_files_must_not_be_training_files(corpus):
 def test_bad_input_is_one_message(tmp_path, text, arguments, message):
     if text is not None:
         (tmp_path / "a.txt").write_text(text)
-    result = run_program(
+    result = programs.run(
         "data_pipeline.preprocess",
         *command(tmp_path / "a.txt", tmp_path / "out", *arguments),
     )

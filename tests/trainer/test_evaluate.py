@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import programs
-from tests.conftest import assert_refused, run_program, shared, tiny_model
+from tests.conftest import assert_refused, shared, tiny_model
 from tfrecords import manifest as manifests
 from tfrecords.windows import Windows
 from trainer.evaluation import published
@@ -46,7 +46,7 @@ def sliding_window(judge, tokens, context_length, stride):
 def wikitext(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     """WikiText-2's test split as a dataset, and a model of 1,024 positions for it."""
     folder = tmp_path_factory.mktemp("wikitext")
-    found = run_program(
+    found = programs.run(
         "data_pipeline.preprocess",
         "--config=configs/wikitext2_cpu.py",
         "--config.data.vocab_size=1024",
@@ -72,7 +72,7 @@ def excerpt(wikitext, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     for name in ("valid", "test"):
         text = pathlib.Path(shared(f"wikitext-2/wiki.{name}.tokens")).read_text()
         (folder / f"{name}.tokens").write_text(text[:100_000])
-    found = run_program(
+    found = programs.run(
         "data_pipeline.preprocess",
         "--config=configs/wikitext2_cpu.py",
         f"--config.data.tokenizer={data / 'tokenizer'}",
@@ -193,7 +193,7 @@ def test_what_cannot_be_scored_is_one_message(wikitext, arguments, message):
 def test_wikitexts_test_split_is_the_one_that_was_published(tmp_path):
     """By words, bytes and tokens of the real text, without a model of that size."""
     vocabulary = os.path.dirname(shared("gpt2-vocabulary/vocab.json"))
-    found = run_program(
+    found = programs.run(
         "data_pipeline.preprocess",
         "--config=configs/distilgpt2.py",
         f"--config.data.tokenizer={vocabulary}",

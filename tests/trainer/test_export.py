@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
 
 import huggingface_hub
 import numpy as np
@@ -112,12 +113,26 @@ def in_pytorch(python: list[str], folder: pathlib.Path) -> dict:
 
 @pytest.fixture(scope="module")
 def fresh_python(tmp_path_factory):
-    """The Python of a new environment, which has PyTorch alone."""
+    """The Python of a new environment, which has PyTorch alone.
+
+    PyTorch itself, of which a copy takes a minute, is linked to that of these tests.
+    """
+    pytest.importorskip("torch", reason="needs the extra `parity`")
     venv = tmp_path_factory.mktemp("fresh") / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    (packages,) = venv.glob("lib/python3*/site-packages")
+    torch = metadata.distribution("torch")
+    for name in {file.parts[0] for file in torch.files} - {"..", "__pycache__"}:
+        (packages / name).symlink_to(torch.locate_file(name))
     python = str(venv / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "torch==2.13.0"], check=True)
+    install(python, f"torch=={torch.version}")  # what it requires
     return python
+
+
+def install(python: str, requirement: str) -> None:
+    options = ("-q", "--no-compile")  # of thousands of modules, few are imported
+    command = [python, "-m", "pip", "install", *options, requirement]
+    subprocess.run(command, check=True)
 
 
 @pytest.mark.slow
@@ -125,7 +140,7 @@ def fresh_python(tmp_path_factory):
 def test_fresh_environments_without_tensorflow_open_it(exported, fresh_python, major):
     workdir, folder = exported
     python, version = fresh_python, f"transformers>={major},<{major + 1}"
-    subprocess.run([python, "-m", "pip", "install", "-q", version], check=True)
+    install(python, version)
     found = in_pytorch([python], folder)
     assert found["version"].startswith(f"{major}.")
     assert not found["tensorflow"]

@@ -46,7 +46,7 @@ def child(process):
 
 @pytest.mark.slow
 def test_a_killed_and_a_preempted_training_go_on_to_the_end(dataset, tmp_path):
-    options = {"num_steps": 200, "checkpoint_interval": 1}
+    options = {"num_steps": 100, "checkpoint_interval": 1}
     process = loop(dataset, tmp_path / "run", **options)
     wait_for_step(tmp_path / "run", 3, process)
     os.kill(child(process), signal.SIGKILL)

@@ -13,6 +13,7 @@ import tf_keras
 from transformers import PretrainedConfig
 
 from configs import tpu
+from tests import programs
 from tests.conftest import tiny_config
 from tests.trainer.planning.test_planner import needs_compiler
 from tfrecords.windows import Windows
@@ -226,8 +227,8 @@ def test_a_toy_is_evaluated_with_the_figures_of_its_task(dataset, tmp_path):
 
 
 @needs_compiler
-def test_a_toy_is_planned(dataset, monkeypatch):
-    monkeypatch.setenv("USE_TORCH", "0")  # of the process that lowers, as programs do
+def test_a_toy_is_planned(dataset):
+    programs.start_server()
     config = toy_config(global_batch_size=8, microbatch_size=1)
     plan = planner.make(config, tpu.parse("v3-8"), dataset[1], find_max=False)
     assert plan["fits"]

@@ -28,6 +28,10 @@ from trainer.runtime import strategy as strategies
 from trainer.tasks.create import assemble, flops
 from trainer.tasks.task import Task
 
+# Forks processes from one that imports TensorFlow once for all of them.
+processes: multiprocessing.context.BaseContext
+processes = multiprocessing.get_context("forkserver")
+
 
 def run_in_process(function: Callable[..., Any], **arguments: Any) -> Any:
     """Returns `function(**arguments)`, called in a separate process.
@@ -38,9 +42,9 @@ def run_in_process(function: Callable[..., Any], **arguments: Any) -> Any:
     Raises:
       UserError: the process was killed.
     """
-    spawn = multiprocessing.get_context("spawn")
+    processes.set_forkserver_preload([__name__])
     try:
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=processes) as pool:
             return pool.submit(function, **arguments).result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(

@@ -31,7 +31,7 @@ OPTIONS = {
     "checkpoint_interval": 3,
 }
 # So many steps that a signal comes in time.
-LONGER = {"num_steps": 120, "evaluation_interval": 0}
+LONGER = {"num_steps": 60, "evaluation_interval": 0}
 
 
 def free_ports(count):

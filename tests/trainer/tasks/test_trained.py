@@ -9,6 +9,7 @@ import tensorflow as tf
 from configs import tpu
 from configs.errors import UserError
 from configs.schema import LoraConfig
+from tests import programs
 from tests.conftest import tiny_config, tiny_model
 from tests.trainer.planning.test_planner import needs_compiler
 from trainer.models import lora, variables
@@ -184,9 +185,9 @@ def test_the_estimate_of_memory_counts_what_is_trained():
 
 @needs_compiler
 @pytest.mark.slow
-def test_the_plan_shows_what_freezing_saves(monkeypatch):
+def test_the_plan_shows_what_freezing_saves():
     """By the TPU's compiler: a whole set of gradients."""
-    monkeypatch.setenv("USE_TORCH", "0")  # of the process that lowers, as programs do
+    programs.start_server()
 
     def plan(**fields):
         config = tiny_config(

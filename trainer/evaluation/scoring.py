@@ -51,6 +51,7 @@ def scoring_step(
       end_of_text_id: the last token of each document that is scored.
     """
     by_document = trained.attention == "document"
+    on_cpu = trained.architecture.computes_on_cpu and strategies.is_cpu(strategy)
     with strategy.scope():
         return TrainingStep(
             trained.model,
@@ -59,9 +60,11 @@ def scoring_step(
             options=Options(
                 precision,
                 compiled=strategies.compiles_everything(strategy),
+                on_cpu=on_cpu,
                 end_token=end_of_text_id if by_document else None,
             ),
-            compile_local=strategies.compiles_local_work(strategy, precision),
+            compile_local=not on_cpu
+            and strategies.compiles_local_work(strategy, precision),
         )
 
 

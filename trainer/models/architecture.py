@@ -26,6 +26,9 @@ class Options:
         "none": only those that cost no matrix product. "attention": scores and
         probabilities as well. "block": whole blocks, of which only the input is kept.
       compiled: whether XLA compiles the computation.
+      on_cpu: whether a CPU computes. Products are then of matrices of rows, by
+        TensorFlow's library for CPUs, whose bfloat16 is fast; XLA compiles only what
+        stands between them. `compiled` is not set.
       end_token: id of the last token of a document. Attention does not go beyond a
         document, and its positions begin at 0. None: a record is one text. The task
         "causal_lm" of GPT-2 and ALGPT2 alone knows documents.
@@ -34,6 +37,7 @@ class Options:
     precision: str = "float32"
     remat: str = "none"
     compiled: bool = False
+    on_cpu: bool = False
     end_token: int | None = None
 
     @property
@@ -111,6 +115,7 @@ class Architecture:
         Dropout) -> `dtype` [B, P, C], the inputs of the output table that predict P
         targets. The masks say which token must not see which, and where the targets
         stand. None: the network only predicts each token from those before it.
+      computes_on_cpu: whether it heeds `Options.on_cpu`.
       classifies: whether `build` makes a classifier where a configuration has labels.
       task: that a checkpoint is evaluated by where no run says so.
     """
@@ -134,6 +139,7 @@ class Architecture:
     decoder: Callable[[Any], Decoder] | None = None
     target_states: Callable[..., tf.Tensor] | None = None
     knows_documents: bool = False
+    computes_on_cpu: bool = False
     classifies: bool = False
     task: str = "causal_lm"
 

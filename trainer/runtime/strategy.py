@@ -132,17 +132,38 @@ def compiles_everything(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
+def is_cpu(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether the replicas are CPU devices, for which XLA can compile."""
+    if compiles_everything(strategy) or detect_hardware(strategy).kind != "CPU":
+        return False
+    return compiles_on_host()
+
+
 def compiles_local_work(strategy: tf.distribute.Strategy, precision: str) -> bool:
     """Returns whether XLA is to compile each replica's own work.
 
-    A TPU compiles the whole step anyway. On a CPU a compiled loop is several times
-    faster, but XLA has no fast bfloat16 product there, and oneDNN has one.
+    A TPU compiles the whole step anyway. On a CPU an architecture without a layout for
+    it, see `Options.on_cpu`, is several times faster compiled; but XLA has no fast
+    bfloat16 product there, and oneDNN has one.
     """
     if compiles_everything(strategy):
         return False
     if detect_hardware(strategy).kind == "GPU":
         return True
     return precision == "float32" and compiles_on_host()
+
+
+def evaluation_batch_size(
+    strategy: tf.distribute.Strategy, microbatch_size: int, sequence_length: int
+) -> int:
+    """Returns how many windows a replica scores at once while a run trains.
+
+    A CPU takes 1,024 tokens: for fewer rows its products are slower, and without
+    gradients more of them take little memory. Figures change by rounding alone.
+    """
+    if not is_cpu(strategy):
+        return microbatch_size
+    return max(microbatch_size, 1024 // sequence_length)
 
 
 def compiles_update(strategy: tf.distribute.Strategy) -> bool:

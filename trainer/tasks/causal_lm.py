@@ -63,7 +63,9 @@ def summed_loss(
     table = architecture.output_table(model)
     with tf.name_scope("cross_entropy"):  # a part of a plan
         loss = cross_entropy.summed_loss(
-            hidden, table, labels, weights, compiled=options.compiled
+            *(hidden, table, labels, weights),
+            compiled=options.compiled,
+            on_cpu=options.on_cpu,
         )
     return loss, tf.reduce_sum(weights)
 

@@ -62,6 +62,7 @@ def create_training_step(
             num_replicas,
         )
         host_memory.report(num_bytes)
+    on_cpu = architecture.computes_on_cpu and strategies.is_cpu(strategy)
     step = assemble(
         model,
         architecture,
@@ -73,9 +74,11 @@ def create_training_step(
             precision=settings.precision,
             remat=settings.remat,
             compiled=strategies.compiles_everything(strategy),
+            on_cpu=on_cpu,
             end_token=end_token(config, manifest),
         ),
-        compile_local=strategies.compiles_local_work(strategy, settings.precision),
+        compile_local=not on_cpu
+        and strategies.compiles_local_work(strategy, settings.precision),
         compile_update=strategies.compiles_update(strategy),
     )
     _log_sizes(step, config, manifest, strategy)

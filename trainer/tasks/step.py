@@ -236,7 +236,9 @@ class TrainingStep(tf_keras.Model):
         variables = self.trained
 
         def microbatch(batch: Batch, keys: tf.Tensor) -> tuple:
-            dropout = Dropout(self.dropout, keys, self.options.compiled)
+            dropout = Dropout(
+                self.dropout, keys, self.options.compiled, self.options.on_cpu
+            )
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
                 loss, weight = self.task.summed_loss(

@@ -21,6 +21,7 @@ from trainer.generation.settings import Settings
 from trainer.models import create
 from trainer.models.architecture import Architecture
 from trainer.run_dir.metrics import MetricsLog
+from trainer.runtime import strategy as strategies
 from trainer.tasks import plausibility
 from trainer.tasks.create import flops
 from trainer.tasks.step import TrainingStep
@@ -69,7 +70,11 @@ def measuring(
                 training_step,
                 run.strategy,
                 windows,
-                batch_size=config.microbatch_size,
+                batch_size=strategies.evaluation_batch_size(
+                    run.strategy,
+                    config.microbatch_size,
+                    run.manifest.sequence_length,
+                ),
             ),
             training_step.task,
             check_preemption,

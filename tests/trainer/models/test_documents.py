@@ -31,12 +31,16 @@ END, LENGTH = 3, 16
 DOCUMENTS = ((5, 1, 6, 4), (16,), (1, 2, 13))
 WAYS = [
     pytest.param(
-        Options(remat=remat, compiled=compiled, end_token=END),
+        Options(remat=remat, compiled=compiled, on_cpu=on_cpu, end_token=END),
         id=f"{remat}-{name}",
         marks=pytest.mark.slow if compiled or remat != "none" else (),
     )
     for remat in ("none", "attention", "block")
-    for compiled, name in ((False, "plain"), (True, "compiled"))
+    for compiled, on_cpu, name in (
+        (False, False, "plain"),
+        (True, False, "compiled"),
+        (False, True, "cpu"),
+    )
 ]
 
 
@@ -239,10 +243,11 @@ def test_every_policy_draws_the_same_dropout():
     model, keys = gpt2()[1], row_keys(3, tf.constant(7), tf.range(3))
     first, *others = [
         GPT2.hidden_states(model, records(), way.values[0], Dropout(0.3, keys))
-        for way in WAYS[::2]
+        for way in WAYS
+        if not way.values[0].compiled
     ]
     for hidden in others:
-        np.testing.assert_allclose(hidden, first, atol=1e-6)
+        np.testing.assert_allclose(hidden, first, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -55,9 +55,15 @@ def small_blocks():
 
 
 WAYS = [
-    pytest.param(Options(remat=remat, compiled=compiled), id=f"{remat}-{name}")
+    pytest.param(
+        Options(remat=remat, compiled=compiled, on_cpu=on_cpu), id=f"{remat}-{name}"
+    )
+    for name, compiled, on_cpu in (
+        ("plain", False, False),
+        ("compiled", True, False),
+        ("cpu", False, True),
+    )
     for remat in ("none", "attention", "block")
-    for compiled, name in ((False, "plain"), (True, "compiled"))
 ]
 
 
@@ -109,7 +115,7 @@ def test_masks_are_no_constants_of_the_compiled_program(gpt2, batch, remat):
 
 
 # With dropout, all of them are compared below.
-@pytest.mark.parametrize("options", [WAYS[0], WAYS[3], WAYS[5]])
+@pytest.mark.parametrize("options", [WAYS[0], *WAYS[4:]])
 def test_loss_and_gradients_equal_transformers(gpt2, batch, options):
     loss, count, gradients = loss_and_gradients(gpt2, batch, options)
     expected, expected_count = transformers_loss(gpt2, *batch)
@@ -138,9 +144,9 @@ def test_every_policy_gives_the_same_with_dropout(gpt2, batch):
     keys = row_keys(3, tf.constant(7), tf.range(3))
     results = [
         loss_and_gradients(
-            gpt2, batch, way.values[0], Dropout(0.3, keys, way.values[0].compiled)
+            gpt2, batch, options, Dropout(0.3, keys, options.compiled, options.on_cpu)
         )
-        for way in WAYS
+        for options in (way.values[0] for way in WAYS)
     ]
     exact, *_ = loss_and_gradients(gpt2, batch, Options())
     assert abs(float(results[0][0] - exact)) > 0.01
@@ -151,11 +157,19 @@ def test_every_policy_gives_the_same_with_dropout(gpt2, batch):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_attention_is_a_softmax_with_tensorflows_gradient(precision, keep, compiled):
+@pytest.mark.parametrize(
+    ("compiled", "layout"),
+    [
+        *((True, attention.TOKENS_LAST), (False, attention.TOKENS_LAST)),
+        (False, attention.ROWS),
+    ],
+)
+def test_attention_is_a_softmax_with_tensorflows_gradient(
+    precision, keep, compiled, layout
+):
     """One sequence, an odd head size, blocks that are not full, and dropout."""
     shape, keys = [1, 2, 5, 11], row_keys(0, tf.constant(3), tf.range(1))
-    dropout = Dropout(0.3, keys, compiled)
+    dropout = Dropout(0.3, keys, compiled, layout.fused)
     values = [tf.random.stateless_normal(shape, [1, index]) for index in range(4)]
     values = [tf.cast(v, precision) for v in values]
 
@@ -166,16 +180,21 @@ def test_attention_is_a_softmax_with_tensorflows_gradient(precision, keep, compi
         noise = tf.stop_gradient(Dropout(0.3, keys)(tf.ones_like(weights), 0))
         return tf.einsum("bhqk,bhdk->bhdq", weights * noise, value)
 
+    def turned(x):
+        return tf.transpose(x, [0, 1, 3, 2]) if layout == attention.ROWS else x
+
     def ours(*inputs):
-        return attention.attention(
-            *inputs,
+        mixed = attention.attention(
+            *map(turned, inputs),
             drop=lambda weights, first: dropout(
                 weights, 0, whole=(2, 11, 11), begin=(0, first, 0)
             ),
             keep=keep,
             compiled=compiled,
             query_block=5,
+            layout=layout,
         )
+        return turned(mixed)
 
     def results(function, inputs, upstream):
         with tf.GradientTape() as tape:

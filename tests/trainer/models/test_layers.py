@@ -22,13 +22,13 @@ def by_definition(hidden, table, labels, weights):
     return loss, tape.gradient(loss, [hidden, table])
 
 
-def ours(hidden, table, labels, weights, compiled):
+def ours(hidden, table, labels, weights, compiled, on_cpu=False):
     @tf.function(jit_compile=compiled, autograph=False)
     def compute(hidden, table):
         with tf.GradientTape() as tape:
             tape.watch([hidden, table])
             loss = cross_entropy.summed_loss(
-                hidden, table, labels, weights, compiled=compiled
+                *(hidden, table, labels, weights), compiled=compiled, on_cpu=on_cpu
             )
         return loss, tape.gradient(loss, [hidden, table])
 
@@ -45,9 +45,11 @@ def error(values, expected):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 4e-6), ("bfloat16", 3e-3)]
 )
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    ("compiled", "on_cpu"), [(True, False), (False, False), (False, True)]
+)
 def test_loss_and_gradient_are_exact_for_logits_of_any_size(
-    compiled, dtype, tolerance, size, monkeypatch
+    compiled, on_cpu, dtype, tolerance, size, monkeypatch
 ):
     monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", 10)
     generator = np.random.default_rng(0)
@@ -55,7 +57,7 @@ def test_loss_and_gradient_are_exact_for_logits_of_any_size(
     table = tf.constant(generator.normal(size=(V, C)) * size / C**0.5, tf.float32)
     labels = tf.constant(generator.integers(0, V, (2, N // 2)), tf.int32)
     weights = tf.constant(generator.random((2, N // 2)), tf.float32)
-    loss, gradients = ours(hidden, table, labels, weights, compiled)
+    loss, gradients = ours(hidden, table, labels, weights, compiled, on_cpu)
     expected, expected_gradients = by_definition(hidden, table, labels, weights)
     assert error(loss, expected) < 2e-7
     d_hidden, d_table = expected_gradients
@@ -64,13 +66,15 @@ def test_loss_and_gradient_are_exact_for_logits_of_any_size(
         assert error(gradients[0], d_hidden) < tolerance
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_the_gradient_of_a_sure_prediction_is_exact(compiled):
+@pytest.mark.parametrize(
+    ("compiled", "on_cpu"), [(True, False), (False, False), (False, True)]
+)
+def test_the_gradient_of_a_sure_prediction_is_exact(compiled, on_cpu):
     """1 - probability is 4e-5 here: of a rounded one, nothing would be left."""
     hidden = tf.cast(tf.ones([1, 8, 1]), tf.bfloat16)
     table = tf.constant([[10.0], [-0.25]])
     labels, weights = tf.zeros([1, 8], tf.int32), tf.ones([1, 8])
-    loss, gradients = ours(hidden, table, labels, weights, compiled)
+    loss, gradients = ours(hidden, table, labels, weights, compiled, on_cpu)
     expected, expected_gradients = by_definition(hidden, table, labels, weights)
     assert error(loss, expected) < 4e-3
     assert error(gradients[1], expected_gradients[1]) < 6e-3

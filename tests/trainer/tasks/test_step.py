@@ -9,7 +9,7 @@ import tf_keras
 from tensorflow.python.distribute import mirrored_strategy
 
 from configs.schema import OptimizerConfig
-from tests.conftest import VOCABULARY_SIZE, tiny_model, training_step
+from tests.conftest import VOCABULARY_SIZE, tiny_config, tiny_model, training_step
 from trainer.models.architecture import Options
 from trainer.models.gpt2.architecture import ARCHITECTURE as GPT2
 from trainer.models.layers import cross_entropy
@@ -18,6 +18,7 @@ from trainer.optimizers.schedule import Schedule
 from trainer.optimizers.skip_nonfinite import SkippingSGD
 from trainer.runtime.strategy import mirror_cpu
 from trainer.tasks import causal_lm
+from trainer.tasks.create import create_training_step
 from trainer.tasks.step import TrainingStep
 
 GLOBAL_BATCH = 32
@@ -172,15 +173,30 @@ def test_dropout_is_reproducible_and_depends_on_the_seed(with_dropout):
     assert any((a != b).any() for a, b in zip(same, other, strict=True))
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "block"])
+@pytest.mark.parametrize(
+    ("remat", "on_cpu"),
+    [("none", False), ("attention", False), ("block", False), ("none", True)],
+)
 def test_dropout_does_not_depend_on_how_the_batch_is_split(
-    monkeypatch, with_dropout, remat
+    monkeypatch, with_dropout, remat, on_cpu
 ):
-    """Nor on what is computed again for the gradient."""
+    """Nor on what is computed again for the gradient, nor on the layout."""
     # The loop over chunks of tokens, inside that over microbatches.
     monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", 12)
-    split, _ = train(2, 4, steps=2, dropout=0.2, options=Options(remat=remat))
+    options = Options(remat=remat, on_cpu=on_cpu)
+    split, _ = train(2, 4, steps=2, dropout=0.2, options=options)
     assert_same(split, with_dropout)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_cpu_computes_gpt2_in_its_own_layout(dataset, precision):
+    (_, manifest), strategy = dataset, mirror_cpu(1)
+    with strategy.scope():
+        step = create_training_step(
+            tiny_config(precision=precision), manifest, strategy, num_steps=10
+        )
+    assert step.options.on_cpu
+    assert not step.options.compiled
 
 
 def test_a_batch_of_padding_only_changes_nothing():

@@ -32,4 +32,5 @@ ARCHITECTURE = Architecture(
     activation_values=activation_values,
     as_transformers=weights.as_transformers,
     decoder=CachedDecoder,
+    computes_on_cpu=True,
 )

@@ -23,4 +23,5 @@ ARCHITECTURE = Architecture(
     as_transformers=weights.as_transformers,
     classifies=True,
     decoder=cached.CachedDecoder,
+    computes_on_cpu=True,
 )

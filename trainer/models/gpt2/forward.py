@@ -19,10 +19,10 @@ from transformers import TFGPT2LMHeadModel
 
 from trainer.models import lora
 from trainer.models.architecture import DEFAULT_OPTIONS, Options
-from trainer.models.layers.attention import attention
+from trainer.models.layers.attention import ROWS, TOKENS_LAST, attention
 from trainer.models.layers.documents import Documents, find_documents
 from trainer.models.layers.dropout import NO_DROPOUT, Dropout
-from trainer.models.layers.recompute import optimization_barrier, rematerialize
+from trainer.models.layers.recompute import fuse, optimization_barrier, rematerialize
 
 # Queries of a block. All queries against all keys would be twice the work and memory,
 # half of it masked.
@@ -115,7 +115,13 @@ def run_layers(
             )
         else:
             x = block(x, block_weights(layer), dropout.keys)
-    return layer_norm(x, affine(last_norm), last_norm.epsilon)
+    return fuse(
+        layer_norm,
+        x,
+        affine(last_norm),
+        fused=options.on_cpu,
+        epsilon=last_norm.epsilon,
+    )
 
 
 def output_table(model: TFGPT2LMHeadModel) -> tf.Tensor:
@@ -190,28 +196,37 @@ def _block(
     """Computes one transformer block, `dtype` [B, T, C] -> [B, T, C]."""
     batch, length, channels = x.shape
     heads = layer.attn.n_head
-    dropout = Dropout(rate, keys, options.compiled)
+    dropout = Dropout(rate, keys, options.compiled, options.on_cpu)
     drop = functools.partial(lora.dropout_of, dropout, site)
+    project = functools.partial(_project, options=options)
+    norm_of = functools.partial(fuse, layer_norm, fused=options.on_cpu)
     if options.compiled and options.remat == "block":
         weights = _depend_on(keys, weights)
 
     def query_key_value(x: tf.Tensor, norm: Affine, projection: Affine) -> list:
-        x = layer_norm(x, norm, layer.ln_1.epsilon)
+        x = norm_of(x, norm, epsilon=layer.ln_1.epsilon)
+        if options.on_cpu:
+            fused = project(x, projection, drop=drop(layer.attn.c_attn, 0))
+            fused = tf.reshape(fused, [batch, length, 3, heads, channels // heads])
+            return tf.unstack(tf.transpose(fused, [2, 0, 3, 1, 4]))
         return [
             tf.reshape(
-                _project(x, third, "btc,cd->bdt", drop(layer.attn.c_attn, 0)),
+                project(x, third, "btc,cd->bdt", drop(layer.attn.c_attn, 0)),
                 [batch, heads, channels // heads, length],
             )
             for third in _split_qkv(projection)
         ]
 
     def expand(x: tf.Tensor, norm: Affine, projection: Affine) -> tf.Tensor:
-        x = layer_norm(x, norm, layer.ln_2.epsilon)
-        return _project(x, projection, drop=drop(layer.mlp.c_fc, 2))
+        x = norm_of(x, norm, epsilon=layer.ln_2.epsilon)
+        return project(x, projection, drop=drop(layer.mlp.c_fc, 2))
 
     def contract(x: tf.Tensor, projection: Affine) -> tf.Tensor:
-        x = layer.mlp.act(x)
-        return _project(x, projection, drop=drop(layer.mlp.c_proj, 3))
+        if options.on_cpu:
+            x = fuse(_activate, x, fused=True, activation=layer.mlp.act)
+        else:
+            x = layer.mlp.act(x)
+        return project(x, projection, drop=drop(layer.mlp.c_proj, 3))
 
     # The cheap operations before a product are computed again in the backward pass; the
     # product is not.
@@ -227,18 +242,32 @@ def _block(
             ),
             keep=options.remat != "attention",
             compiled=options.compiled,
-            # A rematerialized block has each kernel twice. With smaller query blocks,
-            # the program of XL would itself take gigabytes.
-            query_block=QUERY_BLOCK * (2 if options.remat == "block" else 1),
+            query_block=_query_block(options),
             documents=documents,
+            layout=ROWS if options.on_cpu else TOKENS_LAST,
         )
-    mixed = tf.reshape(mixed, [batch, channels, length])
-    mixed = _project(
-        mixed, weights.attention_out, "bct,cd->btd", drop(layer.attn.c_proj, 1)
-    )
+    product = "bct,cd->btd"
+    if options.on_cpu:
+        mixed, product = tf.transpose(mixed, [0, 2, 1, 3]), "btc,cd->btd"
+    mixed = tf.reshape(mixed, x.shape if options.on_cpu else [batch, channels, length])
+    mixed = project(mixed, weights.attention_out, product, drop(layer.attn.c_proj, 1))
     x += dropout(mixed, site)
     inner = cheap(expand, x, weights.norm_2, weights.mlp_in)  # (B, T, 4C)
     return x + dropout(cheap(contract, inner, weights.mlp_out), site + 1)
+
+
+def _query_block(options: Options) -> int:
+    """Returns how many queries attend at once."""
+    if options.on_cpu:  # it multiplies few rows as fast, of which less is masked
+        return QUERY_BLOCK // 2
+    # A rematerialized block has each kernel twice. With smaller query blocks, the
+    # program of XL would itself take gigabytes.
+    return QUERY_BLOCK * (2 if options.remat == "block" else 1)
+
+
+def _activate(x: tf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """Computes in float32: a CPU would round each operation of it to bfloat16."""
+    return tf.cast(activation(tf.cast(x, tf.float32)), x.dtype)
 
 
 def _depend_on(keys: tf.Tensor, weights: Block) -> Block:
@@ -267,12 +296,19 @@ def _project(
     weights: Affine,
     product: str = "btc,cd->btd",
     drop: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+    *,
+    options: Options,
 ) -> tf.Tensor:
     """Computes a TFConv1D: [B, T, C] x [C, D] + [1, D], by the axes of `product`.
 
     `drop` is the dropout of its adapter's inputs, where it has one.
     """
-    y = tf.einsum(product, x, tf.cast(weights.weight, x.dtype))
+    weight = tf.cast(weights.weight, x.dtype)
+    if options.on_cpu:
+        y = tf.matmul(tf.reshape(x, [-1, x.shape[2]]), weight)
+        y = tf.reshape(y, [*x.shape[:2], y.shape[1]])
+    else:
+        y = tf.einsum(product, x, weight)
     if weights.adapter:
         y += lora.low_rank(x, weights.adapter, product, drop)
     return _add_bias(y, weights.bias[0], -2 if product.endswith("dt") else -1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from trainer.models.layers.recompute import optimization_barrier
+from trainer.models.layers.recompute import fuse, optimization_barrier
 
 # Tokens whose float32 logits exist at once: 1,024 x 50,257 are 206 MB.
 CHUNK_TOKENS = 1024
@@ -75,6 +75,7 @@ def summed_loss(
     weights: tf.Tensor,
     *,
     compiled: bool,
+    on_cpu: bool = False,
 ) -> tf.Tensor:
     """Returns the weighted sum of the losses; differentiable.
 
@@ -88,6 +89,8 @@ def summed_loss(
       labels: int32 [B, T].
       weights: float32 [B, T].
       compiled: whether XLA compiles this.
+      on_cpu: as in `Options`. The products of the gradients then have the type of
+        `hidden`, as all others but the logits.
 
     Returns:
       float32 [], in nats.
@@ -95,7 +98,9 @@ def summed_loss(
 
     @tf.custom_gradient
     def call(hidden: tf.Tensor, table: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        total, d_hidden, d_table = _sum_chunks(hidden, table, labels, weights, compiled)
+        total, d_hidden, d_table = _sum_chunks(
+            hidden, table, labels, weights, compiled, on_cpu
+        )
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return d_hidden * tf.cast(upstream, hidden.dtype), d_table * upstream
@@ -111,17 +116,30 @@ def _sum_chunks(
     labels: tf.Tensor,
     weights: tf.Tensor,
     compiled: bool,
+    on_cpu: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns the weighted sum of the losses, and its gradients."""
+    dtype = hidden.dtype if on_cpu else tf.float32
+    factors = tf.cast(table, dtype)
 
     def chunk(
         hidden: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        losses, d_logits = _weighted(hidden, table, labels, weights, compiled)
+        if compiled:
+            losses, d_logits = _weighted(hidden, table, labels, weights)
+        else:
+            losses, d_logits = fuse(
+                _of_logits,
+                *(_logits(hidden, table), labels, weights),
+                fused=on_cpu,
+                dtype=hidden.dtype,
+            )
+        d_logits = tf.cast(d_logits, dtype)
+        d_table = tf.matmul(d_logits, tf.cast(hidden, dtype), transpose_a=True)
         return (
             tf.reduce_sum(losses * weights),
-            tf.cast(tf.matmul(d_logits, table), hidden.dtype),
-            tf.matmul(d_logits, tf.cast(hidden, tf.float32), transpose_a=True),
+            tf.cast(tf.matmul(d_logits, factors), hidden.dtype),
+            tf.cast(d_table, tf.float32),
         )
 
     # As many bytes as the float32 logits of CHUNK_TOKENS.
@@ -164,25 +182,23 @@ def _weighted(
     table: tf.Tensor,
     labels: tf.Tensor,
     weights: tf.Tensor,
-    compiled: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the losses, and the gradients of their weighted sum in the logits.
 
-    Compiled, only exp(logit - shift) is written to memory, in the type of `hidden`. XLA
-    fuses it with the product, since the shift is known before: about the logit of the
-    label. Where a loss exceeds 69 nats, that comes near to overflow; then the largest
-    logit is subtracted, as usual, which takes two products more.
+    XLA compiles this. Only exp(logit - shift) is written to memory, in the type of
+    `hidden`. XLA fuses it with the product, since the shift is known before: about the
+    logit of the label. Where a loss exceeds 69 nats, that comes near to overflow; then
+    the largest logit is subtracted, as usual, which takes two products more.
 
     Args:
       hidden: [N, C].
       table: float32 [V, C].
       labels: int32 [N].
       weights: float32 [N].
-      compiled: whether XLA compiles this.
 
     Returns:
-      float32 [N], in nats, and float32 [N, V], rounded to the type of `hidden`, as the
-      inputs of other products are.
+      float32 [N], in nats, and [N, V] of the type of `hidden`, as the inputs of other
+      products are.
     """
 
     def is_label() -> tf.Tensor:
@@ -199,17 +215,13 @@ def _weighted(
             tf.reduce_sum(tf.where(is_label(), shifted, 0.0), axis=1),
         )
         # Without the barrier XLA would write the logits, and move parts of a branch.
-        return tuple(optimization_barrier(results, [], compiled)[0])
+        return tuple(optimization_barrier(results, [], compiled=True)[0])
 
     def of_largest() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         largest = tf.reduce_max(_logits(hidden, table), axis=1)
-        (again,), (largest,) = optimization_barrier([hidden], [largest], compiled)
+        (again,), (largest,) = optimization_barrier([hidden], [largest], compiled=True)
         return softmax(again, largest)
 
-    if not compiled:
-        losses, d_logits = _losses(hidden, table, labels)
-        d_logits = tf.cast(d_logits * weights[:, None], hidden.dtype)
-        return losses, tf.cast(d_logits, tf.float32)
     products = tf.cast(hidden, tf.float32) * tf.gather(table, labels)
     of_label = softmax(hidden, tf.reduce_sum(products, axis=1))
     is_safe = tf.reduce_all(of_label[1] < _LARGEST_TOTAL)  # NaN is not
@@ -220,7 +232,17 @@ def _weighted(
     d_others = tf.cast(exponentials, tf.float32) * scale[:, None]
     d_logits = tf.where(is_label(), d_label[:, None], d_others)
     losses = tf.math.log(total) - label
-    return losses, tf.cast(tf.cast(d_logits, hidden.dtype), tf.float32)
+    return losses, tf.cast(d_logits, hidden.dtype)
+
+
+def _of_logits(
+    logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, dtype: tf.DType
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what `_weighted` does, of logits in memory."""
+    losses, d_logits = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
+        features=logits, labels=labels
+    )
+    return losses, tf.cast(d_logits * weights[:, None], dtype)
 
 
 def _losses(

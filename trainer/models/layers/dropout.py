@@ -8,6 +8,7 @@ stored random numbers would take memory.
 """
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from trainer.models.layers.noise import GOLDEN_GAMMA, bits, mix_bits
-from trainer.models.layers.recompute import optimization_barrier
+from trainer.models.layers.recompute import fuse, optimization_barrier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,11 +27,13 @@ class Dropout:
       rate: share of the elements that become 0. The others are scaled by 1/(1 - rate).
       keys: uint32 [B], from `noise.row_keys`; empty where `rate` is 0.
       compiled: whether XLA compiles this.
+      fused: whether XLA compiles the dropout alone.
     """
 
     rate: float = 0.0
     keys: tf.Tensor | tuple[()] = ()
     compiled: bool = False
+    fused: bool = False
 
     def __call__(
         self,
@@ -50,36 +53,43 @@ class Dropout:
         if not self.rate:
             return x
         whole = whole or x.shape[1:]
-        strides = [math.prod(whole[axis + 1 :]) for axis in range(len(whole))]
-        offset = sum(map(operator.mul, begin, strides))
+        strides = tuple(math.prod(whole[axis + 1 :]) for axis in range(len(whole)))
+        drop = functools.partial(
+            fuse,
+            _drop,
+            fused=self.fused,
+            rate=self.rate,
+            strides=strides,
+            offset=sum(map(operator.mul, begin, strides)),
+        )
+        shift = tf.constant(site * GOLDEN_GAMMA % 2**32, tf.uint32)
 
         @tf.custom_gradient
         def call(x: tf.Tensor, keys: tf.Tensor) -> tuple[tf.Tensor, Callable]:
             def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
                 # To XLA these are other keys, so it does not keep the noise until here.
                 (keys_again,), _ = optimization_barrier([keys], [], self.compiled)
-                return self._drop(upstream, keys_again, site, strides, offset), None
+                return drop(upstream, keys_again, shift), None
 
-            return self._drop(x, keys, site, strides, offset), gradient
+            return drop(x, keys, shift), gradient
 
         return call(x, self.keys)
 
-    def _drop(
-        self,
-        x: tf.Tensor,
-        keys: tf.Tensor,
-        site: int,
-        strides: Sequence[int],
-        offset: int,
-    ) -> tf.Tensor:
-        keys = (
-            mix_bits(keys + tf.constant(site * GOLDEN_GAMMA % 2**32, tf.uint32))
-            + offset
-        )
-        kept = bits(keys, x.shape, strides) >= round(self.rate * 2**32)
-        # In bfloat16, 1 / 0.9 would round to 1.109 and change the mean.
-        scaled = tf.cast(tf.cast(x, tf.float32) / (1 - self.rate), x.dtype)
-        return tf.where(kept, scaled, tf.zeros([], x.dtype))
+
+def _drop(
+    x: tf.Tensor,
+    keys: tf.Tensor,
+    shift: tf.Tensor,
+    *,
+    rate: float,
+    strides: Sequence[int],
+    offset: int,
+) -> tf.Tensor:
+    keys = mix_bits(keys + shift) + offset
+    kept = bits(keys, x.shape, strides) >= round(rate * 2**32)
+    # In bfloat16, 1 / 0.9 would round to 1.109 and change the mean.
+    scaled = tf.cast(tf.cast(x, tf.float32) / (1 - rate), x.dtype)
+    return tf.where(kept, scaled, tf.zeros([], x.dtype))
 
 
 NO_DROPOUT = Dropout()

@@ -1,5 +1,6 @@
 """Trades memory for computation in a form that XLA does not undo."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,20 +25,68 @@ def rematerialize(function: Callable[..., Any], *inputs: Any, compiled: bool) ->
     @tf.custom_gradient
     def call(*flat: tf.Tensor) -> tuple[Any, Callable]:
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            inputs_again, arrived = optimization_barrier(flat, upstream, compiled)
-            sources = [tensor for tensor in inputs_again if tensor.dtype.is_floating]
-            with tf.GradientTape() as tape:
-                tape.watch(sources)
-                outputs = function(*tf.nest.pack_sequence_as(inputs, inputs_again))
-            gradients = iter(tape.gradient(outputs, sources, arrived))
-            return [
-                next(gradients) if tensor.dtype.is_floating else None
-                for tensor in inputs_again
-            ]
+            again, arrived = optimization_barrier(flat, upstream, compiled)
+            again = tf.nest.pack_sequence_as(inputs, again)
+            return tf.nest.flatten(_gradients(function, again, arrived))
 
         return function(*tf.nest.pack_sequence_as(inputs, flat)), gradient
 
     return call(*tf.nest.flatten(inputs))
+
+
+def fuse(
+    function: Callable[..., Any], *inputs: Any, fused: bool, **settings: Any
+) -> Any:
+    """Computes `function(*inputs, **settings)` in one kernel, where `fused`.
+
+    XLA compiles the kernel, and one more for the gradient, which keeps only the inputs.
+    All calls with the same function, settings and shapes share them.
+
+    Args:
+      function: of a module, as in `rematerialize`.
+      *inputs: tensors or tuples of tensors.
+      fused: whether to; otherwise this only calls the function.
+      **settings: hashable arguments of the function.
+    """
+    if not fused:
+        return function(*inputs, **settings)
+    forward, backward = _kernels(function, **settings)
+
+    @tf.custom_gradient
+    def call(*flat: tf.Tensor) -> tuple[Any, Callable]:
+        again = tf.nest.pack_sequence_as(inputs, flat)
+
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            return tf.nest.flatten(backward(again, upstream))
+
+        return forward(*again), gradient
+
+    return call(*tf.nest.flatten(inputs))
+
+
+@functools.cache
+def _kernels(
+    function: Callable[..., Any], **settings: Any
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns a function, compiled, and its gradient to the inputs."""
+    function = functools.partial(function, **settings)
+    kernel = functools.partial(tf.function, jit_compile=True, autograph=False)
+    return kernel(function), kernel(functools.partial(_gradients, function))
+
+
+def _gradients(
+    function: Callable[..., Any], inputs: Any, upstream: Sequence[tf.Tensor]
+) -> Any:
+    """Returns the gradients to `inputs`, of the same structure; of integers None."""
+    flat = tf.nest.flatten(inputs)
+    sources = [tensor for tensor in flat if tensor.dtype.is_floating]
+    with tf.GradientTape() as tape:
+        tape.watch(sources)
+        outputs = function(*inputs)
+    gradients = iter(tape.gradient(outputs, sources, upstream))
+    return tf.nest.pack_sequence_as(
+        inputs, [next(gradients) if t.dtype.is_floating else None for t in flat]
+    )
 
 
 def optimization_barrier(

@@ -205,38 +205,28 @@ def _block(
 
     def query_key_value(x: tf.Tensor, norm: Affine, projection: Affine) -> list:
         x = norm_of(x, norm, epsilon=layer.ln_1.epsilon)
+        to_heads = functools.partial(project, drop=drop(layer.attn.c_attn, 0))
         if options.on_cpu:
-            fused = project(x, projection, drop=drop(layer.attn.c_attn, 0))
-            fused = tf.reshape(fused, [batch, length, 3, heads, channels // heads])
-            return tf.unstack(tf.transpose(fused, [2, 0, 3, 1, 4]))
-        return [
-            tf.reshape(
-                project(x, third, "btc,cd->bdt", drop(layer.attn.c_attn, 0)),
-                [batch, heads, channels // heads, length],
-            )
-            for third in _split_qkv(projection)
-        ]
+            return _heads_in_rows(to_heads(x, projection), heads)
+        shape = [batch, heads, channels // heads, length]
+        thirds = _split_qkv(projection)
+        return [tf.reshape(to_heads(x, t, "btc,cd->bdt"), shape) for t in thirds]
 
     def expand(x: tf.Tensor, norm: Affine, projection: Affine) -> tf.Tensor:
         x = norm_of(x, norm, epsilon=layer.ln_2.epsilon)
         return project(x, projection, drop=drop(layer.mlp.c_fc, 2))
 
     def contract(x: tf.Tensor, projection: Affine) -> tf.Tensor:
-        if options.on_cpu:
-            x = fuse(_activate, x, fused=True, activation=layer.mlp.act)
-        else:
-            x = layer.mlp.act(x)
+        x = _activate(x, layer.mlp.act, options)
         return project(x, projection, drop=drop(layer.mlp.c_proj, 3))
 
     # The cheap operations before a product are computed again in the backward pass; the
     # product is not.
     cheap = functools.partial(rematerialize, compiled=options.compiled)
-    query, key, value = cheap(query_key_value, x, weights.norm_1, weights.attention_in)
+    parts = cheap(query_key_value, x, weights.norm_1, weights.attention_in)
     with tf.name_scope("attention"):
         mixed = attention(
-            query,
-            key,
-            value,
+            *parts,
             drop=lambda weights, first: dropout(
                 weights, site + 2, whole=(heads, length, length), begin=(0, first, 0)
             ),
@@ -265,8 +255,25 @@ def _query_block(options: Options) -> int:
     return QUERY_BLOCK * (2 if options.remat == "block" else 1)
 
 
-def _activate(x: tf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """Computes in float32: a CPU would round each operation of it to bfloat16."""
+def _heads_in_rows(x: tf.Tensor, heads: int) -> list[tf.Tensor]:
+    """Splits [B, T, 3C] into queries, keys and values, [B, H, T, D]."""
+    batch, length, channels = x.shape
+    x = tf.reshape(x, [batch, length, 3, heads, channels // heads // 3])
+    return tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
+
+
+def _activate(
+    x: tf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor], options: Options
+) -> tf.Tensor:
+    """Applies the activation; a CPU would round each of its operations to bfloat16."""
+    if options.on_cpu:
+        return fuse(_in_float32, x, fused=True, activation=activation)
+    return activation(x)
+
+
+def _in_float32(
+    x: tf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
     return tf.cast(activation(tf.cast(x, tf.float32)), x.dtype)
 
 

@@ -6,6 +6,7 @@ Dimensions: B sequences, T tokens, C channels, V ids of the vocabulary; N tokens
 chunk.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -119,29 +120,13 @@ def _sum_chunks(
     on_cpu: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns the weighted sum of the losses, and its gradients."""
-    dtype = hidden.dtype if on_cpu else tf.float32
-    factors = tf.cast(table, dtype)
-
-    def chunk(
-        hidden: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        if compiled:
-            losses, d_logits = _weighted(hidden, table, labels, weights)
-        else:
-            losses, d_logits = fuse(
-                _of_logits,
-                *(_logits(hidden, table), labels, weights),
-                fused=on_cpu,
-                dtype=hidden.dtype,
-            )
-        d_logits = tf.cast(d_logits, dtype)
-        d_table = tf.matmul(d_logits, tf.cast(hidden, dtype), transpose_a=True)
-        return (
-            tf.reduce_sum(losses * weights),
-            tf.cast(tf.matmul(d_logits, factors), hidden.dtype),
-            tf.cast(d_table, tf.float32),
-        )
-
+    chunk = functools.partial(
+        _chunk,
+        table=table,
+        factors=tf.cast(table, hidden.dtype if on_cpu else tf.float32),
+        compiled=compiled,
+        on_cpu=on_cpu,
+    )
     # As many bytes as the float32 logits of CHUNK_TOKENS.
     size = CHUNK_TOKENS * 4 // hidden.dtype.size if compiled else CHUNK_TOKENS
     chunks = [
@@ -175,6 +160,38 @@ def _sum_chunks(
         )
         rows = array.stack()
     return total, _out_of_chunks(rows, hidden.shape), d_table
+
+
+def _chunk(
+    hidden: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    *,
+    table: tf.Tensor,
+    factors: tf.Tensor,
+    compiled: bool,
+    on_cpu: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns what `_sum_chunks` does, of N tokens at once.
+
+    `factors` is the table in the type of the gradients' products.
+    """
+    if compiled:
+        losses, d_logits = _weighted(hidden, table, labels, weights)
+    else:
+        losses, d_logits = fuse(
+            _of_logits,
+            *(_logits(hidden, table), labels, weights),
+            fused=on_cpu,
+            dtype=hidden.dtype,
+        )
+    d_logits = tf.cast(d_logits, factors.dtype)
+    d_table = tf.matmul(d_logits, tf.cast(hidden, factors.dtype), transpose_a=True)
+    return (
+        tf.reduce_sum(losses * weights),
+        tf.cast(tf.matmul(d_logits, factors), hidden.dtype),
+        tf.cast(d_table, tf.float32),
+    )
 
 
 def _weighted(

@@ -38,11 +38,7 @@ def test_every_task_says_what_it_must_not_see():
 
 
 def test_gpt2_without_its_mask_is_refused(monkeypatch):
-    def unmasked(query, key, *_):
-        scores = tf.einsum("bhdq,bhdk->bhqk", query, key)
-        return scores * query.shape[2] ** -0.5
-
-    monkeypatch.setattr(attention, "_scores", unmasked)
+    monkeypatch.setattr(attention, "_mask", lambda scores, *_: scores)
     with pytest.raises(UserError, match="token 1 changes prediction 0, and 65 more"):
         check(architectures.get("gpt2"), causal_lm.TASK)
 

@@ -117,14 +117,16 @@ def main():
             arguments, manifest, PlainStep, Options("bfloat16")
         ),
     }
-    # XLA has no fast bfloat16 product on a CPU. The last is what a TPU executes.
+    # The first three and the last are a TPU's form, the two before it a CPU's.
     ways = [
         *(Options("float32", remat, compiled=True) for remat in REMAT_POLICIES),
         *(Options("bfloat16", remat) for remat in REMAT_POLICIES),
+        *(Options(precision, on_cpu=True) for precision in ("float32", "bfloat16")),
         Options("bfloat16", compiled=True),
     ]
     for way in ways:
-        name = f"ours, {way.precision}, {way.remat}{', XLA' * way.compiled}"
+        form = ", XLA" * way.compiled + ", CPU" * way.on_cpu
+        name = f"ours, {way.precision}, {way.remat}{form}"
         curves[name] = losses(arguments, manifest, TrainingStep, way)
     print(f"{'loss of step':30}{1:>9}{arguments.steps:>9}   largest distance, mean")
     for name, curve in curves.items():

@@ -4,8 +4,10 @@
 exceptions are bugs and keep their stack trace, but those of a disk.
 """
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 # Numbers of a disk's errors: it has no room; it, or what is on it, cannot be used.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -49,3 +51,26 @@ def disk_errno(error: Exception) -> int | None:
         numbers = (*FULL, errno.EROFS, errno.EACCES, errno.EIO)
         return next((n for n in numbers if os.strerror(n) in str(error)), None)
     return number if number in (*FULL, *_UNUSABLE) else None
+
+
+@contextlib.contextmanager
+def one_message(
+    kind: type[UserError | DataError], message: str, advice: str = ""
+) -> Iterator[None]:
+    """Raises an error of `kind` for whatever a library raises: each has its classes.
+
+    An error that has an exit code stays, and that of a full disk.
+
+    Args:
+      kind: of the error.
+      message: the rule and what was received; the library's first line follows.
+      advice: follows that line.
+    """
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "exit_code") or disk_errno(error) in FULL:
+            raise
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+        text = f"{message} {reason.rstrip('.')}. {advice}"
+        raise kind(text.rstrip()) from error

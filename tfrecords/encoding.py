@@ -122,7 +122,10 @@ def load_tokenizer(
 
     left_out = [] if special_tokens else ["bos_token", "eos_token", "unk_token"]
     names: dict[str, Any] = dict.fromkeys(left_out)
-    tokenizer = GPT2TokenizerFast.from_pretrained(source, **names)
+    try:
+        tokenizer = GPT2TokenizerFast.from_pretrained(source, **names)
+    except TypeError as error:  # a path is None
+        raise ValueError("it has none of them") from error
     _remove_post_processor(tokenizer.backend_tokenizer)
     return tokenizer
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from configs.errors import DataError, UserError
+from configs.errors import DataError, UserError, one_message
 from configs.schema import DataConfig
 from data_pipeline.sources.input_files import split_name
 from tfrecords.storage import files
@@ -32,15 +32,13 @@ def list_files(name: str, config: DataConfig) -> list[str]:
         raise UserError(
             "`hf:` needs the extra datasets: pip install 'gpt2-tpu[datasets]'."
         ) from error
-    try:
+    with one_message(
+        DataError,
+        "`hf:NAME[:CONFIG]/SPLIT` must name a dataset of the hub and one of its "
+        f"splits. Received: {name!r}, which fails with:",
+    ):
         rows = datasets.load_dataset(dataset, config_name or None, split=split)
         return [file["filename"] for file in rows.cache_files]
-    except Exception as error:  # of the hub, of the network, of a file of any format
-        reasons = [*str(error).strip().splitlines(), type(error).__name__]
-        raise DataError(
-            "`hf:NAME[:CONFIG]/SPLIT` must name a dataset of the hub and one of "
-            f"its splits. Received: {name!r}, which fails with: {reasons[0]}"
-        ) from error
 
 
 def select_saved(paths: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from configs.errors import DataError
+from configs.errors import DataError, one_message
 from configs.schema import DataConfig
 from data_pipeline.documents.document import Document
 from data_pipeline.sources import rows
@@ -25,18 +25,16 @@ def list_files(name: str, config: DataConfig) -> list[str]:
     import tensorflow_datasets
 
     dataset, split = split_name(name)
-    try:
+    with one_message(
+        DataError,
+        "`tfds:NAME[:VERSION]/SPLIT` must name a dataset of tensorflow-datasets and "
+        f"one of its splits. Received: {name!r}, data_dir {config.tfds_data_dir!r}, "
+        "which fails with:",
+    ):
         data_dir = config.tfds_data_dir or None
         builder = tensorflow_datasets.builder(dataset, data_dir=data_dir)
         builder.download_and_prepare()
         return [str(path) for path in builder.info.splits[split].filepaths]
-    except Exception as error:  # AssertionError for a version, DownloadError, …
-        reasons = [*str(error).strip().splitlines(), type(error).__name__]
-        raise DataError(
-            "`tfds:NAME[:VERSION]/SPLIT` must name a dataset of "
-            f"tensorflow-datasets and one of its splits. Received: {name!r}, data_dir "
-            f"{config.tfds_data_dir!r}, which fails with: {reasons[0]}"
-        ) from error
 
 
 def read(piece: Piece, config: DataConfig) -> Iterator[Document]:

@@ -11,7 +11,7 @@ import tokenizers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-from configs.errors import DataError
+from configs.errors import DataError, one_message
 from configs.schema import DataConfig
 from data_pipeline import finished_work
 from data_pipeline.job import Job
@@ -61,17 +61,13 @@ def load_or_train(job: Job, folder: str) -> Vocabulary:
 
 
 def _load(name: str) -> "PreTrainedTokenizerFast":
-    try:
+    with one_message(
+        DataError,
+        "`data.tokenizer` must be a Hugging Face name, a folder with tokenizer.json, "
+        "vocab.json and merges.txt, vocab.txt or spiece.model, or `train`. Received: "
+        f"{name!r}, which fails with:",
+    ):
         return encoding.load_tokenizer(name)
-    except Exception as error:  # tokenizers raises no class of its own
-        reason = [*str(error).splitlines(), ""][0]
-        if isinstance(error, TypeError):  # a path is None
-            reason = "it has none of them."
-        raise DataError(
-            "`data.tokenizer` must be a Hugging Face name, a folder with "
-            "tokenizer.json, vocab.json and merges.txt, vocab.txt or spiece.model, or "
-            f"`train`. Received: {name!r}, which fails with: {reason}"
-        ) from error
 
 
 def _check_template(tokenizer: "PreTrainedTokenizerFast", config: DataConfig) -> None:

@@ -1,14 +1,14 @@
 """Reads and checks the config.json of a Hugging Face checkpoint."""
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from configs.errors import UserError
+from configs.errors import UserError, one_message
 
 
 def read_config(checkpoint: str, kind: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def read_config(checkpoint: str, kind: str) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read.
     """
-    with one_message(
+    with reading(
         f"The checkpoint must be a Hugging Face {kind} folder or name, with config.json"
         f" and weights. Received: {checkpoint!r}."
     ):
@@ -104,15 +104,8 @@ def _config_problems(
             )
 
 
-@contextlib.contextmanager
-def one_message(rule: str) -> Iterator[None]:
-    """Raises UserError for what reading raises: each library has its own errors."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise UserError(
-            f"{rule} Reading said: {reason.rstrip('.')}. Correct it, or get it anew."
-        ) from error
+def reading(rule: str) -> AbstractContextManager[None]:
+    """Raises UserError, which begins with `rule`, for whatever reading raises."""
+    return one_message(
+        UserError, f"{rule} Reading said:", "Correct it, or get it anew."
+    )

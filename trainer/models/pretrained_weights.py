@@ -21,7 +21,7 @@ from transformers.modeling_tf_pytorch_utils import (
 from transformers.utils import cached_file
 
 from configs.errors import UserError
-from trainer.models.config_json import one_message
+from trainer.models.config_json import reading
 
 # Of `torch.compile` and of data parallelism.
 _WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")
@@ -125,7 +125,7 @@ def _tensors(checkpoint: str) -> Iterator[tuple[str, np.ndarray]]:
                 continue
             shards = _shards(checkpoint, path) if path.endswith(".json") else [path]
             for shard in shards:
-                with one_message(f"{shard} must be a whole file, as of {layout}."):
+                with reading(f"{shard} must be a whole file, as of {layout}."):
                     yield from read(shard)
             return
     raise UserError(
@@ -136,7 +136,7 @@ def _tensors(checkpoint: str) -> Iterator[tuple[str, np.ndarray]]:
 
 def _path(checkpoint: str, name: str) -> str | None:
     """Returns where a file is on this machine; None where the checkpoint lacks it."""
-    with one_message(f"{name} of {checkpoint} must be readable."):
+    with reading(f"{name} of {checkpoint} must be readable."):
         return cached_file(
             checkpoint, name, _raise_exceptions_for_missing_entries=False
         )
@@ -145,7 +145,7 @@ def _path(checkpoint: str, name: str) -> str | None:
 def _shards(checkpoint: str, index: str) -> list[str]:
     """Returns the files that an index names, on this machine."""
     with (
-        one_message(f"{index} must map tensors to files, in `weight_map`."),
+        reading(f"{index} must map tensors to files, in `weight_map`."),
         open(index, encoding="utf-8") as stream,
     ):
         names = sorted(set(json.load(stream)["weight_map"].values()))

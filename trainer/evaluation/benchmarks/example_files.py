@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from configs.errors import DataError, UserError
+from configs.errors import DataError, UserError, one_message
 from tfrecords.storage import files
 
 Example = Mapping[str, Any]
@@ -65,15 +65,13 @@ def load_tfds(name: str, fields: Mapping[str, str]) -> list[Example]:
     import tensorflow_datasets
 
     dataset, _, split = name.rpartition("/")
-    try:
+    with one_message(
+        UserError,
+        f"The benchmark must load as tfds:{name}. It fails with:",
+        "Name its file by `--benchmark_file`.",
+    ):
         data = tensorflow_datasets.load(dataset, split=split, shuffle_files=False)
         examples = list(tensorflow_datasets.as_numpy(data))
-    except Exception as error:  # DownloadError, AssertionError, …
-        reasons = [*str(error).strip().splitlines(), type(error).__name__]
-        raise UserError(
-            f"The benchmark must load as tfds:{name}. It fails with: {reasons[0]} "
-            "Name its file by `--benchmark_file`."
-        ) from error
     return [
         {new: _text(example[old]) for old, new in fields.items()}
         for example in examples

@@ -19,7 +19,7 @@ from transformers.modeling_tf_pytorch_utils import (
     convert_tf_weight_name_to_pt_weight_name,
 )
 
-from configs.errors import TryAgainError, UserError
+from configs.errors import UserError, one_message
 from tfrecords import encoding
 from trainer.models import classifier, lora, pretrained_weights, variables
 from trainer.models.gpt2 import configuration
@@ -139,16 +139,10 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
     Raises:
       UserError: there is no tokenizer that loads.
     """
-    try:
+    with one_message(
+        UserError,
+        f"{source} must hold a tokenizer: tokenizer.json, vocab.json and merges.txt, "
+        "vocab.txt or spiece.model. Copy the tokenizer that the model was trained "
+        "with. Loading failed:",
+    ):
         return encoding.load_tokenizer(source)
-    except (UserError, TryAgainError):
-        raise
-    except Exception as error:  # `tokenizers` raises nothing more special
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-        if isinstance(error, TypeError):  # a path is None
-            reason = "it has none of them."
-        raise UserError(
-            f"{source} must hold a tokenizer: tokenizer.json, vocab.json and "
-            "merges.txt, vocab.txt or spiece.model. Copy the tokenizer that the model "
-            f"was trained with. Loading failed: {reason}"
-        ) from error

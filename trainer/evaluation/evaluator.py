@@ -76,15 +76,9 @@ def evaluate(
     manifest = manifests.load(data_dir)
     verify.verify_files(data_dir, manifest)
     verify.verify_shards(data_dir, manifest, split)
-    is_same = create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
-    create.check_vocabulary(trained.model, manifest, same_tokenizer=is_same)
     labels = classifier.labels_of(trained.model.config)
-    if labels:
-        classification.check_data(manifest, labels, ["train", split])
-    if labels or manifest.masked:
-        _check_whole(manifest, [*context_lengths, *filter(None, [stride])])
     lengths = context_lengths or [manifest.sequence_length]
-    _check_context_lengths(lengths, trained.model.config.n_positions)
+    _check_fit(trained, manifest, split, labels, lengths, stride)
     precision = precision or trained.precision
     stamps = [
         protocol(
@@ -144,13 +138,28 @@ def check_finite(sums: dict[str, Any], name: str) -> None:
         )
 
 
-def _check_whole(manifest: manifests.Manifest, cuts: Sequence[int]) -> None:
-    if any(cut != manifest.sequence_length for cut in cuts):
+def _check_fit(
+    trained: Pretrained,
+    manifest: manifests.Manifest,
+    split: str,
+    labels: Sequence[str],
+    lengths: Sequence[int],
+    stride: int,
+) -> None:
+    """Refuses a dataset, context lengths or a stride that the model cannot score."""
+    is_same = create.check_tokenizer(trained.architecture, trained.tokenizer, manifest)
+    create.check_vocabulary(trained.model, manifest, same_tokenizer=is_same)
+    if labels:
+        classification.check_data(manifest, labels, ["train", split])
+    cuts = {*lengths, stride or manifest.sequence_length} - {manifest.sequence_length}
+    if cuts and (labels or manifest.masked):
         raise UserError(
             "Labelled texts and completions are read whole: leave out "
             "`--context_length` and `--stride`. Received: "
-            f"{', '.join(map(str, cuts))}, of records of {manifest.sequence_length}."
+            f"{', '.join(map(str, sorted(cuts)))}, of records of "
+            f"{manifest.sequence_length}."
         )
+    _check_context_lengths(lengths, trained.model.config.n_positions)
 
 
 def _check_context_lengths(lengths: Sequence[int], num_positions: int) -> None:

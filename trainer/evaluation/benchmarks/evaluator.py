@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+from transformers import PreTrainedTokenizerFast
 
 from configs.errors import UserError
 from tfrecords import encoding, fingerprints
 from trainer.checkpoints.pretrained import Pretrained
 from trainer.evaluation import published
 from trainer.evaluation.benchmarks import row_scores
-from trainer.evaluation.benchmarks.catalog import BENCHMARKS
+from trainer.evaluation.benchmarks.catalog import BENCHMARKS, Benchmark
 from trainer.evaluation.benchmarks.example_files import Example
-from trainer.evaluation.benchmarks.rows import RowMaker
+from trainer.evaluation.benchmarks.rows import RowMaker, Score
 from trainer.evaluation.evaluator import check_finite
 from trainer.models import create
 
@@ -40,7 +41,7 @@ def evaluate(
       examples: from `catalog.load`.
       source: the file that they are from; empty: TFDS.
       precision: of the matrix products; empty: that of the training.
-      batch_size: rows that a replica scores at once.
+      batch_size: records that a replica scores at once.
 
     Raises:
       UserError: the model does not predict the next token, or has no tokenizer.
@@ -56,23 +57,51 @@ def evaluate(
     tokenizer = create.load_tokenizer(
         trained.architecture, trained.tokenizer, trained.model
     )
-    tokenizer_json = tokenizer.backend_tokenizer.to_str()
-    encode = encoding.encoder(tokenizer_json, allow_special_tokens=True)
-    num_positions = trained.model.config.n_positions
-    maker = RowMaker(
-        lambda text: encode([text])[0], tokenizer.eos_token_id, num_positions
+    by_example = _score(
+        trained, strategy, benchmark, examples, tokenizer, precision, batch_size
     )
-    digest = hashlib.sha256(json.dumps(list(examples)).encode()).hexdigest()
-    protocol = {
-        "benchmark": name,
-        "split": os.path.basename(source) or f"tfds:{benchmark.tfds}",
-        "dataset": digest[:16],
-        "tokenizer": fingerprints.of_tokenizer_json(tokenizer_json)[:16],
-        **benchmark.describe(examples),
-        "context_length": num_positions,
-        "precision": precision,
-        **trained.protocol,
+    nats = sum(score.total for part in by_example for score in part)
+    check_finite({"log_likelihood": nats}, trained.name)
+    result: dict[str, Any] = {
+        "model": trained.name,
+        "step": trained.step,
+        "examples": len(examples),
+        **benchmark.figures(examples, by_example),
+        "protocol": {
+            "benchmark": name,
+            "split": os.path.basename(source) or f"tfds:{benchmark.tfds}",
+            "dataset": _digest(examples),
+            "tokenizer": fingerprints.of_tokenizer_json(
+                tokenizer.backend_tokenizer.to_str()
+            )[:16],
+            **benchmark.describe(examples),
+            "context_length": trained.model.config.n_positions,
+            "precision": precision,
+            **trained.protocol,
+        },
     }
+    studies = published.compare(result, trained.published_name, trained.origin)
+    return {**result, "published": studies}
+
+
+def _score(
+    trained: Pretrained,
+    strategy: tf.distribute.Strategy,
+    benchmark: Benchmark,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    precision: str,
+    batch_size: int,
+) -> list[list[Score]]:
+    """Returns the scores of each example's rows; see `evaluate`."""
+    encode = encoding.encoder(
+        tokenizer.backend_tokenizer.to_str(), allow_special_tokens=True
+    )
+    maker = RowMaker(
+        lambda text: encode([text])[0],
+        tokenizer.eos_token_id,
+        trained.model.config.n_positions,
+    )
     rows = [benchmark.rows(example, maker) for example in examples]
     scores = iter(
         row_scores.score(
@@ -84,15 +113,9 @@ def evaluate(
             end_of_text_id=tokenizer.eos_token_id,
         )
     )
-    by_example = [list(itertools.islice(scores, len(part))) for part in rows]
-    nats = sum(score.total for part in by_example for score in part)
-    check_finite({"log_likelihood": nats}, trained.name)
-    result: dict[str, Any] = {
-        "model": trained.name,
-        "step": trained.step,
-        "examples": len(examples),
-        **benchmark.figures(examples, by_example),
-        "protocol": protocol,
-    }
-    studies = published.compare(result, trained.published_name, trained.origin)
-    return {**result, "published": studies}
+    return [list(itertools.islice(scores, len(part))) for part in rows]
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    values = json.dumps(list(examples)).encode()
+    return hashlib.sha256(values).hexdigest()[:16]

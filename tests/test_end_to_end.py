@@ -124,6 +124,7 @@ def test_a_hugging_face_checkpoint_goes_all_the_way(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_quickstart(tmp_path):
     """`make quickstart` in a copy of the tree, twice; the model really learns."""
     files = subprocess.run(

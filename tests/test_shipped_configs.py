@@ -2,7 +2,8 @@
 
 Cut are the layers, to one or two, and the global batch; the weights are random, since
 the checkpoints are not on this machine. The layers of a model are alike: all twelve of
-`gpt2_small` have one test. Three more configs have no case of their own:
+`gpt2_small` have one test. `gpt2_large` and `gpt2_xl` take too much memory beside
+another test, and run alone. Three more configs have no case of their own:
 `gpt2_xl_lora` has the shape of `gpt2_xl`, and `test_adapter.py` trains adapters;
 `gpt2_small_pretrain` has the shape and microbatch of `distilgpt2` and the optimizer of
 `gpt2_small`, and `quickstart` runs unchanged in `test_end_to_end.py`.

@@ -45,6 +45,17 @@ def test_fresh_adapters_change_nothing():
     assert 0.15 < np.abs(first).max() <= 0.25  # uniform, up to 1 / sqrt(16)
 
 
+@pytest.mark.parametrize("target", EVERYWHERE.split(","))
+def test_a_cpus_layout_draws_the_same_dropout(target):
+    model = adapted(target, dropout=0.5)
+    keys = row_keys(2, tf.constant(7), tf.range(2))
+    columns, rows = (
+        logits(model, Options(on_cpu=on_cpu), Dropout(0.3, keys, fused=on_cpu))
+        for on_cpu in (False, True)
+    )
+    np.testing.assert_allclose(rows, columns, atol=1e-5)
+
+
 @pytest.mark.parametrize("on_cpu", [False, True])
 @pytest.mark.parametrize("remat", ["none", "attention", "block"])
 def test_an_adapter_adds_its_scaled_product(remat, on_cpu):

@@ -236,11 +236,9 @@ def _block(
             documents=documents,
             layout=ROWS if options.on_cpu else TOKENS_LAST,
         )
-    product = "bct,cd->btd"
-    if options.on_cpu:
-        mixed, product = tf.transpose(mixed, [0, 2, 1, 3]), "btc,cd->btd"
-    mixed = tf.reshape(mixed, x.shape if options.on_cpu else [batch, channels, length])
-    mixed = project(mixed, weights.attention_out, product, drop(layer.attn.c_proj, 1))
+    mixed = _join_heads(
+        mixed, weights.attention_out, drop(layer.attn.c_proj, 1), options
+    )
     x += dropout(mixed, site)
     inner = cheap(expand, x, weights.norm_2, weights.mlp_in)  # (B, T, 4C)
     return x + dropout(cheap(contract, inner, weights.mlp_out), site + 1)
@@ -260,6 +258,27 @@ def _heads_in_rows(x: tf.Tensor, heads: int) -> list[tf.Tensor]:
     batch, length, channels = x.shape
     x = tf.reshape(x, [batch, length, 3, heads, channels // heads // 3])
     return tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
+
+
+def _join_heads(
+    mixed: tf.Tensor,
+    projection: Affine,
+    drop: Callable[[tf.Tensor], tf.Tensor],
+    options: Options,
+) -> tf.Tensor:
+    """Projects what all heads return, in the layout of `attention`, to [B, T, C]."""
+    if not options.on_cpu:
+        batch, heads, channels, length = mixed.shape
+        columns = tf.reshape(mixed, [batch, heads * channels, length])
+        return _project(columns, projection, "bct,cd->btd", drop, options=options)
+    batch, heads, length, channels = mixed.shape
+    rows = tf.transpose(mixed, [0, 2, 1, 3])
+    rows = tf.reshape(rows, [batch, length, heads * channels])
+    flip = functools.partial(tf.transpose, perm=[0, 2, 1])
+    # An element has the same noise in each layout: it is numbered by [C, T].
+    return _project(
+        rows, projection, drop=lambda x: flip(drop(flip(x))), options=options
+    )
 
 
 def _activate(

@@ -51,11 +51,16 @@ def encode(
     added = library.added_tokens_decoder.values()
     as_text = [t.content for t in added if t.special and not allow_special_tokens]
     # A mark breaks such a token in two, and each part is encoded by itself.
-    mark = next((c for c in _NON_CHARACTERS if c not in content), "")
+    mark = next((c for c in _NON_CHARACTERS if c not in content), None)
+    if mark is None:
+        raise DataError(
+            "A conversation must leave out one of Unicode's 32 non-characters from "
+            f"U+FDD0 on. Received: {content:.100} …, which holds them all. Remove them."
+        )
     messages = _break(json.loads(content), as_text, mark)
     text, spans = _render(library, messages)
     tokens, places, start = [], [], 0
-    for part in text.split(mark) if mark else [text]:
+    for part in text.split(mark):
         encoded = library.backend_tokenizer.encode(part, add_special_tokens=False)
         tokens += encoded.ids
         places += [(start + begin, start + end) for begin, end in encoded.offsets]
@@ -72,29 +77,27 @@ def encode(
     for turn in turns:
         mask[mask > 0] = completions.EARLIER_TURN
         mask[turn] = completions.COMPLETION
-    num_special = text.count(mark) if mark else 0
-    return (
-        text.replace(mark, "").encode(),
-        np.array(tokens, np.uint32),
-        mask,
-        num_special,
-    )
+    plain = text.replace(mark, "").encode()
+    return plain, np.array(tokens, np.uint32), mask, text.count(mark)
 
 
 def _break(value: Any, tokens: Sequence[str], mark: str) -> Any:
     """Puts a mark into the special tokens of all texts of a message.
 
     Raises:
-      DataError: a token is of one character, or there is no mark.
+      DataError: a text holds a token of one character.
     """
     if isinstance(value, list):
         return [_break(item, tokens, mark) for item in value]
     if isinstance(value, dict):
-        return {key: _break(item, tokens, mark) for key, item in value.items()}
+        return {
+            _break(key, tokens, mark): _break(item, tokens, mark)
+            for key, item in value.items()
+        }
     if not isinstance(value, str):
         return value
     for token in tokens:
-        if token in value and not (mark and len(token) > 1):
+        if len(token) == 1 and token in value:
             raise DataError(
                 f"A message must not hold {token!r}, which cannot be told from the "
                 f"special token. Received: {value:.100!r}. Change the message, or set "

@@ -202,17 +202,27 @@ def test_a_message_cannot_end_a_turn(save, tmp_path):
 
 
 def test_a_special_token_inside_a_call_is_text_too(save, tmp_path):
-    template = PLAIN.replace("['content'] | trim", ".calls[0].name")
-    message = turn("assistant", "b") | {"calls": [{"name": "x<|im_end|>y", "n": 1}]}
+    """In its values and in its names."""
+    template = PLAIN.replace("['content'] | trim", ".calls[0] | tojson")
+    message = turn("assistant", "b") | {"calls": [{"x<|im_end|>": "y<|im_end|>z"}]}
     path = write(tmp_path / "a.jsonl", [[message]] * 4)
     tokenizer = save(template)
     fields = FIELDS | {"tokenizer": str(tokenizer), "validation_fraction": 0.0}
     written = run(path, tmp_path / "data", **fields)
     tokens, _ = examples(tmp_path / "data", written)[0]
     library = AutoTokenizer.from_pretrained(tokenizer)
-    assert "assistant\nx<|im_end|>y<|im_end|>" in library.decode(tokens)
+    call = '{"x<|im_end|>": "y<|im_end|>z"}'
+    assert f"assistant\n{call}<|im_end|>" in library.decode(tokens)
     assert tokens.count(library.convert_tokens_to_ids("<|im_end|>")) == 1
-    assert written.splits["train"].kept["special_token_as_text"] == 4
+    assert written.splits["train"].kept["special_token_as_text"] == 2 * 4
+
+
+def test_a_text_of_all_non_characters_is_one_message(save, tmp_path):
+    text = "".join(map(chr, range(0xFDD0, 0xFDF0)))
+    path = write(tmp_path / "a.jsonl", [[turn("assistant", text)]])
+    fields = FIELDS | {"tokenizer": str(save(PLAIN)), "validation_fraction": 0.0}
+    with pytest.raises(DataError, match="must leave out one of Unicode's 32"):
+        run(path, tmp_path / "data", **fields)
 
 
 def test_a_table_may_hold_more_than_text():

@@ -11,9 +11,8 @@ import tensorflow as tf
 
 from configs.progress import progress
 from trainer.checkpoints.pretrained import Pretrained
-from trainer.models.architecture import Options
 from trainer.runtime import distributed_input
-from trainer.runtime import strategy as strategies
+from trainer.tasks.create import computation
 from trainer.tasks.step import TrainingStep
 from trainer.tasks.task import Task
 
@@ -50,21 +49,15 @@ def scoring_step(
       task: gives the sums.
       end_of_text_id: the last token of each document that is scored.
     """
-    by_document = trained.attention == "document"
-    on_cpu = trained.architecture.computes_on_cpu and strategies.is_cpu(strategy)
+    end_token = end_of_text_id if trained.attention == "document" else None
     with strategy.scope():
         return TrainingStep(
             trained.model,
             trained.architecture,
             task,
-            options=Options(
-                precision,
-                compiled=strategies.compiles_everything(strategy),
-                on_cpu=on_cpu,
-                end_token=end_of_text_id if by_document else None,
+            **computation(
+                trained.architecture, strategy, precision, end_token=end_token
             ),
-            compile_local=not on_cpu
-            and strategies.compiles_local_work(strategy, precision),
         )
 
 

@@ -153,19 +153,6 @@ def compiles_local_work(strategy: tf.distribute.Strategy, precision: str) -> boo
     return precision == "float32" and compiles_on_host()
 
 
-def evaluation_batch_size(
-    strategy: tf.distribute.Strategy, microbatch_size: int, sequence_length: int
-) -> int:
-    """Returns how many windows a replica scores at once while a run trains.
-
-    A CPU takes 1,024 tokens: for fewer rows its products are slower, and without
-    gradients more of them take little memory. Figures change by rounding alone.
-    """
-    if not is_cpu(strategy):
-        return microbatch_size
-    return max(microbatch_size, 1024 // sequence_length)
-
-
 def compiles_update(strategy: tf.distribute.Strategy) -> bool:
     """Returns whether XLA is to compile each replica's update of the variables.
 

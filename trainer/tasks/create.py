@@ -62,7 +62,6 @@ def create_training_step(
             num_replicas,
         )
         host_memory.report(num_bytes)
-    on_cpu = architecture.computes_on_cpu and strategies.is_cpu(strategy)
     step = assemble(
         model,
         architecture,
@@ -70,19 +69,40 @@ def create_training_step(
         config,
         num_steps,
         accumulation_steps=accumulation_steps,
-        options=Options(
-            precision=settings.precision,
+        **computation(
+            architecture,
+            strategy,
+            settings.precision,
             remat=settings.remat,
-            compiled=strategies.compiles_everything(strategy),
-            on_cpu=on_cpu,
             end_token=end_token(config, manifest),
         ),
-        compile_local=not on_cpu
-        and strategies.compiles_local_work(strategy, settings.precision),
         compile_update=strategies.compiles_update(strategy),
     )
     _log_sizes(step, config, manifest, strategy)
     return step
+
+
+def computation(
+    architecture: Architecture,
+    strategy: tf.distribute.Strategy,
+    precision: str,
+    **options: Any,
+) -> dict[str, Any]:
+    """Returns a step's `options` and `compile_local`: what its devices are fast at.
+
+    Args:
+      architecture: of the model.
+      strategy: that the step runs under.
+      precision: of the matrix products.
+      **options: others of `Options`.
+    """
+    on_cpu = architecture.computes_on_cpu and strategies.is_cpu(strategy)
+    compiled = strategies.compiles_everything(strategy)
+    return {
+        "options": Options(precision, compiled=compiled, on_cpu=on_cpu, **options),
+        "compile_local": not on_cpu
+        and strategies.compiles_local_work(strategy, precision),
+    }
 
 
 def end_token(config: Config, manifest: Manifest) -> int | None:

@@ -53,8 +53,16 @@ def estimate(
     values = architecture.activation_values(
         model.config, sequence_length, settings.remat
     )
-    # Logits and their gradients in float32, and these rounded and scaled.
-    logits = 3 * min(tokens, cross_entropy.CHUNK_TOKENS) * vocabulary * 4
+    # Of a step: logits and their gradients in float32, and these rounded and scaled. Of
+    # an evaluation: logits, and gradients that TensorFlow computes with the loss.
+    evaluated = sequence_length * evaluation_batch_size(
+        settings.microbatch_size, sequence_length
+    )
+    chunk = cross_entropy.CHUNK_TOKENS
+    rows = max(3 * min(tokens, chunk), 2 * min(evaluated, chunk))
+    logits = rows * vocabulary * 4
+    if width == 2:  # the table and its gradient, which are in bfloat16 as well
+        logits += 2 * vocabulary * channels * width
     replica = {
         "weights": weights,
         "optimizer state": state,
@@ -67,6 +75,15 @@ def estimate(
         "copy to save": saved + state,
         "program": _PROGRAM_BYTES,
     }
+
+
+def evaluation_batch_size(microbatch_size: int, sequence_length: int) -> int:
+    """Returns how many windows a CPU device scores at once while a run trains.
+
+    That is 1,024 tokens or more: for fewer rows its products are slower, and without
+    gradients more of them take little memory. Figures change by rounding alone.
+    """
+    return max(microbatch_size, -(-1024 // sequence_length))
 
 
 def _state_bytes(optimizer: OptimizerConfig, trained: Sequence[tf.Variable]) -> int:

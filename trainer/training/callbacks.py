@@ -22,7 +22,7 @@ from trainer.models import create
 from trainer.models.architecture import Architecture
 from trainer.run_dir.metrics import MetricsLog
 from trainer.runtime import strategy as strategies
-from trainer.tasks import plausibility
+from trainer.tasks import host_memory, plausibility
 from trainer.tasks.create import flops
 from trainer.tasks.step import TrainingStep
 from trainer.training.run import Run
@@ -64,17 +64,18 @@ def measuring(
     yield DivergenceGuard(config.max_skipped_in_a_row, batch_records)
     if "validation" in run.manifest.splits:
         windows = _validation_windows(run)
+        batch_size = config.microbatch_size
+        if strategies.is_cpu(run.strategy):
+            batch_size = host_memory.evaluation_batch_size(
+                batch_size, run.manifest.sequence_length
+            )
         yield Evaluation(
             log,
             Scorer(
                 training_step,
                 run.strategy,
                 windows,
-                batch_size=strategies.evaluation_batch_size(
-                    run.strategy,
-                    config.microbatch_size,
-                    run.manifest.sequence_length,
-                ),
+                batch_size=batch_size,
             ),
             training_step.task,
             check_preemption,

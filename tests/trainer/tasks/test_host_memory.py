@@ -60,3 +60,16 @@ def test_too_little_memory_is_a_warning(gpt2, caplog, available, warns):
 
 def test_the_available_memory_is_known_here():
     assert 2**28 < host_memory.system_memory() < 2**50
+
+
+def test_an_evaluation_takes_1024_tokens_or_more_at_once(gpt2):
+    sizes = {(1, 128): 8, (16, 128): 16, (1, 180): 6, (1, 2048): 1}
+    for arguments, size in sizes.items():
+        assert host_memory.evaluation_batch_size(*arguments) == size
+    vocabulary, channels = GPT2.output_table(gpt2).shape
+    logits, with_table = (
+        estimate(gpt2, microbatch_size=1, precision=precision)["logits"]
+        for precision in ("float32", "bfloat16")
+    )
+    assert logits == 2 * 1024 * vocabulary * 4
+    assert with_table == logits + 2 * vocabulary * channels * 2

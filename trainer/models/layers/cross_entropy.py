@@ -31,7 +31,9 @@ def token_losses(hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor) -> tf.T
       float32 [B, T], in nats.
     """
     losses = tf.map_fn(
-        lambda chunk: _losses(chunk[0], table, chunk[1])[0],
+        lambda chunk: tf.nn.sparse_softmax_cross_entropy_with_logits(
+            chunk[1], _logits(chunk[0], table)
+        ),
         (_in_chunks(hidden, hidden.shape[2:]), _in_chunks(labels)),
         fn_output_signature=tf.float32,
         parallel_iterations=1,
@@ -260,15 +262,6 @@ def _of_logits(
         features=logits, labels=labels
     )
     return losses, tf.cast(d_logits * weights[:, None], dtype)
-
-
-def _losses(
-    hidden: tf.Tensor, table: tf.Tensor, labels: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns float32 losses [N], and their gradients in the logits [N, V]."""
-    return tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
-        features=_logits(hidden, table), labels=labels
-    )
 
 
 def _logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:

@@ -81,8 +81,8 @@ def write(
     path = files.join(workdir, layout.RUN)
     run = json_files.read(path) if workdir and files.exists(path) else {}
     # Of a folder, loading has recorded the absolute path.
-    source = run.get("model_config", {}).get("_name_or_path", "")
-    source = source if workdir else trained.name
+    origin = run.get("model_config", {}).get("_name_or_path", "")
+    source = origin if workdir else trained.name
     metrics = {
         metric
         for name, metric in _METRICS.items()

@@ -81,7 +81,8 @@ class Settings:
                     raise UserError(f"`--{name}` must not be empty.")
             elif not isinstance(value, str) and not abs(value) < _TOO_LARGE:
                 raise UserError(
-                    f"`--{name}` must be a finite number. Received: {value}."
+                    f"`--{name}` must be a number that float32 holds, of less than "
+                    f"{_TOO_LARGE}. Received: {value}."
                 )
         if 0 < self.temperature < _SMALLEST_TEMPERATURE:
             raise UserError(

@@ -24,6 +24,7 @@ from trainer.generation.settings import HELP, NUMBERS, Settings
 _ADDRESS = "127.0.0.1"
 # Each makes a graph, and needs a trace of some seconds.
 _MAX_SAMPLERS = 8
+_MAX_DIGITS = 7  # of the bytes of a request
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -44,7 +45,7 @@ class Server(http.server.ThreadingHTTPServer):
             super().__init__((_ADDRESS, port), _Handler)
         except OSError as error:
             raise UserError(
-                f"`--port` must be free, and allowed. Received: {port}: "
+                f"`--port` must be free, and one that you may open. Received: {port}: "
                 f"{error.strerror}. Use another, or 0, which takes any that is free."
             ) from error
         self.url = f"http://{_ADDRESS}:{self.server_port}/"
@@ -67,7 +68,7 @@ class Server(http.server.ThreadingHTTPServer):
             lstrip_blocks=True,
         )
         nonce = secrets.token_urlsafe(16)
-        self._page = environment.get_template("demo.html").render(
+        self.page = environment.get_template("demo.html").render(
             name=name,
             nonce=nonce,
             numbers={n: v for n, v in NUMBERS.items() if n != "num_beams"},
@@ -75,7 +76,7 @@ class Server(http.server.ThreadingHTTPServer):
             padding_text=create_sampler.keywords["padding_text"],
         )
         # Whatever a text holds, only the page's own script runs.
-        self._policy = (
+        self.policy = (
             f"default-src 'none'; style-src 'nonce-{nonce}'; connect-src 'self'; "
             f"script-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'"
@@ -133,13 +134,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self._is_refused("/"):
             self._begin("text/html; charset=utf-8")
-            self.wfile.write(self.server._page.encode())
+            self.wfile.write(self.server.page.encode())
 
     def do_POST(self) -> None:
         if self._is_refused("/generate"):
             return
         length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > _MAX_DIGITS:
             self.send_error(400)
             return
         body = self.rfile.read(int(length))
@@ -170,7 +171,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _begin(self, content_type: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", content_type)
-        self.send_header("Content-Security-Policy", self.server._policy)
+        self.send_header("Content-Security-Policy", self.server.policy)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()

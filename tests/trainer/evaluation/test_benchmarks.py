@@ -17,6 +17,7 @@ from trainer.evaluation.benchmarks import evaluator, row_scores
 from trainer.evaluation.benchmarks.catalog import BENCHMARKS, load
 from trainer.evaluation.benchmarks.rows import Row, RowMaker, Score
 from trainer.models import create
+from trainer.models.gpt2 import forward
 from trainer.models.gpt2.architecture import ARCHITECTURE
 from trainer.runtime.strategy import mirror_cpu
 
@@ -250,10 +251,12 @@ def score_rows(rows, num_replicas, *, attention="", precision="float32", **chang
         ({"num_replicas": 1, "precision": "bfloat16"}, 0.05),
         ({"num_replicas": 1, "attention": "document"}, 1e-4),
         ({"num_replicas": 1, "knows_documents": False}, 1e-4),
+        ({"num_replicas": 1, "computes_on_cpu": False}, 1e-4),
     ],
 )
-def test_rows_of_all_lengths_are_scored_as_alone(settings, tolerance):
+def test_rows_of_all_lengths_are_scored_as_alone(settings, tolerance, monkeypatch):
     """The judge is transformers' forward, row by row."""
+    monkeypatch.setattr(forward, "QUERY_BLOCK", 32)  # of several blocks
     gpt2 = tiny_model(n_positions=80)
     scores, _ = score_rows(ROWS, **settings)
     for row, score in zip(ROWS, scores, strict=True):

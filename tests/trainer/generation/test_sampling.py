@@ -232,9 +232,17 @@ def test_a_prompt_that_leaves_no_room_is_refused(gpt2, tokenizer):
         ({"num_beams": 2, "temperature": 0.5}, 1, "excludes `--temperature`"),
         ({"num_beams": 2}, 3, "Received: 3. Use 2"),
         ({"temperature": 0.0}, 2, "Received: 2. Use 1"),
-        ({"temperature": float("nan")}, 1, "must be a finite number. Received: nan"),
+        (
+            {"temperature": float("nan")},
+            1,
+            "must be a number that float32 holds, .* Received: nan",
+        ),
         ({"temperature": 1e-46}, 1, "must be 0, or at least 1e-06.*Received: 1e-46"),
-        ({"repetition_penalty": 1e60}, 1, "must be a finite number. Received: 1e[+]60"),
+        (
+            {"repetition_penalty": 1e60},
+            1,
+            "must be a number that float32 holds, .* Received: 1e[+]60",
+        ),
         ({"repetition_penalty": float("inf")}, 1, "Received: inf"),
     ],
 )

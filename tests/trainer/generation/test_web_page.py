@@ -104,7 +104,7 @@ def test_settings_reach_the_sampler(server):
     ("values", "message"),
     [
         ({"top_p": "1.5"}, "in the range [0.0, 1.0]. Received: '1.5'"),
-        ({"temperature": "nan"}, "`--temperature` must be a finite number"),
+        ({"temperature": "nan"}, "`--temperature` must be a number that float32 holds"),
         ({"temperature": "x"}, "`temperature` must be a non-negative number."),
         ({"top_k": "2.5"}, "`top_k` must be an integer in the range"),
         ({"top_k": str(2**31)}, "[0, 2147483647]"),
@@ -136,6 +136,12 @@ def test_other_sites_are_refused(server, headers, status):
     assert request(server, "GET", **headers).status == status
     if status != 200:
         assert request(server, "POST", "/generate", "a=b", **headers).status == status
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "9" * 8, "9" * 5000])
+def test_a_request_without_a_sensible_length_is_refused(server, length):
+    answer = request(server, "POST", "/generate", "", **{"Content-Length": length})
+    assert answer.status == 400
 
 
 def test_the_page_has_every_setting_and_no_markup_of_a_text(server):

@@ -1,6 +1,6 @@
 """Shortens the waits of Google's client after a fault, where this is imported.
 
-They are a second and longer; TensorFlow's client is told by its environment.
+They are a second and longer; TensorFlow's client reads them from the environment.
 """
 
 import contextlib

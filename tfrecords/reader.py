@@ -27,7 +27,7 @@ LARGEST_BUFFER_BYTES = 2 << 20
 _BUFFERS_BYTES = 128 << 20
 # They wait for a disk or a bucket: TensorFlow would take one for each core, up to 16.
 _PARALLEL_READS = 16
-# Other open files of the program: it may fail with fewer, and is content with more.
+# Open files that the rest of the program needs at least, and those that suffice.
 _FEWEST_OPEN_FILES, _MANY_OPEN_FILES = 64, 512
 
 

@@ -51,7 +51,10 @@ def define_flags() -> None:
         "benchmark_file", "the benchmark's file, as published; default: from TFDS"
     )
     flags.DEFINE_integer(
-        "batch_size", 8, "windows that a device scores at once", lower_bound=1
+        "batch_size",
+        8,
+        "windows, or records of a benchmark, that a device scores at once",
+        lower_bound=1,
     )
 
 

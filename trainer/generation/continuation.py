@@ -78,7 +78,7 @@ class Continuation:
     def _write_up_to(self, text: str, end: int) -> None:
         if self._write:
             try:
-                # Also nothing, of a text that is held back: does somebody still read?
+                # An empty text, too: only writing notices a closed connection.
                 self._write(text[self._num_written : end])
             except ConnectionError:
                 self.is_finished = True

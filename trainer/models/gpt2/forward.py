@@ -2,8 +2,8 @@
 
 Transformers owns weights, names, saving and `generate`. This forward pass has static
 shapes and computes the causal mask on the fly. Matrix products and activations between
-the layers are in `dtype`; attention scores, softmax, layer norm, logits and loss are in
-float32.
+the layers are in `dtype`, and so are the exponentials of the softmax; attention scores,
+sums of the softmax, layer norm, logits and loss are in float32.
 
 Dimensions: B sequences, T tokens, C channels, H heads, V ids of the vocabulary; Q
 queries of a block, and the K keys that they attend to.

@@ -13,15 +13,15 @@ class Documents(NamedTuple):
 
     Attributes:
       starts: int32 [B, T], where in its record each token's document begins.
-      prefix: int32 [B], how many tokens at the begin of a record stand before each of
-        its documents; None: none.
+      prefix: int32 [B], length of a text at the start of each record that all of its
+        documents see, as if it stood before each of them; None: there is none.
     """
 
     starts: tf.Tensor
     prefix: tf.Tensor | None = None
 
     def positions(self) -> tf.Tensor:
-        """Returns the position of each token behind its prefix, int32 [B, T]."""
+        """Returns each token's position, counted from the prefix, int32 [B, T]."""
         positions = tf.range(self.starts.shape[1]) - self.starts
         if self.prefix is None:
             return positions

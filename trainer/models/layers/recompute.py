@@ -43,9 +43,10 @@ def fuse(
     All calls with the same function, settings and shapes share them.
 
     Args:
-      function: of a module, as in `rematerialize`.
+      function: of a module, since kernels are kept by it; with gradients as in
+        `rematerialize`.
       *inputs: tensors or tuples of tensors.
-      fused: whether to; otherwise this only calls the function.
+      fused: whether XLA compiles it; otherwise it is only called.
       **settings: hashable arguments of the function.
     """
     if not fused:

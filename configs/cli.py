@@ -214,7 +214,7 @@ def guard(main: Callable[[], None]) -> None:
         main()
     except KeyboardInterrupt:
         _stop("Interrupted. The same command continues.", exit_code=130)
-    except Exception as error:
+    except Exception as error:  # a disk's, too, which libraries have classes of
         exit_code = getattr(error, "exit_code", None)
         if exit_code is not None:
             _stop(str(error), exit_code)

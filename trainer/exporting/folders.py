@@ -50,7 +50,7 @@ def temporary(output_dir: str) -> Iterator[pathlib.Path]:
             folder = pathlib.Path(parent) / "model"
             folder.mkdir()
             yield folder
-    except Exception as error:
+    except Exception as error:  # each library reports a full disk by its own class
         number = disk_errno(error)
         if number is None or hasattr(error, "exit_code"):
             raise
